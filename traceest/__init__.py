@@ -1,0 +1,37 @@
+"""traceest: traces, norms and effective ranks of operators too large to write down, with honest error bars.
+
+The flow: model → Jacobian → kernel K → estimator → Estimate. Models enter through `traceest_adapters`; here
+is everything after that, for any operator that can be multiplied by, on any Array-API backend.
+"""
+
+from traceest import probes
+from traceest.estimate import ConfidenceInterval, Estimate, merge
+from traceest.estimators import exact, fhutch, hutchinson, hutchpp, rhutch
+from traceest.kernels import alignment, effective_rank, frobenius_norm
+from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
+from traceest.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfidenceInterval",
+    "DenseOperator",
+    "Estimate",
+    "Gram",
+    "Jacobian",
+    "LinearOperator",
+    "Operator",
+    "alignment",
+    "aslinearoperator",
+    "effective_rank",
+    "exact",
+    "fhutch",
+    "frobenius_norm",
+    "gram",
+    "hutchinson",
+    "hutchpp",
+    "merge",
+    "probes",
+    "rhutch",
+    "trace",
+]

@@ -1,0 +1,91 @@
+"""The few helpers that the Array API standard lacks, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import array_api_compat
+
+from traceest import _backends
+
+Array = Any
+Namespace = Any
+
+
+def namespace(*arrays: Array) -> Namespace:
+    """The Array-API namespace of `arrays`; also lets the framework's plug-in introduce itself.
+
+    The plug-in (see `traceest._backends`) registers `Estimate` as a pytree, which has to happen
+    before the first result leaves a transformed function.
+    """
+    for array in arrays:
+        _backends.find(array)
+    return array_api_compat.array_namespace(*arrays)
+
+
+def device(array: Array) -> Any:
+    """Where `array` lives; `array.device` is not yet everywhere (Dask)."""
+    return array_api_compat.device(array)
+
+
+def is_floating(xp: Namespace, dtype: Any) -> bool:
+    """Whether `dtype` is real or complex floating."""
+    return bool(xp.isdtype(dtype, ("real floating", "complex floating")))
+
+
+def is_complex(xp: Namespace, dtype: Any) -> bool:
+    """Whether `dtype` is complex floating."""
+    return bool(xp.isdtype(dtype, "complex floating"))
+
+
+def real_dtype(xp: Namespace, dtype: Any) -> Any:
+    """The real dtype of the same precision; `finfo(dtype).dtype` is a string in PyTorch."""
+    if not is_complex(xp, dtype):
+        return dtype
+    return xp.float64 if dtype == xp.complex128 else xp.float32
+
+
+def conj(xp: Namespace, x: Array) -> Array:
+    """Complex conjugate; the standard defines `conj` for complex dtypes only."""
+    return xp.conj(x) if is_complex(xp, x.dtype) else x
+
+
+def real(xp: Namespace, x: Array) -> Array:
+    """Real part; the standard defines `real` for complex dtypes only."""
+    return xp.real(x) if is_complex(xp, x.dtype) else x
+
+
+def adjoint(xp: Namespace, X: Array) -> Array:
+    """Xᴴ of the last two axes."""
+    return conj(xp, xp.matrix_transpose(X))
+
+
+def abs2(xp: Namespace, x: Array) -> Array:
+    """|x|², elementwise, without the square root that `abs` takes of complex numbers."""
+    if is_complex(xp, x.dtype):
+        return xp.real(x) ** 2 + xp.imag(x) ** 2
+    return x * x
+
+
+def vdot(xp: Namespace, X: Array, Y: Array) -> Array:
+    """Column-wise inner products xᵢᴴyᵢ; `vecdot` differs between libraries in the axes it accepts."""
+    return xp.sum(conj(xp, X) * Y, axis=0)
+
+
+def safe_scale(xp: Namespace, x: Array, axis: Any = None) -> Array:
+    """max|x| along `axis` (kept), with 1 where it is zero: divide by it before squaring.
+
+    A float32 operator of scale 1e±18 over- or underflows when its entries are squared.
+    """
+    s = xp.max(xp.abs(x), axis=axis, keepdims=True)
+    return xp.where(s > 0, s, xp.ones_like(s))
+
+
+def orth(xp: Namespace, Y: Array) -> Array:
+    """Orthonormal columns whose span holds that of Y (Y may be rank-deficient or zero)."""
+    return xp.linalg.qr(Y / safe_scale(xp, Y))[0]
+
+
+def concat_columns(xp: Namespace, parts: list[Array]) -> Array:
+    """Join along the last axis; a single part is returned as it is."""
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)

@@ -1,0 +1,253 @@
+"""`Estimate`: a value, its standard error, what it cost, and how it came to stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from traceest import _array_api as aa
+
+
+class ConfidenceInterval(NamedTuple):
+    """Lower and upper end of a confidence interval."""
+
+    low: Any
+    high: Any
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate:
+    """What every estimator returns.
+
+    Attributes
+    ----------
+    value : array, 0-d
+        The estimate, on the operator's device and in its dtype.
+    stderr : array, 0-d
+        Standard error of `value`: 0 where the answer is exact, NaN where the budget was too small to
+        tell (one sample), and then the interval is the whole range of possible values.
+    df : array, 0-d
+        Degrees of freedom of `stderr`, for Student-t quantiles (Welch–Satterthwaite over blocks).
+    samples : array, (n_blocks, n_probes), or None
+        Independent samples, a row a block; `value` is the sum over blocks of the row means. Present
+        for the sampling estimators, which is what makes `merge` exact for them.
+    n_matvecs, n_rmatvecs : int
+        Products really spent: columns multiplied by the operator and by its adjoint. For a Gram
+        operator K = JJᴴ they are counted on J (n_matvecs jvps, n_rmatvecs vjps).
+    converged : bool or None
+        Whether the asked tolerance was met; None for a fixed budget.
+    method : str
+        Which estimator gave the answer.
+    bounds : (float, float)
+        Natural bounds of the statistic; the interval is kept inside.
+
+    Notes
+    -----
+    An Estimate is a pytree in JAX and in PyTorch: it may be returned from `jax.jit`, `jax.vmap` and
+    `torch.func.vmap`. `float(e)` gives the value.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> e = te.hutchinson(np.diag([1.0, 2.0, 3.0]), 2, rng=0)
+    >>> float(e), e.n_matvecs
+    (6.0, 2)
+    """
+
+    value: Any
+    stderr: Any
+    df: Any
+    samples: Any = None
+    n_matvecs: int = 0
+    n_rmatvecs: int = 0
+    converged: bool | None = None
+    method: str = ""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    # -- as a number ---------------------------------------------------------------------------
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __complex__(self) -> complex:
+        return complex(self.value)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the value is exact to rounding rather than estimated."""
+        return self.method.startswith("exact")
+
+    @property
+    def n_products(self) -> int:
+        """All products spent, with the operator and with its adjoint."""
+        return self.n_matvecs + self.n_rmatvecs
+
+    def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
+        """Two-sided Student-t interval, clipped to the statistic's natural bounds.
+
+        Computed on the host (the quantile is SciPy's), so call it outside `jax.jit`.
+
+        Parameters
+        ----------
+        confidence : float
+            Nominal coverage, between 0 and 1.
+
+        Returns
+        -------
+        ConfidenceInterval
+            Python floats, or NumPy arrays for an Estimate with batched values.
+
+        Raises
+        ------
+        ValueError
+            If `confidence` is not between 0 and 1.
+        TypeError
+            If the value is complex, for which no interval is defined.
+        """
+        value = np.asarray(_to_host(self.value))
+        if np.iscomplexobj(value):
+            raise TypeError(
+                "confidence_interval: the estimate is complex, and an interval is defined for real values "
+                "only; use .value and .stderr (the standard error of the modulus of the error)."
+            )
+        value = value.astype(np.float64)
+        half = self.half_width(confidence)
+        low = np.clip(np.where(np.isnan(half), -np.inf, value - half), *self.bounds)
+        high = np.clip(np.where(np.isnan(half), np.inf, value + half), *self.bounds)
+        if value.ndim == 0:
+            return ConfidenceInterval(float(low), float(high))
+        return ConfidenceInterval(low, high)
+
+    def half_width(self, confidence: float = 0.95) -> Any:
+        """Half the width of the unclipped interval: t-quantile × stderr; NaN if stderr is."""
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
+        from scipy.special import stdtrit  # not needed, and not paid for, before an interval is asked for
+
+        stderr = np.asarray(_to_host(self.stderr), dtype=np.float64)
+        df = np.asarray(_to_host(self.df), dtype=np.float64)
+        return np.where(stderr == 0, 0.0, stdtrit(df, 0.5 + confidence / 2) * stderr)
+
+    # -- combining ------------------------------------------------------------------------------
+    def merge(self, *others: Estimate) -> Estimate:
+        """Combine with estimates of the same quantity from *different* probes.
+
+        For the sampling estimators the result is what one run with all the probes would have given;
+        otherwise estimates are averaged with weights in proportion to the products they cost.
+        An exact estimate wins over all others.
+
+        Raises
+        ------
+        ValueError
+            If the estimates come from different methods with samples of different block counts.
+        """
+        return merge((self, *others))
+
+    # -- showing --------------------------------------------------------------------------------
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python numbers, for `json`; NaN and infinities become None."""
+        value = complex(self) if np.iscomplexobj(_to_host(self.value)) else float(self)
+        low, high = (None, None) if isinstance(value, complex) else self.confidence_interval()
+        out: dict[str, Any] = {
+            "value": [value.real, value.imag] if isinstance(value, complex) else value,
+            "stderr": float(self.stderr),
+            "df": float(self.df),
+            "ci95": [low, high],
+            "n_matvecs": self.n_matvecs,
+            "n_rmatvecs": self.n_rmatvecs,
+            "converged": self.converged,
+            "method": self.method,
+        }
+        return json.loads(json.dumps(out), parse_constant=lambda _: None)
+
+    def __repr__(self) -> str:
+        cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
+        tail = f"method={self.method!r}, {cost}"
+        if self.converged is not None:
+            tail += f", converged={self.converged}"
+        try:
+            value = np.asarray(_to_host(self.value))
+            stderr = np.asarray(_to_host(self.stderr))
+            if value.ndim:
+                return f"Estimate(value of shape {value.shape}, {tail})"
+            shown = f"{value:.6g} ± {'unknown' if np.isnan(stderr) else format(stderr, '.2g')}"
+        except Exception:  # inside a trace there is nothing to show but the structure
+            shown = f"value={self.value}"
+        return f"Estimate({shown}, {tail})"
+
+
+def merge(estimates: Sequence[Estimate]) -> Estimate:
+    """See `Estimate.merge`."""
+    first = estimates[0]
+    spent: dict[str, Any] = {
+        "n_matvecs": sum(e.n_matvecs for e in estimates),
+        "n_rmatvecs": sum(e.n_rmatvecs for e in estimates),
+    }
+    for e in estimates:
+        if e.exact:
+            return replace(e, **spent)
+    if all(e.samples is not None for e in estimates):
+        counts = {e.samples.shape[0] for e in estimates}
+        if len(counts) > 1:
+            raise ValueError(
+                f"merge: the estimates hold samples of {sorted(counts)} blocks; merge estimates of one operator."
+            )
+        xp = aa.namespace(first.samples)
+        samples = aa.concat_columns(xp, [e.samples for e in estimates])
+        return from_samples(samples, method=first.method, bounds=first.bounds, **spent)
+    total = sum(e.n_products for e in estimates)
+    xp = aa.namespace(first.value)
+    w = [e.n_products / total for e in estimates]
+    value = sum(wi * e.value for wi, e in zip(w, estimates, strict=True))
+    parts = xp.stack([wi * e.stderr for wi, e in zip(w, estimates, strict=True)])
+    stderr, df = _welch_satterthwaite(xp, parts, xp.stack([e.df for e in estimates]))
+    return Estimate(value, stderr, df, None, **spent, method=first.method, bounds=first.bounds)
+
+
+def from_samples(samples: Any, *, population: int | None = None, **fields: Any) -> Estimate:
+    """Mean over independent samples, summed over independent blocks, with a Student-t error.
+
+    Parameters
+    ----------
+    samples : array, (n_blocks, n_probes)
+        value = Σ_b mean_i x_{b,i}; stderr² = Σ_b s_b²/m; degrees of freedom by Welch–Satterthwaite.
+    population : int, optional
+        Length d of the probes when they were drawn orthogonal to each other: then the variance of the
+        mean is s²/m·(1 − m/d), as in sampling without replacement.
+    **fields
+        The remaining fields of `Estimate`.
+    """
+    xp = aa.namespace(samples)
+    m = samples.shape[1]
+    mean = xp.sum(samples, axis=1) / m
+    nothing = xp.sum(aa.real(xp, mean)) * math.nan
+    if m < 2:
+        return Estimate(xp.sum(mean), nothing, nothing, samples, **fields)
+    correction = 1.0 if population is None else 1 - m / population
+    deviations = samples - mean[:, None]
+    scale = aa.safe_scale(xp, deviations)
+    s2 = xp.sum(aa.abs2(xp, deviations / scale), axis=1)
+    parts = xp.sqrt(s2 * (correction / (m * (m - 1)))) * xp.sum(scale)
+    stderr, df = _welch_satterthwaite(xp, parts, xp.ones_like(parts) * (m - 1))
+    return Estimate(xp.sum(mean), stderr, df, samples, **fields)
+
+
+def _welch_satterthwaite(xp: Any, parts: Any, dfs: Any) -> tuple[Any, Any]:
+    """Standard error of a sum of independent terms, and its effective degrees of freedom."""
+    scale = aa.safe_scale(xp, parts)
+    var = (parts / scale) ** 2
+    total = xp.sum(var)
+    quartic = xp.sum(var * var / dfs)
+    df = xp.where(quartic > 0, total * total / xp.where(quartic > 0, quartic, xp.ones_like(quartic)), xp.min(dfs))
+    return xp.sqrt(total) * xp.sum(scale), df
+
+
+def _to_host(x: Any) -> Any:
+    """A NumPy array of `x`, from whatever device and out of any autograd graph."""
+    if hasattr(x, "detach"):
+        x = x.detach().resolve_conj().cpu()
+    return np.asarray(x)

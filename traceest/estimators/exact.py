@@ -1,0 +1,103 @@
+"""The exact trace, by whichever products are fewest."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+from traceest import _array_api as aa
+from traceest import _validation as check
+from traceest.estimate import Estimate
+from traceest.estimators._metering import Meter, chunk_columns
+from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
+
+
+class Route(NamedTuple):
+    """A way to the exact trace: the operator multiplied, its side, and the number of products."""
+
+    operator: Any
+    side: str
+    cost: int
+
+
+def routes(A: Any) -> list[Route]:
+    """All ways to the exact trace that `A` allows, cheapest first.
+
+    Of K = JJᴴ (or of J itself, where ‖J‖² is meant): n/B vjps with B independent blocks of rows, which a
+    batch of examples is; or P jvps. Of any other square A: n products.
+    """
+    J = getattr(A, "factor", A if A.shape[0] != A.shape[1] else None)
+    if J is None:
+        return [Route(A, "matmat", A.shape[0])] if hasattr(A, "matmat") else []
+    return sorted(_one_sided_routes(J), key=lambda r: r.cost)
+
+
+def _one_sided_routes(J: Any) -> list[Route]:
+    found = []
+    if hasattr(J, "rmatmat"):
+        found.append(Route(J, "rmatmat", J.shape[0] // n_blocks(J)))
+    if hasattr(J, "matmat"):
+        found.append(Route(J, "matmat", J.shape[1]))
+    return found
+
+
+def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_size: int | None = None) -> Estimate:
+    """The exact trace: Σ eᵢᴴAeᵢ, or ‖J‖² for a Gram operator K = JJᴴ, by the fewest products.
+
+    A Jacobian of B independent examples of n_b states each needs only n_b vjps (one for each state, all
+    examples at once), or P jvps where that is less. Any other square operator needs n products. With an
+    oblong J the trace of JJᴴ is meant.
+
+    Choose it when n_b, or P, is in the thousands at most: it is often cheaper than three digits by sampling.
+
+    Parameters
+    ----------
+    A : operator, (n, n), or Jacobian, (n, P)
+        Anything that `aslinearoperator` takes.
+    side : {"auto", "matmat", "rmatmat"}
+        For a Jacobian or Gram operator: force one side; a square J is taken as a Jacobian then.
+    chunk_size : int, optional
+        Columns multiplied at a time; chosen from memory if absent.
+
+    Returns
+    -------
+    Estimate
+        With stderr 0. Memory O((n + P) · chunk_size).
+
+    Raises
+    ------
+    TypeError
+        If the side asked for, or every side, is missing.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> te.exact(np.diag([1.0, 2.0, 3.0]))
+    Estimate(6 ± 0, method='exact', n_matvecs=3, n_rmatvecs=0)
+    """
+    A = check.operator(A, "exact")
+    if side != "auto":
+        check.require_side(getattr(A, "factor", A), side, "exact")
+        found = [r for r in _one_sided_routes(getattr(A, "factor", A)) if r.side == side]
+    else:
+        found = routes(A)
+    if not found:
+        raise TypeError(f"exact: {A!r} has no product that gives the trace; a square operator needs matmat.")
+    target, at_side, cost = found[0]
+    as_factor = side != "auto" or target is not A or A.shape[0] != A.shape[1]
+    meter, xp = Meter(target), aa.namespace(A)
+    chunk = chunk_columns(target, chunk_size)
+    total: Any = 0.0
+    for i in range(0, cost, chunk):
+        E = unit_probes(target, i, min(i + chunk, cost), at_side)
+        total = total + _contribution(xp, meter.op, E, at_side, as_factor)
+    zero = aa.real(xp, total * 0)
+    bounds = (0.0, math.inf) if as_factor else (-math.inf, math.inf)
+    return Estimate(total, xp.zeros_like(zero), xp.ones_like(zero), None, **meter.spent, method="exact", bounds=bounds)
+
+
+def _contribution(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:
+    if side == "rmatmat":
+        return xp.sum(block_sqnorms(op, E))
+    product = op.matmat(E)
+    return xp.sum(aa.abs2(xp, product)) if as_factor else xp.sum(E * product)

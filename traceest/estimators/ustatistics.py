@@ -1,0 +1,95 @@
+"""Block U-statistics of sketched Gram matrices, and the delete-one jackknife on them.
+
+With independent probes s_{b,i} (block b = 1…B, probe i = 1…m), g_{b,i} = J_bᴴ s_{b,i} and
+H = G⁽¹⁾∘G⁽²⁾ elementwise, G_{(b,i),(c,j)} = ⟨g_{b,i}, g_{c,j}⟩:
+
+    tr(K₁K₂) = E[ Σ_{b≠c} mean_{i,j} H + Σ_b mean_{i≠j} H ].
+
+Across blocks even i = j is admissible, so m probes a block give about (Bm)² pairs. One block, B = 1, is
+the U-statistic of Kong and Valiant (2017). Everything here comes with its leave-one-out values, found from
+row sums and not by recomputation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from traceest import _array_api as aa
+from traceest.estimate import Estimate, _welch_satterthwaite
+
+
+class Statistic(NamedTuple):
+    """A statistic θ and its leave-one-out values θ₍₋b,i₎ (None where m is too small for them)."""
+
+    value: Any
+    left_out: Any  # (B, m) or None
+
+    def map(self, f: Callable[..., Any], *others: Statistic) -> Statistic:
+        """F of this and other statistics of the same probes, leave-one-out values with it."""
+        everyone = (self, *others)
+        whole = f(*(s.value for s in everyone))
+        if any(s.left_out is None for s in everyone):
+            return Statistic(whole, None)
+        return Statistic(whole, f(*(s.left_out for s in everyone)))
+
+
+def block_sum(xp: Any, x: Any) -> Statistic:
+    """Σ_b mean_i x_{b,i} for samples (B, m)."""
+    m = x.shape[1]
+    total = xp.sum(x, axis=1, keepdims=True)
+    value = xp.sum(total) / m
+    if m < 2:
+        return Statistic(value, None)
+    return Statistic(value, value - total / m + (total - x) / (m - 1))
+
+
+def squared_mean(xp: Any, x: Any) -> Statistic:
+    """(Σ_b E x_b)² without bias: the square of `block_sum` less its variance, estimated from the same samples."""
+    m = x.shape[1]
+    mean = block_sum(xp, x)
+    if m < 2:
+        return Statistic(mean.value**2, None)
+    d2 = aa.abs2(xp, x - xp.sum(x, axis=1, keepdims=True) / m)
+    ss = xp.sum(d2, axis=1, keepdims=True)
+    total = xp.sum(ss)
+    value = mean.value**2 - total / (m * (m - 1))
+    if m < 3:
+        return Statistic(value, None)
+    ss_without = ss - d2 * (m / (m - 1))  # Σ of squares about the mean when sample i has gone
+    var_without = (total - ss) / (m * (m - 1)) + ss_without / ((m - 1) * (m - 2))
+    return Statistic(value, mean.left_out**2 - var_without)
+
+
+def pair_mean(xp: Any, H: Any) -> Statistic:
+    """Σ_{b≠c} mean_{i,j} H + Σ_b mean_{i≠j} H for H of shape (B, m, B, m), symmetric in its two pairs."""
+    B, m = H.shape[0], H.shape[1]
+    eye = xp.eye(B, dtype=H.dtype, device=aa.device(H))
+    own = xp.sum(H * eye[:, None, :, None], axis=2)  # (B, m, m): the blocks on the diagonal
+    own = own * (1 - xp.eye(m, dtype=H.dtype, device=aa.device(H)))
+    own_rows = xp.sum(own, axis=2)  # (B, m): Σ_{j≠i}
+    rows = xp.sum(H, axis=(2, 3)) - xp.sum(xp.sum(H * eye[:, None, :, None], axis=2), axis=2)
+    cross_rows = rows / m  # (B, m): Σ_{c≠b} mean_j
+    cross = xp.sum(cross_rows, axis=1, keepdims=True)  # (B, 1)
+    inner = xp.sum(own_rows, axis=1, keepdims=True)
+    pairs = max(m * (m - 1), 1)
+    value = xp.sum(cross) / m + xp.sum(inner) / pairs
+    if m < 3:
+        return Statistic(value, None)
+    cross_change = 2 * ((cross - cross_rows) / (m - 1) - cross / m)
+    inner_change = (inner - 2 * own_rows) / ((m - 1) * (m - 2)) - inner / pairs
+    return Statistic(value, value + cross_change + inner_change)
+
+
+def jackknife(xp: Any, s: Statistic, **fields: Any) -> Estimate:
+    """Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), degrees of freedom by Welch–Satterthwaite."""
+    if s.left_out is None:
+        nothing = s.value * math.nan
+        return Estimate(s.value, nothing, nothing, None, **fields)
+    m = s.left_out.shape[1]
+    d = s.left_out - xp.sum(s.left_out, axis=1, keepdims=True) / m
+    scale = aa.safe_scale(xp, d)
+    parts = xp.sqrt(xp.sum((d / scale) ** 2, axis=1) * ((m - 1) / m)) * xp.sum(scale)
+    stderr, df = _welch_satterthwaite(xp, parts, xp.ones_like(parts) * (m - 1))
+    return Estimate(s.value, stderr, df, None, **fields)

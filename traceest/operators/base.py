@@ -1,0 +1,257 @@
+"""The protocols, and `Operator`: a bundle of products with lazy algebra on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Number
+from typing import Any, Protocol, runtime_checkable
+
+from traceest import _array_api as aa
+
+Array = Any
+Product = Callable[[Array], Array]
+
+
+class _Shaped(Protocol):
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def dtype(self) -> Any:
+        """Of the products."""
+
+    @property
+    def device(self) -> Any:
+        """Where products are taken."""
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any: ...
+
+
+@runtime_checkable
+class LinearOperator(_Shaped, Protocol):
+    """A matrix A, (n_rows, n_cols), known by its products alone.
+
+    `shape`, `dtype`, `device` and `__array_namespace__` mean what they mean for an array.
+    """
+
+    def matmat(self, X: Array, /) -> Array:
+        """A X: (n_cols, k) → (n_rows, k)."""
+
+
+@runtime_checkable
+class Jacobian(_Shaped, Protocol):
+    """An operator J that may have only one of its sides.
+
+    `matmat` is a forward-mode product (a jvp) a column and `rmatmat`, (n_rows, k) → (n_cols, k), a
+    reverse-mode product (a vjp) a column. A side that an object has not got is not an attribute of it.
+
+    Optional abilities, found by their presence:
+
+    ``n_blocks``
+        Rows fall into this many contiguous runs of equal length (one an example).
+    ``block_rmatmat(V)``
+        (n_rows, k) → (n_blocks, k, n_cols): J_bᴴ v_b of every block by itself, for the cost of k vjps.
+    ``block_sqnorms(V)``
+        (n_rows, k) → (n_blocks, k): ‖J_bᴴ v_b‖².
+    ``sketch_gram(V)``
+        (n_rows, k) → (n_blocks, k, n_blocks, k): ⟨J_bᴴ v_{b,i}, J_cᴴ v_{c,j}⟩, with no n_cols×k array.
+    ``gram_matmat(V)``
+        (n_rows, k) → (n_rows, k): J(Jᴴ V) in one go.
+    """
+
+
+ABILITIES = ("block_rmatmat", "block_sqnorms", "sketch_gram", "gram_matmat")
+
+
+class Operator:
+    """A linear operator made of the products it is given; also the base class of all others here.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Rows and columns.
+    like : array or operator
+        Gives namespace, dtype and device.
+    matmat, rmatmat : callable, optional
+        (n_cols, k) → (n_rows, k), and its adjoint. A side not given does not exist on the object.
+    symmetric, psd : bool
+        What is known of the operator: self-adjoint; and positive semidefinite too.
+    n_blocks : int, optional
+        See `Jacobian`.
+    name : str
+        For `repr`.
+    **abilities : callable
+        Optional abilities, see `Jacobian`.
+
+    Notes
+    -----
+    ``A + B``, ``A - B``, ``c * A``, ``A / c``, ``A @ B``, ``A.T`` and ``A.H`` are lazy; ``A @ X`` with an
+    array is a product.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> A = te.Operator((3, 3), like=np.zeros(0), matmat=lambda X: 2 * X, psd=True)
+    >>> float(te.trace(A + A))
+    12.0
+    """
+
+    __array_ufunc__ = None  # so that numpy_scalar * A comes to A.__rmul__
+    shape: tuple[int, int]
+    dtype: Any
+    device: Any
+    matmat: Product
+    rmatmat: Product
+    block_rmatmat: Product
+    block_sqnorms: Product
+    sketch_gram: Product
+    gram_matmat: Product
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        like: Any,
+        matmat: Product | None = None,
+        rmatmat: Product | None = None,
+        symmetric: bool = False,
+        psd: bool = False,
+        n_blocks: int | None = None,
+        name: str = "Operator",
+        **abilities: Product | None,
+    ) -> None:
+        self.shape = (int(shape[0]), int(shape[1]))
+        self._xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
+        self.symmetric, self.psd, self.name = symmetric or psd, psd, name
+        self.n_blocks = n_blocks
+        for side, product in {"matmat": matmat, "rmatmat": rmatmat, **abilities}.items():
+            if product is not None:
+                setattr(self, side, product)
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        return self._xp
+
+    def __repr__(self) -> str:
+        sides = ", ".join(s for s in ("matmat", "rmatmat") if hasattr(self, s)) or "no product"
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks else ""
+        return f"<{self.name} {self.shape[0]}×{self.shape[1]}, {self.dtype}, {sides}{blocks}>"
+
+    # -- lazy algebra --------------------------------------------------------------------------
+    @property
+    def H(self) -> Operator:
+        """The adjoint: the two sides change places."""
+        return Operator(
+            (self.shape[1], self.shape[0]),
+            like=self,
+            matmat=getattr(self, "rmatmat", None),
+            rmatmat=getattr(self, "matmat", None),
+            symmetric=self.symmetric,
+            psd=self.psd,
+            name=f"{self.name}ᴴ",
+        )
+
+    @property
+    def T(self) -> Operator:
+        """The transpose (of a complex operator: not the adjoint, which is `H`)."""
+        if not aa.is_complex(self._xp, self.dtype):
+            return self.H
+        conj = self._xp.conj
+        adjoint = self.H
+        return _build(f"{self.name}ᵀ", adjoint.shape, (adjoint,), lambda f: lambda X: conj(f(conj(X))))
+
+    def __add__(self, other: Any) -> Operator:
+        other = _operand(other)
+        if other is NotImplemented:
+            return NotImplemented
+        if self.shape != other.shape:
+            raise ValueError(
+                f"A + B: shapes {self.shape} and {other.shape} differ; operators are added shape to shape."
+            )
+        check_compatible(self, other, "A + B")
+        return _build(
+            "A+B",
+            self.shape,
+            (self, other),
+            lambda f, g: lambda X: f(X) + g(X),
+            symmetric=self.symmetric and other.symmetric,
+            psd=self.psd and other.psd,
+        )
+
+    def __mul__(self, c: Any) -> Operator:
+        if not (isinstance(c, Number) or getattr(c, "shape", None) == ()):
+            return NotImplemented
+        conj_c = c.conjugate() if isinstance(c, complex) else c
+        is_real = not isinstance(c, complex)
+        adjoint = lambda X: conj_c * self.rmatmat(X)  # noqa: E731
+        return Operator(
+            self.shape,
+            like=self,
+            matmat=(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
+            rmatmat=adjoint if hasattr(self, "rmatmat") else None,
+            symmetric=self.symmetric and is_real,
+            psd=self.psd and isinstance(c, (int, float)) and c >= 0,
+            name="c·A",
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, c: Any) -> Operator:
+        return self * (1 / c)
+
+    def __neg__(self) -> Operator:
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> Operator:
+        other = _operand(other)
+        return NotImplemented if other is NotImplemented else self + (-other)
+
+    def __matmul__(self, other: Any) -> Any:
+        if getattr(other, "ndim", None) in (1, 2) and not hasattr(other, "matmat"):
+            return self._apply(other)
+        other = _operand(other)
+        if other is NotImplemented:
+            return NotImplemented
+        if self.shape[1] != other.shape[0]:
+            raise ValueError(f"A @ B: {self.shape} and {other.shape} do not chain; A's columns must be B's rows.")
+        check_compatible(self, other, "A @ B")
+        shape = (self.shape[0], other.shape[1])
+        forward = (lambda X: self.matmat(other.matmat(X))) if _both(self, other, "matmat") else None
+        backward = (lambda X: other.rmatmat(self.rmatmat(X))) if _both(self, other, "rmatmat") else None
+        return Operator(shape, like=self, matmat=forward, rmatmat=backward, name="A@B")
+
+    def _apply(self, X: Array) -> Array:
+        if X.shape[0] != self.shape[1]:
+            raise ValueError(f"A @ X: X has {X.shape[0]} rows, expected {self.shape[1]} (A is {self.shape}).")
+        return self.matmat(X) if X.ndim == 2 else self.matmat(X[:, None])[:, 0]
+
+
+def check_compatible(A: Any, B: Any, where: str) -> None:
+    """Raise unless `A` and `B` share dtype and device: mixing would convert or copy silently."""
+    for what, a, b, cure in (
+        ("dtypes", A.dtype, B.dtype, "convert one of them"),
+        ("devices", aa.device(A), aa.device(B), "move one of them"),
+    ):
+        if a != b:
+            raise TypeError(f"{where}: {what} {a} and {b} differ; {cure} first.")
+
+
+def _operand(other: Any) -> Any:
+    from traceest.operators.convert import aslinearoperator, is_convertible
+
+    return aslinearoperator(other) if is_convertible(other) else NotImplemented
+
+
+def _both(A: Any, B: Any, side: str) -> bool:
+    return hasattr(A, side) and hasattr(B, side)
+
+
+def _build(
+    name: str, shape: tuple[int, int], operands: tuple[Any, ...], combine: Callable[..., Product], **known: Any
+) -> Operator:
+    """An operator whose every side is `combine` of its operands' same sides, where all have it."""
+    sides: dict[str, Any] = {
+        side: combine(*(getattr(A, side) for A in operands)) if all(hasattr(A, side) for A in operands) else None
+        for side in ("matmat", "rmatmat")
+    }
+    return Operator(shape, like=operands[0], name=name, **sides, **known)

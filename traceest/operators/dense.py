@@ -1,0 +1,46 @@
+"""An array as an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from traceest import _array_api as aa
+from traceest.operators.base import Operator
+
+
+class DenseOperator(Operator):
+    """The operator of a 2-D array.
+
+    The array is only ever multiplied by: its entries are not looked at, so that costs are counted as
+    for any operator.
+
+    Parameters
+    ----------
+    array : array, (n_rows, n_cols)
+        Any Array-API array of floating dtype.
+    symmetric, psd : bool
+        What is known of it.
+    n_blocks : int, optional
+        Rows fall into this many contiguous runs of equal length.
+    """
+
+    def __init__(self, array: Any, *, symmetric: bool = False, psd: bool = False, n_blocks: int | None = None) -> None:
+        super().__init__(
+            array.shape, like=array, symmetric=symmetric, psd=psd, n_blocks=n_blocks, name=type(self).__name__
+        )
+        self.array = array
+
+    def matmat(self, X: Any) -> Any:
+        """A X."""
+        return self.array @ X
+
+    def rmatmat(self, X: Any) -> Any:
+        """Aᴴ X."""
+        return aa.adjoint(self._xp, self.array) @ X
+
+    def block_rmatmat(self, V: Any) -> Any:
+        """(n_blocks, k, n_cols): v_bᵀ conj(A_b), which is (A_bᴴ v_b)ᵀ."""
+        xp, B = self._xp, self.n_blocks or 1
+        A = xp.reshape(self.array, (B, -1, self.shape[1]))
+        V = xp.reshape(V, (B, -1, V.shape[1]))
+        return xp.matrix_transpose(V) @ aa.conj(xp, A)

@@ -1,0 +1,219 @@
+"""Probe vectors, and the meaning of `rng`.
+
+Every distribution here is isotropic, E[v vᴴ] = I, so that E[vᴴ A v] = tr A. `rng` may be
+
+* an int or a `numpy.random.Generator`: numbers are drawn on the host, so that one seed gives the same
+  probes on every backend; a Generator moves on as it is used;
+* a JAX key or a `torch.Generator`: numbers are drawn on its device;
+* None: fresh entropy. There is no global random state.
+
+Draws do not depend on how they are chunked: probe i is the same whether asked for alone or among many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, cast, get_args
+
+import numpy as np
+
+from traceest import _array_api as aa
+from traceest import _backends
+
+Distribution = Literal["rademacher", "gaussian", "sphere", "orthogonal"]
+
+
+class Source(Protocol):
+    """Random numbers, a probe a row; the state moves on with each call."""
+
+    def signs(self, k: int, n: int) -> Any:
+        """(k, n) fair ±1."""
+
+    def normal(self, k: int, n: int) -> Any:
+        """(k, n) independent standard normals."""
+
+
+class HostSource:
+    """NumPy's generator: the same numbers on every backend."""
+
+    def __init__(self, rng: int | np.integer | np.random.Generator | None) -> None:
+        self.rng = np.random.default_rng(rng)
+
+    def signs(self, k: int, n: int) -> Any:
+        """(k, n) fair ±1, int8."""
+        # A probe is a whole number of 64-bit words, so that chunking cannot shift the stream; bits are
+        # unpacked, which is ten times faster than drawing n·k integers.
+        words = self.rng.integers(0, 2**64, size=(k, -(-n // 64)), dtype=np.uint64)
+        bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1, count=n)
+        return bits.view(np.int8) * np.int8(2) - np.int8(1)
+
+    def normal(self, k: int, n: int) -> Any:
+        """(k, n) independent standard normals, float64."""
+        return self.rng.standard_normal((k, n))
+
+
+def random_source(rng: Any) -> Source:
+    """The source of random numbers that `rng` stands for.
+
+    Raises
+    ------
+    TypeError
+        If `rng` is none of the kinds that the module's head names.
+    """
+    if rng is None or (isinstance(rng, (int, np.integer, np.random.Generator)) and not isinstance(rng, bool)):
+        return HostSource(rng)
+    if hasattr(rng, "signs") and hasattr(rng, "normal"):
+        return cast(Source, rng)
+    backend = _backends.find(rng)
+    source = backend.random_source(rng) if backend is not None else None
+    if source is None:
+        raise TypeError(
+            f"rng must be an int, a numpy.random.Generator, a JAX key or a torch.Generator, got {type(rng).__name__}; "
+            "for instance rng=0."
+        )
+    return source
+
+
+class Probes:
+    """A stream of probes for one operator: `take(k)` gives the next (n, k).
+
+    Parameters
+    ----------
+    n : int
+        Length of a probe.
+    like : array or operator
+        Gives namespace, dtype and device.
+    rng, distribution
+        See the module's head and `Distribution`.
+    n_blocks : int
+        Probes fall into this many contiguous runs of equal length; sphere and orthogonal probes are
+        normalised and orthogonalised within each.
+    probes : array, (n, m), optional
+        Explicit probes instead of random ones.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        like: Any,
+        *,
+        rng: Any = None,
+        distribution: Distribution = "rademacher",
+        n_blocks: int = 1,
+        probes: Any = None,
+    ) -> None:
+        if distribution not in get_args(Distribution):
+            raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}, got {distribution!r}.")
+        self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
+        self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
+        self.explicit, self._used = probes, 0
+        self._source = random_source(rng) if probes is None else None
+
+    @property
+    def population(self) -> int | None:
+        """Length d over which the probes of one `take` are orthogonal, for the finite-population error."""
+        if self.explicit is not None or self.distribution != "orthogonal":
+            return None
+        return self.n // self.n_blocks
+
+    def take(self, k: int) -> Any:
+        """The next k probes, (n, k)."""
+        if self.explicit is not None:
+            self._used += k
+            return self.explicit[:, self._used - k : self._used]
+        if self.distribution == "rademacher":
+            return self._rademacher(k)
+        X = self._gaussian(k)
+        if self.distribution == "gaussian":
+            return X
+        d = self.n // self.n_blocks
+        X = self.xp.reshape(X, (self.n_blocks, d, k))
+        X = self._on_sphere(X) if self.distribution == "sphere" else self._haar(X)
+        return self.xp.reshape(X * d**0.5, (self.n, k))
+
+    def chunks(self, m: int, chunk: int) -> Iterator[Any]:
+        """The next m probes in pieces of at most `chunk` columns."""
+        if self.distribution == "orthogonal" and self.explicit is None:  # orthogonal to each other: all at once
+            V = self.take(m)
+            yield from (V[:, i : min(i + chunk, m)] for i in range(0, m, chunk))
+        else:
+            yield from (self.take(min(chunk, m - i)) for i in range(0, m, chunk))
+
+    def _rademacher(self, k: int) -> Any:
+        if aa.is_complex(self.xp, self.dtype):  # uniform on {±1 ± i}/√2, which has the fourth roots' law, turned
+            return (self._cast(self._draw("signs", k)) + 1j * self._cast(self._draw("signs", k))) * 0.5**0.5
+        return self._cast(self._draw("signs", k))
+
+    def _gaussian(self, k: int) -> Any:
+        if aa.is_complex(self.xp, self.dtype):
+            return (self._cast(self._draw("normal", k)) + 1j * self._cast(self._draw("normal", k))) * 0.5**0.5
+        return self._cast(self._draw("normal", k))
+
+    def _on_sphere(self, X: Any) -> Any:
+        return X / self.xp.sqrt(self.xp.sum(aa.abs2(self.xp, X), axis=1, keepdims=True))
+
+    def _haar(self, X: Any) -> Any:
+        """Haar-distributed orthonormal columns, at most d to a set: Q of a Gaussian, R's diagonal made positive."""
+        d, k = X.shape[1], X.shape[2]
+        sets = []
+        for i in range(0, k, d):
+            Q, R = self.xp.linalg.qr(X[:, :, i : i + d])[:2]
+            r = self.xp.linalg.diagonal(R)
+            sets.append(Q * (r / self.xp.astype(self.xp.abs(r), r.dtype))[:, None, :])
+        return aa.concat_columns(self.xp, sets)
+
+    def _draw(self, what: str, k: int) -> Any:
+        return getattr(self._source, what)(k, self.n).T
+
+    def _cast(self, x: Any) -> Any:
+        """To the operator's dtype and device, moving as few bytes as may be."""
+        xp = self.xp
+        if isinstance(x, np.ndarray):
+            if x.dtype == np.float64 and xp.finfo(self.dtype).bits < 64:
+                x = x.astype(np.float32)
+            x = xp.asarray(x, device=self.device)
+        return xp.astype(x, self.dtype)
+
+
+def _distribution(name: Distribution, doc: str) -> Any:
+    def draw(n: int, k: int, *, rng: Any = None, like: Any = None, n_blocks: int = 1) -> Any:
+        like = np.empty(0) if like is None else like
+        if n % n_blocks:
+            raise ValueError(f"{name}: n = {n} rows do not fall into n_blocks = {n_blocks} equal blocks.")
+        return Probes(n, like, rng=rng, distribution=name, n_blocks=n_blocks).take(k)
+
+    draw.__name__ = draw.__qualname__ = name
+    draw.__doc__ = f"""{doc}
+
+    Parameters
+    ----------
+    n, k : int
+        Length and number of the probes.
+    rng : int, numpy.random.Generator, JAX key, torch.Generator or None
+        See the head of `traceest.probes`.
+    like : array or operator, optional
+        Gives namespace, dtype and device; NumPy float64 if absent.
+    n_blocks : int
+        Number of contiguous runs of rows that are normalised (and orthogonalised) apart.
+
+    Returns
+    -------
+    array, (n, k)
+        One probe a column.
+
+    Examples
+    --------
+    >>> import traceest as te
+    >>> te.probes.{name}(6, 3, rng=0).shape
+    (6, 3)
+    """
+    return draw
+
+
+rademacher = _distribution("rademacher", "Independent fair signs ±1 (complex: (±1 ± i)/√2). Variance 2(‖A‖² − Σ aᵢᵢ²).")
+gaussian = _distribution("gaussian", "Independent standard normals. Variance 2‖A‖².")
+sphere = _distribution("sphere", "Uniform on the sphere of radius √n. Variance 2n/(n+2)·(‖A‖² − (tr A)²/n).")
+orthogonal = _distribution(
+    "orthogonal",
+    "Haar-random orthogonal vectors of length √n: standard deviation of the sphere's times √((n−k)/(n−1)).",
+)

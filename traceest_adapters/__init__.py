@@ -1,0 +1,1 @@
+"""Operators out of JAX and PyTorch models."""
