@@ -28,6 +28,12 @@ def device(array: Array) -> Any:
     return array_api_compat.device(array)
 
 
+def devices_differ(A: Array, B: Array) -> bool:
+    """Whether `A` and `B` are known to live apart; inside a JAX transformation a device is None, not known yet."""
+    a, b = device(A), device(B)
+    return a is not None and b is not None and bool(a != b)
+
+
 def is_floating(xp: Namespace, dtype: Any) -> bool:
     """Whether `dtype` is real or complex floating."""
     return bool(xp.isdtype(dtype, ("real floating", "complex floating")))

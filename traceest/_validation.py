@@ -72,7 +72,7 @@ def check_probes(probes: Any, rows: int, A: Any, caller: str) -> None:
         raise TypeError(f"{caller}: probes must be an array, ({rows}, k), got {type(probes).__name__}.")
     if probes.ndim != 2 or probes.shape[0] != rows:
         raise ValueError(f"{caller}: probes must have shape ({rows}, k), one a column, got {tuple(probes.shape)}.")
-    if aa.device(probes) != aa.device(A):
+    if aa.devices_differ(probes, A):
         raise TypeError(
             f"{caller}: probes are on device {aa.device(probes)}, the operator on {aa.device(A)}; move one of them."
         )

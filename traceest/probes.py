@@ -157,7 +157,7 @@ class Probes:
         d, k = X.shape[1], X.shape[2]
         sets = []
         for i in range(0, k, d):
-            Q, R = self.xp.linalg.qr(X[:, :, i : i + d])[:2]
+            Q, R = self.xp.linalg.qr(X[:, :, i : min(i + d, k)])[:2]
             r = self.xp.linalg.diagonal(R)
             sets.append(Q * (r / self.xp.astype(self.xp.abs(r), r.dtype))[:, None, :])
         return aa.concat_columns(self.xp, sets)

@@ -228,12 +228,10 @@ class Operator:
 
 def check_compatible(A: Any, B: Any, where: str) -> None:
     """Raise unless `A` and `B` share dtype and device: mixing would convert or copy silently."""
-    for what, a, b, cure in (
-        ("dtypes", A.dtype, B.dtype, "convert one of them"),
-        ("devices", aa.device(A), aa.device(B), "move one of them"),
-    ):
-        if a != b:
-            raise TypeError(f"{where}: {what} {a} and {b} differ; {cure} first.")
+    if A.dtype != B.dtype:
+        raise TypeError(f"{where}: dtypes {A.dtype} and {B.dtype} differ; convert one of them first.")
+    if aa.devices_differ(A, B):
+        raise TypeError(f"{where}: devices {aa.device(A)} and {aa.device(B)} differ; move one of them first.")
 
 
 def _operand(other: Any) -> Any:

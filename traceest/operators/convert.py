@@ -8,7 +8,7 @@ import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest.operators.base import Operator
+from traceest.operators.base import ABILITIES, Operator
 from traceest.operators.dense import DenseOperator
 
 
@@ -89,7 +89,8 @@ def is_convertible(obj: Any) -> bool:
 
 
 def _conforms(A: Any) -> bool:
-    has_product = hasattr(A, "matmat") or hasattr(A, "rmatmat")
+    # A Gram operator of a one-sided J has no product of its own, and is used through its factor.
+    has_product = hasattr(A, "matmat") or hasattr(A, "rmatmat") or hasattr(A, "factor")
     return has_product and hasattr(A, "__array_namespace__") and hasattr(A, "device")
 
 
@@ -101,9 +102,7 @@ def _declare(A: Any, n_blocks: int | None, **known: Any) -> Operator:
     """The same products with more known of them; a Gram operator knows all already."""
     if hasattr(A, "factor"):
         return A
-    abilities: dict[str, Any] = {
-        p: getattr(A, p, None) for p in ("matmat", "rmatmat", "block_rmatmat", "block_sqnorms", "sketch_gram")
-    }
+    abilities: dict[str, Any] = {p: getattr(A, p, None) for p in ("matmat", "rmatmat", *ABILITIES)}
     name, blocks = getattr(A, "name", type(A).__name__), n_blocks or getattr(A, "n_blocks", None)
     return Operator(A.shape, like=A, n_blocks=blocks, name=name, **abilities, **known)
 

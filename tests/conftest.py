@@ -1,0 +1,66 @@
+"""The backends every test runs on, each with the same four verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_strict
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+jax.config.update("jax_enable_x64", True)
+torch.set_num_threads(1)
+array_api_strict.set_array_api_strict_flags(
+    api_version="2025.12", boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=("linalg",)
+)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library of arrays: how to make them, call with them, and read them."""
+
+    name: str
+    xp: Any
+    device: Any = None
+    jitted: bool = False
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """A NumPy array as one of this backend's, on its device; `dtype` by its NumPy name."""
+        x = np.asarray(x) if dtype is None else np.asarray(x, dtype=dtype)
+        if self.xp is torch:
+            return torch.from_numpy(x.copy())
+        return self.xp.asarray(x, device=self.device)
+
+    def call(self, f: Callable[..., Any], *arrays: Any) -> Any:
+        """f(*arrays), compiled where the backend is; operators are to be made inside, from the traced arrays."""
+        arrays = tuple(self.asarray(a) for a in arrays)
+        return jax.jit(f)(*arrays) if self.jitted else f(*arrays)
+
+    def host(self, x: Any) -> np.ndarray:
+        """A NumPy array of one of this backend's."""
+        if self.xp is array_api_strict:
+            x = x.to_device(array_api_strict.Device("CPU_DEVICE"))
+        return np.asarray(x)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+BACKENDS = [
+    Backend("numpy", np),
+    Backend("strict", array_api_strict),
+    Backend("strict-device1", array_api_strict, array_api_strict.Device("device1")),
+    Backend("torch", torch),
+    Backend("jax", jnp),
+    Backend("jax-jit", jnp, jitted=True),
+]
+
+
+@pytest.fixture(params=BACKENDS, ids=repr)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return request.param

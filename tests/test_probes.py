@@ -1,0 +1,199 @@
+"""Probes: isotropic, reproducible, the same however chunked, and free of global state."""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import numpy as np
+import pytest
+import torch
+from assertions import assert_close, assert_unbiased
+
+import traceest as te
+
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "orthogonal")
+
+
+def draw(distribution, n, k, **kwargs):
+    return getattr(te.probes, distribution)(n, k, **kwargs)
+
+
+def rngs():
+    """One of each kind of random source, with an array of the library that it draws for."""
+    return {
+        "int": (lambda: 3, np.empty(0)),
+        "numpy integer": (lambda: np.int64(3), np.empty(0)),
+        "Generator": (lambda: np.random.default_rng(3), np.empty(0)),
+        "JAX key": (lambda: jax.random.key(3), jax.numpy.empty(0)),
+        "raw JAX key": (lambda: jax.random.PRNGKey(3), jax.numpy.empty(0)),
+        "torch.Generator": (lambda: torch.Generator().manual_seed(3), torch.empty(0, dtype=torch.float64)),
+    }
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_probes_are_isotropic(distribution, dtype, n_blocks):
+    n, k = 6, 2
+    V = np.stack(
+        [draw(distribution, n, k, rng=s, like=np.empty(0, dtype), n_blocks=n_blocks)[:, -1] for s in range(3000)]
+    )
+    second = V[:, :, None] * V.conj()[:, None, :]
+    for i in range(n):
+        for j in range(n):
+            assert_unbiased(second[:, i, j].real, float(i == j), sigmas=4.5)
+            assert_unbiased(second[:, i, j].imag, 0.0, sigmas=4.5)
+
+
+@pytest.mark.parametrize("kind", rngs())
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_every_kind_of_rng_gives_isotropic_probes(kind, distribution):
+    rng, like = rngs()[kind]
+    n, k = 40, 40 if distribution == "orthogonal" else 4000
+    V = np.asarray(draw(distribution, n, k, rng=rng(), like=like))
+    assert V.shape == (n, k)
+    if distribution == "orthogonal":
+        assert_close(V @ V.T, n * np.eye(n), 1e-12)
+    else:
+        assert_unbiased(np.sum(V[:-1] * V[1:], axis=0), 0.0)
+        assert_unbiased(np.sum(V**2, axis=0), n)
+        assert_unbiased(np.sum(V, axis=0), 0.0)
+
+
+@pytest.mark.parametrize("kind", rngs())
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "sphere"])
+@pytest.mark.parametrize("n", [1, 5, 64, 130])
+def test_a_probe_is_the_same_whether_taken_alone_or_among_many(kind, distribution, n):
+    rng, like = rngs()[kind]
+    together = te.probes.Probes(n, like, rng=rng(), distribution=distribution).take(7)
+    one_by_one = te.probes.Probes(n, like, rng=rng(), distribution=distribution)
+    for i in range(7):
+        assert_close(one_by_one.take(1)[:, 0], together[:, i], 1e-15)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("chunk", [1, 2, 3, 100])
+def test_chunks_join_to_what_one_call_takes(distribution, chunk):
+    whole = te.probes.Probes(20, np.empty(0), rng=1, distribution=distribution).take(7)
+    parts = te.probes.Probes(20, np.empty(0), rng=1, distribution=distribution).chunks(7, chunk)
+    np.testing.assert_array_equal(np.concatenate(list(parts), axis=1), whole)
+
+
+@pytest.mark.parametrize("kind", rngs())
+def test_the_same_seed_gives_the_same_probes_and_another_seed_others(kind):
+    rng, like = rngs()[kind]
+    assert bool((draw("gaussian", 9, 2, rng=rng(), like=like) == draw("gaussian", 9, 2, rng=rng(), like=like)).all())
+    assert not np.array_equal(draw("gaussian", 9, 2, rng=3), draw("gaussian", 9, 2, rng=4))
+
+
+def test_a_generator_moves_on_as_it_is_used():
+    rng = np.random.default_rng(0)
+    assert not np.array_equal(draw("rademacher", 64, 2, rng=rng), draw("rademacher", 64, 2, rng=rng))
+
+
+def test_no_rng_means_fresh_entropy():
+    assert not np.array_equal(draw("gaussian", 9, 2), draw("gaussian", 9, 2))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+def test_one_seed_gives_the_same_probes_on_every_backend(backend, distribution, dtype):
+    expected = draw(distribution, 10, 4, rng=5, like=np.empty(0, dtype), n_blocks=2)
+    got = backend.call(lambda x: draw(distribution, 10, 4, rng=5, like=x, n_blocks=2), np.empty((1,), dtype))
+    assert backend.host(got).dtype == dtype
+    assert_close(backend.host(got), expected, 1e-14 if dtype != "float32" else 1e-6)
+
+
+def test_rademacher_probes_are_signs():
+    assert set(np.unique(draw("rademacher", 50, 9, rng=0))) == {-1.0, 1.0}
+    corners = np.unique(draw("rademacher", 50, 9, rng=0, like=np.empty(0, complex)) * 2**0.5)
+    assert_close(np.sort_complex(corners), np.sort_complex([-1 - 1j, -1 + 1j, 1 - 1j, 1 + 1j]), 1e-15)
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+def test_sphere_probes_have_length_root_d_in_every_block(dtype):
+    V = draw("sphere", 12, 5, rng=0, like=np.empty(0, dtype), n_blocks=3).reshape(3, 4, 5)
+    assert_close(np.sum(np.abs(V) ** 2, axis=1), np.full((3, 5), 4.0), 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [float, complex])
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_orthogonal_probes_are_orthogonal_in_every_block(dtype, n_blocks):
+    d = 12 // n_blocks
+    V = draw("orthogonal", 12, d, rng=0, like=np.empty(0, dtype), n_blocks=n_blocks).reshape(n_blocks, d, d)
+    for block in V:
+        assert_close(block.conj().T @ block, d * np.eye(d), 1e-13)
+
+
+def test_more_orthogonal_probes_than_dimensions_come_in_orthogonal_sets():
+    V = draw("orthogonal", 4, 10, rng=0)
+    for i in range(0, 10, 4):
+        W = V[:, i : i + 4]
+        assert_close(W.T @ W, 4 * np.eye(W.shape[1]), 1e-13)
+
+
+def test_blocks_are_independent_of_each_other():
+    V = np.stack([draw("orthogonal", 6, 1, rng=s, n_blocks=2)[:, 0] for s in range(2000)])
+    assert_unbiased(V[:, 0] * V[:, 3], 0.0)
+    assert_unbiased((V[:, 0] ** 2 - 1) * (V[:, 3] ** 2 - 1), 0.0)
+
+
+def test_explicit_probes_are_handed_out_in_order():
+    P = np.arange(12.0).reshape(3, 4)
+    stream = te.probes.Probes(3, P, probes=P)
+    np.testing.assert_array_equal(np.concatenate([stream.take(1), *stream.chunks(3, 2)], axis=1), P)
+
+
+@pytest.mark.parametrize("kind", rngs())
+def test_no_global_random_state_is_read_or_moved(kind):
+    rng, like = rngs()[kind]
+    state = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    first = draw("gaussian", 9, 2, rng=rng(), like=like)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    torch.manual_seed(1)
+    moved = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    assert bool((draw("gaussian", 9, 2, rng=rng(), like=like) == first).all())
+    np.testing.assert_equal(np.random.get_state(), moved[0])  # noqa: NPY002
+    assert random.getstate() == moved[1]
+    assert torch.equal(torch.get_rng_state(), moved[2])
+    np.random.set_state(state[0])  # noqa: NPY002
+    random.setstate(state[1])
+    torch.set_rng_state(state[2])
+
+
+@pytest.mark.parametrize("key", [lambda: jax.random.key(1), lambda: jax.random.PRNGKey(1)], ids=["new", "raw"])
+def test_a_jax_key_may_be_traced(key):
+    A = jax.numpy.eye(30) + 0.1
+
+    def value(key):
+        return te.hutchinson(A, 4, rng=key).value
+
+    assert_close(jax.jit(value)(key()), value(key()), 1e-14)
+    many = jax.vmap(value)(jax.random.split(key(), 50))
+    assert len(np.unique(np.asarray(many))) > 10
+
+
+@pytest.mark.parametrize("rng", [1.5, "0", True, object(), np.random.RandomState(0), (1, 2)], ids=str)
+def test_anything_else_is_no_rng(rng):
+    with pytest.raises(TypeError, match=r"rng must be an int, a numpy.random.Generator.*for instance rng=0"):
+        te.hutchinson(np.eye(9), 2, rng=rng)
+
+
+@pytest.mark.parametrize(
+    "rng", [jax.numpy.zeros(3), jax.numpy.zeros((), int), torch.zeros(2)], ids=["floats", "0-d", "torch"]
+)
+def test_an_array_that_is_no_key_is_no_rng(rng):
+    with pytest.raises(TypeError, match="rng must be"):
+        te.hutchinson(np.eye(9), 2, rng=rng)
+
+
+def test_an_unknown_distribution_is_refused():
+    with pytest.raises(ValueError, match="distribution must be one of rademacher, gaussian, sphere, orthogonal"):
+        te.hutchinson(np.eye(9), 2, rng=0, distribution="normal")
+
+
+def test_blocks_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="n = 7 rows do not fall into n_blocks = 2"):
+        te.probes.sphere(7, 1, rng=0, n_blocks=2)
