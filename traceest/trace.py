@@ -12,7 +12,7 @@ from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.estimators._metering import chunk_columns
 from traceest.estimators.adaptive import Deflating, Sampling, fhutch_sampling, rhutch_sampling
-from traceest.estimators.exact import Route, exact, routes
+from traceest.estimators.exact import Route, cheapest, exact
 from traceest.probes import Distribution
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "rhutch", "fhutch"]
@@ -101,7 +101,7 @@ def trace(
     if method not in get_args(Method):
         raise ValueError(f"trace: method must be one of {', '.join(get_args(Method))}, got {method!r}.")
     chunk = chunk_columns(getattr(A, "factor", A), chunk_size)
-    best = next(iter(routes(A)), None)
+    best = cheapest(A)
     if max_matvecs is None and best is not None:
         max_matvecs = 2 * best.cost + FIRST_LOOK
     budget = check.budget(max_matvecs, None, 1, "max_matvecs", "trace")
@@ -186,8 +186,8 @@ def _grow(
 def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution, chunk: int) -> Sampling | Deflating:
     J = getattr(A, "factor", None)
     blocks = J is not None and (getattr(J, "n_blocks", None) or 1) > 1
-    two_sided = hasattr(A, "matmat") and not (blocks and hasattr(J, "rmatmat"))
-    if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and not two_sided)):
+    one_sided = J is not None and ((blocks and hasattr(J, "rmatmat")) or not hasattr(A, "matmat"))
+    if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and one_sided)):
         if hasattr(J, "rmatmat"):
             return rhutch_sampling(J, rng, distribution, chunk)
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")

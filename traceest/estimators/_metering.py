@@ -12,26 +12,24 @@ MEMORY = 2**28  # bytes that one chunk of columns, with its products, may take
 COST = {"matmat": (1, 0), "gram_matmat": (1, 1)}  # (matvecs, rmatvecs) a column; all else is rmatvecs alone
 
 
-class Meter:
-    """`op` behaves as the operator given and counts the columns multiplied (of a Gram operator: on its factor)."""
+class Metered(Operator):
+    """An operator that counts the columns it is multiplied by, and has what the one inside has."""
 
-    def __init__(self, A: Any) -> None:
-        self.n_matvecs = self.n_rmatvecs = 0
-        factor = getattr(A, "factor", None)
-        self.op: Any = self._counted(A) if factor is None else Gram(self._counted(factor))
-
-    def _counted(self, A: Any) -> Operator:
-        products = {p: self._counting(p, getattr(A, p)) for p in ("matmat", "rmatmat", *ABILITIES) if hasattr(A, p)}
-        return Operator(
-            A.shape,
-            like=A,
-            n_blocks=getattr(A, "n_blocks", None),
-            psd=getattr(A, "psd", False),
-            name=repr(A),
-            **products,
+    def __init__(self, inner: Any) -> None:
+        super().__init__(
+            inner.shape,
+            like=inner,
+            symmetric=getattr(inner, "symmetric", False),
+            psd=getattr(inner, "psd", False),
+            n_blocks=getattr(inner, "n_blocks", None),
+            name=repr(inner),
         )
+        self.inner, self.n_matvecs, self.n_rmatvecs = inner, 0, 0
 
-    def _counting(self, name: str, product: Any) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("matmat", "rmatmat", *ABILITIES):
+            raise AttributeError(name)
+        product = getattr(self.inner, name)
         forward, reverse = COST.get(name, (0, 1))
 
         def counted(X: Any) -> Any:
@@ -40,6 +38,25 @@ class Meter:
             return product(X)
 
         return counted
+
+
+class Meter:
+    """`op` behaves as the operator given; what it is multiplied by is counted, of a Gram operator on its factor."""
+
+    def __init__(self, A: Any) -> None:
+        factor = getattr(A, "factor", None)
+        self._counting = Metered(A if factor is None else factor)
+        self.op: Any = self._counting if factor is None else Gram(self._counting)
+
+    @property
+    def n_matvecs(self) -> int:
+        """Columns multiplied by the operator."""
+        return self._counting.n_matvecs
+
+    @property
+    def n_rmatvecs(self) -> int:
+        """Columns multiplied by the adjoint."""
+        return self._counting.n_rmatvecs
 
     @property
     def spent(self) -> dict[str, Any]:

@@ -20,25 +20,22 @@ class Route(NamedTuple):
     cost: int
 
 
-def routes(A: Any) -> list[Route]:
-    """All ways to the exact trace that `A` allows, cheapest first.
+def cheapest(A: Any, side: str = "auto") -> Route | None:
+    """The cheapest way to the exact trace that `A` allows, or None.
 
     Of K = JJᴴ (or of J itself, where ‖J‖² is meant): n/B vjps with B independent blocks of rows, which a
     batch of examples is; or P jvps. Of any other square A: n products.
     """
-    J = getattr(A, "factor", A if A.shape[0] != A.shape[1] else None)
+    J = getattr(A, "factor", A if A.shape[0] != A.shape[1] or side != "auto" else None)
     if J is None:
-        return [Route(A, "matmat", A.shape[0])] if hasattr(A, "matmat") else []
-    return sorted(_one_sided_routes(J), key=lambda r: r.cost)
-
-
-def _one_sided_routes(J: Any) -> list[Route]:
-    found = []
-    if hasattr(J, "rmatmat"):
-        found.append(Route(J, "rmatmat", J.shape[0] // n_blocks(J)))
-    if hasattr(J, "matmat"):
-        found.append(Route(J, "matmat", J.shape[1]))
-    return found
+        found = [Route(A, "matmat", A.shape[0])]
+    else:
+        found = [Route(J, "rmatmat", J.shape[0] // n_blocks(J)), Route(J, "matmat", J.shape[1])]
+    # Asked for last, cheapest first: some operators pay for finding out whether they have a side.
+    return next(
+        (r for r in sorted(found, key=lambda r: r.cost) if side in ("auto", r.side) and hasattr(r.operator, r.side)),
+        None,
+    )
 
 
 def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_size: int | None = None) -> Estimate:
@@ -78,12 +75,10 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     A = check.operator(A, "exact")
     if side != "auto":
         check.require_side(getattr(A, "factor", A), side, "exact")
-        found = [r for r in _one_sided_routes(getattr(A, "factor", A)) if r.side == side]
-    else:
-        found = routes(A)
-    if not found:
+    route = cheapest(A, side)
+    if route is None:
         raise TypeError(f"exact: {A!r} has no product that gives the trace; a square operator needs matmat.")
-    target, at_side, cost = found[0]
+    target, at_side, cost = route
     as_factor = side != "auto" or target is not A or A.shape[0] != A.shape[1]
     meter, xp = Meter(target), aa.namespace(A)
     chunk = chunk_columns(target, chunk_size)

@@ -10,7 +10,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators.exact import exact, routes
+from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes
 
 
@@ -77,7 +77,8 @@ def hutchpp(
     q, s = _split(n_matvecs, n_sketch, probes)
     check.check_probes(probes, n, A, "hutchpp")
     chunk = chunk_columns(A, chunk_size)
-    if probes is None and 2 * q + s >= routes(A)[0].cost:
+    best = cheapest(A)
+    if probes is None and best is not None and 2 * q + s >= best.cost:
         return exact(A, chunk_size=chunk)
     q = min(q, n)
     meter, xp = Meter(A), aa.namespace(A)

@@ -19,10 +19,16 @@ class Gram(Operator):
         n = factor.shape[0]
         super().__init__((n, n), like=factor, psd=True, name="Gram")
         self.factor = factor
-        if hasattr(factor, "gram_matmat"):
-            self.matmat = self.rmatmat = factor.gram_matmat
-        elif hasattr(factor, "matmat") and hasattr(factor, "rmatmat"):
-            self.matmat = self.rmatmat = lambda V: factor.matmat(factor.rmatmat(V))
+
+    def __getattr__(self, name: str) -> Any:
+        # Found when asked for: some factors pay for finding out whether they have a side.
+        factor = self.__dict__.get("factor")
+        if name in ("matmat", "rmatmat") and factor is not None:
+            if hasattr(factor, "gram_matmat"):
+                return factor.gram_matmat
+            if hasattr(factor, "rmatmat") and hasattr(factor, "matmat"):
+                return lambda V: factor.matmat(factor.rmatmat(V))
+        raise AttributeError(f"Gram has no {name}; K V = J(Jᴴ V) needs both sides of J")
 
     def __repr__(self) -> str:
         return f"<Gram {self.shape[0]}×{self.shape[1]} of {self.factor!r}>"

@@ -1,0 +1,48 @@
+"""What the core needs of JAX and cannot reach through the Array API: keys, and the pytree registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceest import Estimate, _backends
+from traceest_adapters._pytrees import flatten, unflatten
+
+
+class JaxSource:
+    """Random numbers from a JAX key: probe i comes from the key with i folded in."""
+
+    def __init__(self, key: Any) -> None:
+        self.key, self.used = key, 0
+
+    def _keys(self, k: int) -> Any:
+        self.used += k
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.key, jnp.arange(self.used - k, self.used))
+
+    def signs(self, k: int, n: int) -> Any:
+        """(k, n) fair ±1."""
+        return jax.vmap(lambda key: jax.random.rademacher(key, (n,), dtype=jnp.int8))(self._keys(k))
+
+    def normal(self, k: int, n: int) -> Any:
+        """(k, n) independent standard normals, of JAX's default precision."""
+        return jax.vmap(lambda key: jax.random.normal(key, (n,)))(self._keys(k))
+
+
+class _Backend:
+    def random_source(self, rng: Any) -> JaxSource | None:
+        dtype = getattr(rng, "dtype", None)
+        if dtype is None:
+            return None
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key) and rng.shape == ():
+            return JaxSource(rng)
+        if dtype == jnp.uint32 and rng.shape == (2,):  # the older, raw form: jax.random.PRNGKey(0)
+            return JaxSource(jax.random.wrap_key_data(rng))
+        return None
+
+
+backend = _Backend()
+jax.tree_util.register_pytree_node(Estimate, flatten, unflatten)
+for _package in ("jax", "jaxlib"):
+    _backends.register(_package, backend)

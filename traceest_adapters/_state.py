@@ -1,0 +1,102 @@
+"""What both model adapters share: naming axes, cutting columns into chunks, and saying what is wrong."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+GROUP_BYTES = 2**29
+"""Most bytes of per-example gradients held at a time; parameters are taken in groups that fit."""
+
+
+def selector(output: Any) -> Callable[[Any], Any]:
+    """A function of the model's output: `output` itself, an index, a key, an attribute, or the identity.
+
+    Raises
+    ------
+    TypeError
+        If `output` is none of these.
+    """
+    if output is None:
+        return lambda state: state
+    if callable(output):
+        return output
+    if isinstance(output, (int, str)) and not isinstance(output, bool):
+
+        def select(state: Any) -> Any:
+            by_attribute = isinstance(output, str) and hasattr(state, output)
+            return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
+
+        return select
+    raise TypeError(
+        f"output must be an index, a key, an attribute's name or a function of the model's output, got {output!r}."
+    )
+
+
+def chunks(k: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the pieces that `k` columns fall into."""
+    yield from ((i, min(i + size, k)) for i in range(0, k, size))
+
+
+def groups(sizes: list[int], rows: int, itemsize: int) -> list[list[int]]:
+    """Indices of parameter arrays in runs whose per-row gradients fit `GROUP_BYTES` (one array at the least)."""
+    limit = GROUP_BYTES // max(1, rows * itemsize)
+    found: list[list[int]] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if not found or size > room:
+            found.append([])
+            room = limit
+        found[-1].append(i)
+        room -= size
+    return found
+
+
+def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
+    """The common length of `axis`.
+
+    Raises
+    ------
+    ValueError
+        If an array has no such axis, or lengths differ.
+    """
+    lengths = set()
+    for shape in shapes:
+        if not -len(shape) <= axis < len(shape):
+            raise ValueError(
+                f"batch_axis={axis}: {what} of shape {tuple(shape)} has no such axis; give the axis of independent "
+                "examples, or batch_axis=None if there is none. Inputs that all examples share belong into the "
+                "function, not among its inputs."
+            )
+        lengths.add(shape[axis])
+    if len(lengths) != 1:
+        raise ValueError(
+            f"batch_axis={axis}: the lengths {sorted(lengths)} of {what} along it differ; every array needs one "
+            "entry an example there. Select a part of the output with output=, bind inputs that all examples share "
+            "into the function, or give batch_axis=None."
+        )
+    return lengths.pop()
+
+
+def not_independent(axis: int, why: str) -> ValueError:
+    """The error for examples that influence each other."""
+    return ValueError(
+        f"batch_axis={axis}: the examples are not independent: {why}. Likely causes: batch norm in training mode "
+        "(call model.eval(), or use running statistics), a time-major layout (batch_axis=1), or a layer that mixes "
+        "examples. Give the right axis, or batch_axis=None to treat the whole state as one block."
+    )
+
+
+def no_dependence() -> ValueError:
+    """The error for a state whose every derivative is zero."""
+    return ValueError(
+        "the state does not depend on the parameters: every derivative is exactly zero. Look for a detached output "
+        "or a stop_gradient, for parameters other than those the model uses, or for units that are all dead; "
+        "check=False lets a zero kernel pass."
+    )
+
+
+def tolerance(eps: float) -> float:
+    """How far the same output may differ, relative to its largest entry, computed alone and in a batch."""
+    return eps**0.5

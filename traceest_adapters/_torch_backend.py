@@ -1,0 +1,50 @@
+"""What the core needs of PyTorch and cannot reach through the Array API: generators, and the pytree registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree
+
+from traceest import Estimate, _backends
+from traceest_adapters._pytrees import flatten, unflatten
+
+
+class TorchSource:
+    """Random numbers from a `torch.Generator`, drawn on its device.
+
+    A probe is drawn by a call of its own: PyTorch's stream depends on the size of each call, and probes are
+    not to depend on how they are chunked.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def _rows(self, k: int, draw: Any) -> Any:
+        return torch.stack([draw() for _ in range(k)])
+
+    def signs(self, k: int, n: int) -> Any:
+        """(k, n) fair ±1."""
+        g = self.generator
+
+        def draw() -> Any:
+            return torch.randint(0, 2, (n,), generator=g, device=g.device, dtype=torch.int8)
+
+        return 2 * self._rows(k, draw) - 1
+
+    def normal(self, k: int, n: int) -> Any:
+        """(k, n) independent standard normals, float64 where the device has it."""
+        g = self.generator
+        dtype = torch.float32 if g.device.type == "mps" else torch.float64
+        return self._rows(k, lambda: torch.randn(n, generator=g, device=g.device, dtype=dtype))
+
+
+class _Backend:
+    def random_source(self, rng: Any) -> TorchSource | None:
+        return TorchSource(rng) if isinstance(rng, torch.Generator) else None
+
+
+backend = _Backend()
+_pytree.register_pytree_node(Estimate, flatten, lambda children, static: unflatten(static, children))
+_backends.register("torch", backend)

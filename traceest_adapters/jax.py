@@ -1,0 +1,386 @@
+"""Jacobians and Neural Tangent Kernels of JAX functions.
+
+>>> import jax, jax.numpy as jnp, traceest as te
+>>> from traceest_adapters.jax import ntk
+>>> def apply(params, x):
+...     return jnp.tanh(x @ params["w"]) @ params["v"]
+>>> k1, k2, k3 = jax.random.split(jax.random.key(0), 3)
+>>> params = {"w": jax.random.normal(k1, (5, 16)), "v": jax.random.normal(k2, (16, 3))}
+>>> K = ntk(apply, params, jax.random.normal(k3, (20, 5)))
+>>> K.shape
+(60, 60)
+>>> te.effective_rank(K, n_probes=2, rng=0).n_rmatvecs
+2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import traceest as te
+from traceest_adapters import _jax_backend  # noqa: F401  (registers itself)
+from traceest_adapters import _state as common
+
+CHUNK = 4
+"""Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
+
+
+class Model(NamedTuple):
+    """The static part of a Jacobian: compiled steps are shared by all Jacobians with an equal one."""
+
+    fn: Callable[..., Any]
+    output: Any
+    batch_axis: int | None
+    trainable: tuple[bool, ...]
+    treedef: Any
+
+    def rows(self, trained: list[Any], fixed: list[Any], inputs: Any) -> Any:
+        """The state as (n_examples, n_b), whatever the model's layout."""
+        left, right = iter(trained), iter(fixed)
+        leaves = [next(left) if t else next(right) for t in self.trainable]
+        state = common.selector(self.output)(self.fn(jax.tree.unflatten(self.treedef, leaves), *inputs))
+        arrays = jax.tree.leaves(state)
+        if self.batch_axis is None:
+            return jnp.concatenate([jnp.ravel(a) for a in arrays])[None, :]
+        arrays = [jnp.moveaxis(a, self.batch_axis, 0) for a in arrays]
+        return jnp.concatenate([jnp.reshape(a, (a.shape[0], -1)) for a in arrays], axis=1)
+
+    def example_first(self, inputs: Any) -> Any:
+        """Inputs with the batch axis leading, to be scanned over."""
+        axis = self.batch_axis
+        return inputs if axis is None else jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), inputs)
+
+    def row(self, trained: list[Any], fixed: list[Any], example: Any) -> Any:
+        """The state of one example, (n_b,)."""
+        axis = self.batch_axis
+        if axis is not None:
+            example = jax.tree.map(lambda x: jnp.expand_dims(x, axis), example)
+        return self.rows(trained, fixed, example)[0]
+
+
+class JaxJacobian(te.Operator):
+    """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
+
+    def __init__(self, model: Model, trained: list[Any], fixed: list[Any], inputs: Any, chunk_size: int | None) -> None:
+        self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
+        state = jax.eval_shape(model.rows, trained, fixed, inputs)
+        dtype = jnp.result_type(state.dtype, *trained)
+        P = sum(p.size for p in trained)
+        like = jnp.zeros((), dtype)
+        n_blocks = None if model.batch_axis is None else state.shape[0]
+        super().__init__((state.size, P), like=like, n_blocks=n_blocks, name="JaxJacobian")
+        self.device = getattr(trained[0], "device", like.device) if not _traced(trained) else like.device
+        self.chunk_size = CHUNK if chunk_size is None else chunk_size
+        self._B, self._state_dtype = state.shape[0], state.dtype
+
+    # -- linearisations: computed once, used by every probe -----------------------------------------
+    @cached_property
+    def _vjp(self) -> Any:
+        return _linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
+
+    @cached_property
+    def _jvp(self) -> Any:
+        return _linearise_forward(self.model, self.trained, self.fixed, self.inputs)
+
+    @cached_property
+    def _examples(self) -> Any:
+        return self.model.example_first(self.inputs) if self.model.batch_axis is not None else self._alone
+
+    @property
+    def _alone(self) -> Any:
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], self.inputs)
+
+    # -- products -----------------------------------------------------------------------------------
+    def rmatmat(self, V: Any) -> Any:
+        """Jᵀ V: (n, k) → (P, k), a vjp a column."""
+        return self._by_chunks(lambda U: _rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
+
+    def matmat(self, W: Any) -> Any:
+        """J W: (P, k) → (n, k), a jvp a column."""
+        leaves = self._tangents(W)
+        return self._by_chunks(lambda T: _matmat(self._jvp, T).astype(self.dtype), leaves)
+
+    def gram_matmat(self, V: Any) -> Any:
+        """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
+        step = lambda U: _gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
+        return self._by_chunks(step, self._cotangents(V))
+
+    def block_sqnorms(self, V: Any) -> Any:
+        """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), a scan over examples with the probes mapped inside."""
+        if self._B == 1:
+            return self._by_chunks(lambda U: _sqnorms(self._vjp, U).astype(self.dtype), self._cotangents(V))
+        step = partial(_block_sqnorms, self.model, self.trained, self.fixed, self._examples)
+        return self._by_chunks(lambda U: step(U).astype(self.dtype), self._cotangents(V))
+
+    def block_rmatmat(self, V: Any) -> Any:
+        """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
+        k, U = V.shape[1], self._cotangents(V)
+        everything = tuple(range(len(self.trained)))
+        parts = [self._block_grads(everything, piece) for piece in self._pieces(U)]
+        return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
+
+    def sketch_gram(self, V: Any) -> Any:
+        """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over groups of layers.
+
+        Held at a time: the gradients of one group, chosen to fit half a GiB, for every example and probe.
+        """
+        B, k, c = self._B, V.shape[1], self.chunk_size
+        pieces = list(self._pieces(self._cotangents(V)))
+        sizes = [p.size for p in self.trained]
+        G: Any = 0.0
+        for group in common.groups(sizes, B * c * len(pieces), self.dtype.itemsize):
+            g = [self._block_grads(tuple(group), piece) for piece in pieces]
+            G = G + jnp.stack([jnp.stack([_inner(a, b) for b in g]) for a in g])  # (pieces, pieces, B, c, B, c)
+        G = jnp.reshape(jnp.transpose(G, (2, 0, 3, 4, 1, 5)), (B, c * len(pieces), B, c * len(pieces)))
+        return G[:, :k, :, :k].astype(self.dtype)
+
+    def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
+        return _block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
+
+    # -- columns in chunks of one size, so that a new number of probes compiles nothing ----------------
+    def _cotangents(self, V: Any) -> Any:
+        """(n, k) → (k, B, n_b): probes lead, in the state's own dtype."""
+        return jnp.reshape(V.T, (V.shape[1], self._B, -1)).astype(self._state_dtype)
+
+    def _tangents(self, W: Any) -> list[Any]:
+        """(P, k) → a (k, …) array for each parameter."""
+        leaves, start = [], 0
+        for p in self.trained:
+            leaves.append(jnp.reshape(W[start : start + p.size].T, (W.shape[1], *p.shape)).astype(p.dtype))
+            start += p.size
+        return leaves
+
+    def _pieces(self, U: Any) -> Iterator[Any]:
+        """The probes of the pytree `U` in pieces of the chunk size, the last one filled up with zeros."""
+        k, c = jax.tree.leaves(U)[0].shape[0], self.chunk_size
+        fill = -k % c
+        if fill:
+            U = jax.tree.map(lambda u: jnp.concatenate([u, jnp.zeros((fill, *u.shape[1:]), u.dtype)]), U)
+        for i, j in common.chunks(k + fill, c):
+            yield jax.tree.map(lambda u, i=i, j=j: u[i:j], U)
+
+    def _by_chunks(self, step: Callable[[Any], Any], U: Any) -> Any:
+        """`step` of every piece, (…, c) each, joined to (…, k)."""
+        k = jax.tree.leaves(U)[0].shape[0]
+        parts = [step(piece) for piece in self._pieces(U)]
+        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))[..., :k]
+
+
+# -- compiled steps: static in the model alone ------------------------------------------------------------
+@partial(jax.jit, static_argnums=0)
+def _linearise_reverse(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
+    return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
+    return jax.linearize(lambda p: model.rows(p, fixed, inputs), trained)[1]
+
+
+@jax.jit
+def _rmatmat(vjp: Any, U: Any) -> Any:
+    (grads,) = jax.vmap(vjp)(U)
+    return _flat(grads).T
+
+
+@jax.jit
+def _matmat(jvp: Any, T: Any) -> Any:
+    out = jax.vmap(jvp)(T)
+    return jnp.reshape(out, (out.shape[0], -1)).T
+
+
+@jax.jit
+def _gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
+    out = jax.vmap(lambda u: jvp(*vjp(u)))(U)
+    return jnp.reshape(out, (out.shape[0], -1)).T
+
+
+@jax.jit
+def _sqnorms(vjp: Any, U: Any) -> Any:
+    (grads,) = jax.vmap(vjp)(U)
+    return _squares(grads)[None, :]
+
+
+@partial(jax.jit, static_argnums=0)
+def _block_sqnorms(model: Model, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+    def one(example_and_probes: Any) -> Any:
+        example, u = example_and_probes
+        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(p, fixed, example), trained)[1])(u)
+        return _squares(grads)
+
+    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+    """Gradients of the parameters in `group`, (B, c, P_group)."""
+
+    def some(p: Any) -> Any:
+        everything = list(trained)
+        for i, leaf in zip(group, p, strict=True):
+            everything[i] = leaf
+        return everything
+
+    def one(example_and_probes: Any) -> Any:
+        example, u = example_and_probes
+        chosen = [trained[i] for i in group]
+        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
+        return _flat(grads)
+
+    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+
+
+@jax.jit
+def _inner(a: Any, b: Any) -> Any:
+    return jnp.tensordot(a, b, axes=([2], [2]))
+
+
+@partial(jax.jit, static_argnums=0)
+def _alone_and_together(model: Model, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:
+    """Largest difference between states computed one by one and together, and the largest entry."""
+    together = model.rows(trained, fixed, inputs)
+    alone = jax.lax.map(lambda example: model.row(trained, fixed, example), examples)
+    return jnp.max(jnp.abs(alone - together)), jnp.max(jnp.abs(together))
+
+
+def _flat(grads: list[Any]) -> Any:
+    """(c, P) of a list of (c, …)."""
+    dtype = jnp.result_type(*grads)
+    return jnp.concatenate([jnp.reshape(g, (g.shape[0], -1)).astype(dtype) for g in grads], axis=1)
+
+
+def _squares(grads: list[Any]) -> Any:
+    """Σ over all parameters of the squares, (c,)."""
+    return sum(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in grads)
+
+
+def _traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+# -- the public calls -------------------------------------------------------------------------------------
+def jacobian(
+    fn: Callable[..., Any],
+    params: Any,
+    *inputs: Any,
+    batch_axis: int | None = 0,
+    output: Any = None,
+    chunk_size: int | None = None,
+    check: bool = True,
+) -> JaxJacobian:
+    """The Jacobian of ``fn(params, *inputs)`` with respect to `params`, as an operator (n, P).
+
+    Nothing of its size is formed. The model is linearised once for all products with the whole batch; steps
+    are compiled once for each model and shape, whatever the number of probes.
+
+    Parameters
+    ----------
+    fn : callable
+        ``fn(params, *inputs) → state``, any pytree of real floating arrays. Pass the same function object again
+        (not a new lambda) and compiled steps are used again.
+    params : pytree
+        Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
+    *inputs : pytrees of arrays
+        Their leaves all have the examples along `batch_axis`.
+    batch_axis : int or None
+        Axis of independent examples in inputs and state. Rows of the operator are ordered example first, so that
+        each example is one block. None: no such axis, one block.
+    output : int, str or callable, optional
+        Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
+    chunk_size : int, optional
+        Probes to a compiled step (4 if absent); fewer take less memory.
+    check : bool
+        Verify on this batch that examples are independent (outputs one by one against outputs together) and that
+        the state depends on the parameters. Under `jax.jit`, where there are no values, only shapes are checked.
+
+    Returns
+    -------
+    JaxJacobian
+        With `matmat` (jvps), `rmatmat` (vjps), `gram_matmat` and the per-block abilities.
+
+    Raises
+    ------
+    TypeError
+        If there are no floating parameters, or the state is not real floating.
+    ValueError
+        If examples are not independent, an array has no `batch_axis`, or the state does not depend on `params`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, traceest as te
+    >>> J = jacobian(lambda w, x: x @ w, jnp.ones((3, 2)), jnp.eye(4, 3))
+    >>> J.shape, J.n_blocks
+    ((8, 6), 4)
+    >>> float(te.exact(te.gram(J)))
+    6.0
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    leaves = [jnp.asarray(p) for p in leaves]
+    trainable = tuple(bool(jnp.issubdtype(p.dtype, jnp.inexact)) for p in leaves)
+    trained = [p for p, t in zip(leaves, trainable, strict=True) if t and p.size]
+    trainable = tuple(t and p.size > 0 for p, t in zip(leaves, trainable, strict=True))
+    fixed = [p for p, t in zip(leaves, trainable, strict=True) if not t]
+    if not trained:
+        raise TypeError(
+            "jacobian: params has no floating leaf, so there is no trainable parameter to differentiate by."
+        )
+    if any(jnp.issubdtype(p.dtype, jnp.complexfloating) for p in trained):
+        raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    model = Model(fn, output, batch_axis, trainable, treedef)
+    _check_shapes(model, params, inputs)
+    J = JaxJacobian(model, trained, fixed, inputs, chunk_size)
+    if check and not _traced((trained, fixed, inputs)):
+        _check_values(J)
+    return J
+
+
+def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:
+    """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
+    return te.gram(jacobian(fn, params, *inputs, **options))
+
+
+def _check_shapes(model: Model, params: Any, inputs: Any) -> None:
+    """Raise unless the state is real floating and inputs and state share their batch axis."""
+    state = jax.eval_shape(lambda p, x: common.selector(model.output)(model.fn(p, *x)), params, inputs)
+    arrays = jax.tree.leaves(state)
+    if not arrays:
+        raise TypeError("jacobian: the state holds no array; fn must return arrays (see output=).")
+    for a in arrays:
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            raise TypeError(
+                f"jacobian: the state has dtype {a.dtype}, derivatives are defined for real floating states only; "
+                "select or convert a part of it with output=."
+            )
+    if model.batch_axis is None:
+        return
+    if not jax.tree.leaves(inputs):
+        raise ValueError("jacobian: there are no inputs, hence no batch; give batch_axis=None.")
+    B = common.batch_size([x.shape for x in jax.tree.leaves(inputs)], model.batch_axis, "the inputs")
+    B_out = common.batch_size([a.shape for a in arrays], model.batch_axis, "the state")
+    if B_out != B:
+        raise ValueError(
+            f"batch_axis={model.batch_axis}: {B} examples go in and {B_out} come out; give the right axis, select a "
+            "part of the output with output=, or give batch_axis=None."
+        )
+
+
+def _check_values(J: JaxJacobian) -> None:
+    """Raise unless examples are independent and the state depends on the parameters."""
+    axis = J.model.batch_axis
+    if axis is not None and J._B > 1:
+        try:
+            difference, scale = _alone_and_together(J.model, J.trained, J.fixed, J.inputs, J._examples)
+        except (TypeError, ValueError) as error:
+            raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
+        if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
+            why = f"computed one by one their states differ from those of the batch by up to {float(difference):.2g}"
+            raise common.not_independent(axis, why)
+    ones = jnp.ones((J.shape[0], 1), J.dtype)
+    if not jnp.any(J.block_sqnorms(ones) != 0):
+        raise common.no_dependence()
