@@ -56,7 +56,7 @@ class Counter:
         return counted
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.PRODUCTS:
+        if name in (*self.PRODUCTS, "H", "T"):  # what the protocol does not promise is not there
             raise AttributeError(name)
         return getattr(self._A, name)
 

@@ -16,7 +16,7 @@ from traceest.estimate import Estimate
 from traceest.estimators import exact_kernel
 from traceest.estimators._metering import Meter
 from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, pair_mean, squared_mean
-from traceest.operators import gram
+from traceest.operators import Operator
 from traceest.operators.base import check_compatible
 from traceest.operators.blocks import n_blocks, sketch_gram
 from traceest.probes import Distribution, Probes
@@ -25,9 +25,13 @@ Method = Literal["auto", "one-sided", "two-sided", "exact"]
 
 
 class Sketch(NamedTuple):
-    """The same probes through every kernel: their quadratic forms, and unbiased tr(K_a K_b) of all pairs."""
+    """The same probes through every kernel: their quadratic forms, and unbiased tr(K_a K_b) of all pairs.
+
+    Kernel a is measured in its own unit, so that the squares of large and small ones stay in range.
+    """
 
     xp: Any
+    units: list[Any]
     forms: list[Any]  # vᴴK_a v, (B, m) for each kernel
     products: Any  # (a, b) ↦ Statistic of tr(K_a K_b)
     fields: dict[str, Any]
@@ -35,6 +39,12 @@ class Sketch(NamedTuple):
     def norm2(self, a: int) -> Statistic:
         """‖K_a‖²."""
         return self.products(a, a)
+
+    def squared_trace(self, a: int) -> Statistic:
+        """(tr K_a)²."""
+        if self.fields["method"] == "exact":
+            return _without_error(self.xp, self.xp.sum(self.forms[a]) ** 2)
+        return squared_mean(self.xp, self.forms[a])
 
 
 def frobenius_norm(
@@ -91,7 +101,7 @@ def frobenius_norm(
     """
     budget = _Budget(n_probes, n_matvecs, method, probes)
     sketch = _sketch([K], budget, rng, distribution, "frobenius_norm")
-    norm = sketch.norm2(0).map(lambda f: _sqrt(sketch.xp, f))
+    norm = sketch.norm2(0).map(lambda f: _sqrt(sketch.xp, f) * sketch.units[0])
     return jackknife(sketch.xp, norm, bounds=(0.0, math.inf), **sketch.fields)
 
 
@@ -136,8 +146,7 @@ def effective_rank(
     """
     budget = _Budget(n_probes, n_matvecs, method, probes)
     sketch = _sketch([K], budget, rng, distribution, "effective_rank")
-    trace2 = squared_mean(sketch.xp, sketch.forms[0]) if budget.estimates else _square(sketch, 0)
-    rank = trace2.map(lambda t, f: _ratio(sketch.xp, t, f), sketch.norm2(0))
+    rank = sketch.squared_trace(0).map(lambda t, f: _ratio(sketch.xp, t, f), sketch.norm2(0))
     return jackknife(sketch.xp, rank, bounds=(1.0, float(K.shape[0])), **sketch.fields)
 
 
@@ -203,10 +212,6 @@ class _Budget(NamedTuple):
     method: Method
     probes: Any
 
-    @property
-    def estimates(self) -> bool:
-        return self.method != "exact"
-
 
 def _sketch(kernels: list[Any], budget: _Budget, rng: Any, distribution: Distribution, caller: str) -> Sketch:
     """Send the budget's probes through all kernels, on the side and by the route that fits."""
@@ -235,10 +240,12 @@ def _sketch(kernels: list[Any], budget: _Budget, rng: Any, distribution: Distrib
 
 def _one_sided(Ks: list[Any], m: int, probes: Any, rng: Any, distribution: Distribution, caller: str) -> Sketch:
     Js = [K.factor for K in Ks]
-    if not all(hasattr(J, "rmatmat") for J in Js):
+    forward = not all(hasattr(J, "rmatmat") for J in Js)
+    if forward:
         if len(Js) > 1:
             check.require_side(next(J for J in Js if not hasattr(J, "rmatmat")), "rmatmat", caller)
-        Js = [gram(Js[0].H).factor]  # JᴴJ has the same trace and norm as JJᴴ
+        J = Js[0]  # JᴴJ has the same trace and norm as JJᴴ, and its vjps are J's jvps
+        Js = [Operator((J.shape[1], J.shape[0]), like=J, rmatmat=J.matmat)]
     counts = {n_blocks(J) for J in Js}
     # Kernels that tell different blocks apart share probes, not blocks: all of them are one block then.
     B = counts.pop() if len(counts) == 1 else 1
@@ -250,16 +257,18 @@ def _one_sided(Ks: list[Any], m: int, probes: Any, rng: Any, distribution: Distr
     V = Probes(n, Js[0], rng=rng, distribution=distribution, n_blocks=B, probes=probes).take(m)
     G = [_as_blocks(xp, sketch_gram(meter.op, V), B, m) for meter in meters]
     scales = [aa.safe_scale(xp, g) for g in G]
+    G = [g / scale for g, scale in zip(G, scales, strict=True)]
     eye = xp.eye(B * m, dtype=G[0].dtype, device=aa.device(G[0]))
     forms = [aa.real(xp, xp.reshape(xp.sum(xp.reshape(g, (B * m, B * m)) * eye, axis=1), (B, m))) for g in G]
 
     def products(a: int, b: int) -> Statistic:
-        unit = xp.sum(scales[a]) * xp.sum(scales[b])
-        H = aa.real(xp, aa.conj(xp, G[a] / scales[a]) * (G[b] / scales[b]))
-        return pair_mean(xp, H).map(lambda f: f * unit)
+        return pair_mean(xp, aa.real(xp, aa.conj(xp, G[a]) * G[b]))
 
     method = "block U-statistic" if B > 1 else "U-statistic"
-    return Sketch(xp, forms, products, {"method": method, **_total(meters)})
+    spent = _total(meters)
+    if forward:
+        spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
+    return Sketch(xp, [xp.sum(scale) for scale in scales], forms, products, {"method": method, **spent})
 
 
 def _as_blocks(xp: Any, G: Any, B: int, m: int) -> Any:
@@ -277,12 +286,14 @@ def _two_sided(Ks: list[Any], m: int, probes: Any, rng: Any, distribution: Distr
     xp, meters = aa.namespace(Ks[0]), [Meter(K) for K in Ks]
     V = Probes(n, Ks[0], rng=rng, distribution=distribution, probes=probes).take(m)
     KV = [meter.op.matmat(V) for meter in meters]
+    scales = [aa.safe_scale(xp, Y) for Y in KV]
+    KV = [Y / scale for Y, scale in zip(KV, scales, strict=True)]
     forms = [aa.real(xp, aa.vdot(xp, V, Y))[None, :] for Y in KV]
 
     def products(a: int, b: int) -> Statistic:
         return block_sum(xp, aa.real(xp, aa.vdot(xp, KV[a], KV[b]))[None, :])
 
-    return Sketch(xp, forms, products, {"method": "two-sided", **_total(meters)})
+    return Sketch(xp, [xp.sum(scale) for scale in scales], forms, products, {"method": "two-sided", **_total(meters)})
 
 
 def _exact(Ks: list[Any], caller: str) -> Sketch:
@@ -292,16 +303,13 @@ def _exact(Ks: list[Any], caller: str) -> Sketch:
     def product(a: int, b: int) -> Statistic:
         return _without_error(xp, products[a, b])
 
-    return Sketch(xp, [xp.reshape(t, (1, 1)) for t in traces], product, {"method": "exact", **_total(meters)})
+    forms, units = [xp.reshape(t, (1, 1)) for t in traces], [xp.ones_like(t) for t in traces]
+    return Sketch(xp, units, forms, product, {"method": "exact", **_total(meters)})
 
 
 def _without_error(xp: Any, value: Any) -> Statistic:
     """An exact value: leaving out any sample changes nothing."""
     return Statistic(value, xp.ones((1, 2), dtype=value.dtype, device=aa.device(value)) * value)
-
-
-def _square(sketch: Sketch, a: int) -> Statistic:
-    return _without_error(sketch.xp, sketch.xp.sum(sketch.forms[a]) ** 2)
 
 
 def _total(meters: list[Meter]) -> dict[str, int]:

@@ -167,10 +167,11 @@ def _grow(
             return e
         left, k = budget - spent, sampler.n_samples
         needed = target.samples(e, k) - k
-        if best is not None and best.cost <= min(needed, left):
-            return None
+        exact_cost = best.cost if best is not None and best.cost <= min(needed, left) else 0
         deflation = sampler.deflation_cost()
-        if worth and min(needed, left) > 3 * deflation:
+        # A sketch is tried before the exact trace, and leaves room for it: a few columns may hold all of a low rank.
+        ahead = exact_cost or min(needed, left)
+        if worth and ahead > 3 * deflation and left - exact_cost >= deflation + k:
             per_sample = float(e.stderr) * math.sqrt(k)
             worth = not per_sample > 0.8 * stderr_before  # a flat spectrum: the last sketch took nothing out of it
             if worth:
@@ -178,9 +179,11 @@ def _grow(
                 sampler.deflate()
                 sampler.grow(min(k, left - int(deflation)))
                 continue
+        if exact_cost:
+            return None
         if left < 1:
             return e
-        sampler.grow(int(max(1, min(k, left, math.ceil(1.1 * needed)))))
+        sampler.grow(max(1, math.ceil(min(k, left, 1.1 * needed))))
 
 
 def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution, chunk: int) -> Sampling | Deflating:

@@ -131,7 +131,7 @@ class Deflating:
         else:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
             Q = aa.orth(xp, deflate(xp, self.Q, aa.orth(xp, deflate(xp, self.Q, Y))))
         for i in range(0, Q.shape[1], self.chunk):
-            Qc = Q[:, i : i + self.chunk]
+            Qc = Q[:, i : min(i + self.chunk, Q.shape[1])]
             self.on_sketch = self.on_sketch + xp.sum(aa.vdot(xp, Qc, self._multiply(Qc)))
         self.Q = Q if self.Q is None else xp.concat([self.Q, Q], axis=1)
         self.products, self.parts = [], []
