@@ -10,6 +10,7 @@ import torch
 
 from traceest_adapters import _state as common
 from traceest_adapters._torch_model import Model, Params, math_attention
+from traceest_adapters._torch_products import flat, squares, vjp
 
 
 class PerExample:
@@ -23,56 +24,55 @@ class PerExample:
     def states(self) -> torch.Tensor:
         """The state of every example computed by itself, (B, n_b)."""
 
-        def one(example: Any) -> torch.Tensor:  # inside vjp, where recurrent layers take the form that can be mapped
+        def mapped(example: Any) -> torch.Tensor:  # inside vjp, where recurrent layers take the form that can be mapped
             return torch.func.vjp(lambda p: self.model.row(p, example), self.params)[0]
 
-        return self._over_examples(one, (), None)
+        return self._over_examples(mapped, lambda example: self.model.row(self.params, example), (), 0)
 
     def sqnorms(self, U: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ u_{b,i}‖² for U of shape (c, B, n_b): (B, c)."""
-
-        def squares(grads: Params) -> torch.Tensor:
-            return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads.values()]).sum(0)
-
-        size = sum(p.numel() for p in self.params.values())
-        return self._over_examples(self._gradients(list(self.params), squares), (U.transpose(0, 1),), len(U) * size)
+        return self._reduced(list(self.params), squares, U)
 
     def grads(self, U: torch.Tensor, names: list[str]) -> torch.Tensor:
         """J_bᵀ u_{b,i} with respect to the parameters named, (B, c, P_names)."""
+        return self._reduced(names, flat, U)
 
-        def flat(grads: Params) -> torch.Tensor:
-            return torch.cat([g.reshape(len(g), -1) for g in grads.values()], dim=1)
-
-        size = sum(self.params[name].numel() for name in names)
-        return self._over_examples(self._gradients(names, flat), (U.transpose(0, 1),), len(U) * size)
-
-    def _gradients(self, names: list[str], reduce: Callable[[Params], torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """One example and its probes (c, n_b) to `reduce` of the gradients, each (c, …)."""
+    def _reduced(self, names: list[str], reduce: Callable[[list[torch.Tensor]], torch.Tensor], U: torch.Tensor) -> Any:
+        """`reduce` of each example's gradients by `names`, which it is given as a list of (c, …)."""
         fixed = {name: p for name, p in self.params.items() if name not in names}
         chosen = {name: self.params[name] for name in names}
 
-        def one(example: Any, u: torch.Tensor) -> torch.Tensor:
-            _, vjp = torch.func.vjp(lambda p: self.model.row({**fixed, **p}, example), chosen)
-            return reduce(torch.func.vmap(lambda v: vjp(v)[0])(u))
+        def mapped(example: Any, u: torch.Tensor) -> torch.Tensor:
+            pullback = torch.func.vjp(lambda p: self.model.row({**fixed, **p}, example), chosen)[1]
+            return reduce(list(torch.func.vmap(lambda v: pullback(v)[0])(u).values()))
 
-        return one
+        def plain(example: Any, u: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                p = {name: x.requires_grad_() for name, x in _views(chosen).items()}
+                row = self.model.row({**fixed, **p}, example)
+            return reduce(vjp([row], list(p.values()), [u]))
 
-    def _over_examples(self, one: Callable[..., torch.Tensor], extra: tuple[Any, ...], size: int | None) -> Any:
-        """`one` of every example, stacked; `size` numbers are held for each."""
-        at_once = None if size is None else max(1, common.GROUP_BYTES // (4 * size))
+        size = len(U) * sum(p.numel() for p in chosen.values())
+        return self._over_examples(mapped, plain, (U.transpose(0, 1),), size)
+
+    def _over_examples(
+        self, mapped: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], extra: tuple[Any, ...], size: int
+    ) -> torch.Tensor:
+        """One function of every example, stacked: `mapped` by vmap, else `plain`; `size` numbers are held for each."""
         with math_attention(), torch.no_grad():
             if self.model.batch_axis is None:
-                return one(self.inputs, *(x[0] for x in extra))[None]
+                return plain(self.inputs, *(x[0] for x in extra))[None]
             if self._maps:
+                axes = (self.model.axes(self.inputs), *(0 for _ in extra))
+                at_once = max(1, common.GROUP_BYTES // (4 * size)) if size else None
                 try:
-                    axes = (self.model.axes(self.inputs), *(0 for _ in extra))
-                    mapped = torch.func.vmap(one, in_dims=axes, chunk_size=at_once, randomness="error")
-                    return mapped(self.inputs, *extra)
+                    return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
                 except torch.OutOfMemoryError:
                     raise
                 except (RuntimeError, NotImplementedError, ValueError) as error:
                     self._cannot_map(error)
-            return torch.stack([one(self.model.example(self.inputs, b), *(x[b] for x in extra)) for b in range(self.B)])
+            rows = range(self.B)
+            return torch.stack([plain(self.model.example(self.inputs, b), *(x[b] for x in extra)) for b in rows])
 
     def _cannot_map(self, error: Exception) -> None:
         self._maps = False
@@ -83,3 +83,8 @@ class PerExample:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _views(params: Params) -> Params:
+    """The same values as new leaves of a graph."""
+    return {name: p.detach() for name, p in params.items()}

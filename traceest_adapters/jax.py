@@ -74,7 +74,8 @@ class JaxJacobian(te.Operator):
         like = jnp.zeros((), dtype)
         n_blocks = None if model.batch_axis is None else state.shape[0]
         super().__init__((state.size, P), like=like, n_blocks=n_blocks, name="JaxJacobian")
-        self.device = getattr(trained[0], "device", like.device) if not _traced(trained) else like.device
+        if not _traced(trained):
+            self.device = trained[0].device
         self.chunk_size = CHUNK if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
 

@@ -23,6 +23,7 @@ from traceest_adapters import _state as common
 from traceest_adapters import _torch_backend  # noqa: F401  (registers itself)
 from traceest_adapters._torch_examples import PerExample
 from traceest_adapters._torch_model import Model, Params, math_attention
+from traceest_adapters._torch_products import flat, squares, vjp
 
 CHUNK = 8
 """Probes to a batched backward pass."""
@@ -53,34 +54,44 @@ class TorchJacobian(te.Operator):
             return self.model.rows(self.params, self.inputs)
 
     @cached_property
-    def _transposed(self) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """A cotangent u and Jᵀu with a graph in u: since Jᵀu is linear in u, a vjp through it is a jvp.
+    def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """A cotangent u and, for each parameter, Jᵀu with a graph in u.
 
-        It is a linearisation that serves all probes, needs no forward-mode rules, and here ran nine times faster
-        than dual numbers through a GRU. Attention takes its plain form: the fused one has no second derivative.
+        Since Jᵀu is linear in u, a vjp through it is a jvp. It is a linearisation that serves all probes, needs no
+        forward-mode rules, and here ran nine times faster than dual numbers through a GRU. Attention takes its plain
+        form: the fused one has no second derivative.
         """
         with torch.enable_grad(), math_attention():
             state = self.model.rows(self.params, self.inputs)
             u = torch.zeros_like(state, requires_grad=True)
-            grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, materialize_grads=True)
-        return u, grads
+            grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
+        return u, {i: g for i, g in enumerate(grads) if g is not None and g.requires_grad}
 
     @cached_property
     def _has_forward(self) -> bool:
-        """Whether the model's backward pass can itself be differentiated."""
+        """Whether the model's backward pass can itself be differentiated, tried on ⟨v, Jw⟩ = ⟨Jᵀv, w⟩.
+
+        Seeing it run is not enough: a function that is differentiable once cuts its branch off without a word.
+        """
+        random = torch.Generator(self.device).manual_seed(0)
+        v, w = (torch.randn(n, 1, generator=random, dtype=self.dtype, device=self.device) for n in self.shape)
         try:
-            u, grads = self._transposed
-            _vjp(grads, [u], [torch.zeros(1, *g.shape, dtype=g.dtype, device=g.device) for g in grads])
+            if not self._transposed[1]:
+                return False
+            Jw = self._matmat(w)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             return False
-        return True
+        Jv = self.rmatmat(v)
+        error = float((v * Jw).sum() - (Jv * w).sum())
+        scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
+        return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
 
     # -- products -----------------------------------------------------------------------------------
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._by_chunks(lambda U: _flat(self._vjp(U)).T, self._cotangents(V))
+        return self._by_chunks(lambda U: flat(self._vjp(U)).T, self._cotangents(V))
 
     def __getattr__(self, name: str) -> Any:
         # Found out only when asked for: a forward side costs a graph of the backward pass.
@@ -99,7 +110,7 @@ class TorchJacobian(te.Operator):
     def block_sqnorms(self, V: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
-            return self._by_chunks(lambda U: _squares(self._vjp(U))[None, :], self._cotangents(V))
+            return self._by_chunks(lambda U: squares(self._vjp(U))[None, :], self._cotangents(V))
         return self._by_chunks(self._examples.sqnorms, self._cotangents(V))
 
     def block_rmatmat(self, V: torch.Tensor) -> torch.Tensor:
@@ -125,11 +136,11 @@ class TorchJacobian(te.Operator):
 
     # -- one batched pass -----------------------------------------------------------------------------
     def _vjp(self, U: torch.Tensor) -> list[torch.Tensor]:
-        return _vjp([self._state], list(self.params.values()), [U])
+        return vjp([self._state], list(self.params.values()), [U])
 
     def _jvp(self, T: list[torch.Tensor]) -> torch.Tensor:
         u, grads = self._transposed
-        (out,) = _vjp(grads, [u], T)
+        (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads])
         return out.reshape(len(out), -1).T.to(self.dtype)
 
     # -- columns ----------------------------------------------------------------------------------------
@@ -144,33 +155,6 @@ class TorchJacobian(te.Operator):
 
     def _by_chunks(self, step: Callable[[torch.Tensor], torch.Tensor], U: torch.Tensor) -> torch.Tensor:
         return torch.cat([step(part).to(self.dtype) for part in U.split(self.chunk_size)], dim=-1)
-
-
-def _vjp(outputs: Any, inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Vector–Jacobian products with leading probe axis; one at a time where a backward pass cannot be batched."""
-
-    def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(
-            outputs, inputs, v, retain_graph=True, is_grads_batched=batched, materialize_grads=True
-        )
-
-    try:
-        return list(grad(cotangents, True))
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
-        return [torch.stack(column) for column in zip(*rows, strict=True)]
-
-
-def _flat(grads: list[torch.Tensor]) -> torch.Tensor:
-    """(c, P) of a list of (c, …)."""
-    return torch.cat([g.reshape(len(g), -1) for g in grads], dim=1)
-
-
-def _squares(grads: list[torch.Tensor]) -> torch.Tensor:
-    """Σ over all parameters of the squares, (c,)."""
-    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0)
 
 
 # -- the public calls -------------------------------------------------------------------------------------

@@ -1,0 +1,48 @@
+"""The same models in JAX and in PyTorch: PyTorch's parameters are the JAX functions' parameters."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch import nn
+
+
+def as_jax(module: nn.Module) -> dict[str, Any]:
+    """A module's parameters as a JAX pytree, in the module's order."""
+    return {name: jnp.asarray(p.detach().numpy()) for name, p in module.named_parameters()}
+
+
+def torch_gru(inputs: int = 10, hidden: int = 64, dtype: torch.dtype = torch.float64) -> nn.GRU:
+    torch.manual_seed(0)
+    return nn.GRU(inputs, hidden, dtype=dtype)
+
+
+def jax_gru(p: dict[str, Any], x: Any) -> Any:
+    """`nn.GRU` on a time-major input: every hidden state, (time, batch, hidden)."""
+
+    def cell(h: Any, x_t: Any) -> tuple[Any, Any]:
+        r_x, z_x, n_x = jnp.split(x_t @ p["weight_ih_l0"].T + p["bias_ih_l0"], 3, axis=-1)
+        r_h, z_h, n_h = jnp.split(h @ p["weight_hh_l0"].T + p["bias_hh_l0"], 3, axis=-1)
+        r, z = jax.nn.sigmoid(r_x + r_h), jax.nn.sigmoid(z_x + z_h)
+        h = (1 - z) * jnp.tanh(n_x + r * n_h) + z * h
+        return h, h
+
+    return jax.lax.scan(cell, jnp.zeros((x.shape[1], p["weight_hh_l0"].shape[1]), x.dtype), x)[1]
+
+
+def torch_mlp(sizes: tuple[int, ...] = (6, 12, 12, 5), dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b, dtype=dtype), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def jax_mlp(p: dict[str, Any], x: Any) -> Any:
+    for i in range(0, len(p), 2):
+        x = jnp.tanh(x @ p[f"{i}.weight"].T + p[f"{i}.bias"])
+    return x

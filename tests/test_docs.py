@@ -1,0 +1,57 @@
+"""What the documentation shows runs as written."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import traceest
+import traceest_adapters
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MODULES = [
+    info.name
+    for package in (traceest, traceest_adapters)
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+]
+
+
+@pytest.mark.parametrize("name", ["traceest", *MODULES])
+def test_docstring_examples_print_what_they_say(name: str) -> None:
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_every_public_call_has_an_example() -> None:
+    calls = [getattr(traceest, name) for name in traceest.__all__ if name[0].islower() and name != "probes"]
+    missing = [f.__name__ for f in calls if ">>>" not in (f.__doc__ or "")]
+    assert not missing
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", README, re.M | re.S))
+def test_readme_examples_run_as_written(block: str) -> None:
+    assert 5 <= len(block.strip().splitlines()) <= 12
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_quickstart_starts_with_two_bash_blocks() -> None:
+    quickstart = README.split("## Quickstart", 1)[1].split("\n## ", 1)[0]
+    assert re.findall(r"^```(\w*)\n", quickstart, re.M)[:2] == ["bash", "bash"]
+    assert len(re.findall(r"^```bash\n", quickstart, re.M)) == 2
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    import subprocess
+    import sys
+
+    heavy = "jax", "torch", "scipy", "matplotlib", "tqdm"
+    code = f"import sys, traceest; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
