@@ -181,7 +181,15 @@ class Estimate:
 
 
 def merge(estimates: Sequence[Estimate]) -> Estimate:
-    """See `Estimate.merge`."""
+    """Combine estimates of one quantity from different probes; `Estimate.merge` says how.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> A, rng = np.ones((50, 50)) + np.eye(50), np.random.default_rng(0)
+    >>> te.merge([te.hutchinson(A, 10, rng=rng), te.hutchinson(A, 20, rng=rng)]).n_matvecs
+    30
+    """
     first = estimates[0]
     spent: dict[str, Any] = {
         "n_matvecs": sum(e.n_matvecs for e in estimates),
