@@ -190,6 +190,8 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     >>> te.merge([te.hutchinson(A, 10, rng=rng), te.hutchinson(A, 20, rng=rng)]).n_matvecs
     30
     """
+    if not estimates:
+        raise ValueError("merge: give at least one estimate, got none.")
     first = estimates[0]
     spent: dict[str, Any] = {
         "n_matvecs": sum(e.n_matvecs for e in estimates),
@@ -242,6 +244,11 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     parts = xp.sqrt(s2 * (correction / (m * (m - 1)))) * xp.sum(scale)
     stderr, df = _welch_satterthwaite(xp, parts, xp.ones_like(parts) * (m - 1))
     return Estimate(xp.sum(mean), stderr, df, samples, **fields)
+
+
+def trace_bounds(A: Any) -> tuple[float, float]:
+    """The trace of an operator known to be positive semidefinite is not negative."""
+    return (0.0 if getattr(A, "psd", False) else -math.inf, math.inf)
 
 
 def _welch_satterthwaite(xp: Any, parts: Any, dfs: Any) -> tuple[Any, Any]:

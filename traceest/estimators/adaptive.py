@@ -14,7 +14,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter
 from traceest.estimators.hutchpp import deflate
 from traceest.operators.blocks import block_sqnorms, n_blocks
@@ -85,7 +85,7 @@ class Deflating:
     def __init__(self, A: Any, rng: Any, distribution: Distribution, chunk: int) -> None:
         self.meter, self.xp, self.chunk = Meter(A), aa.namespace(A), chunk
         self.stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
-        self.bounds = (0.0, math.inf) if getattr(A, "psd", False) else (-math.inf, math.inf)
+        self.bounds = trace_bounds(A)
         self.Q: Any = None
         self.on_sketch: Any = 0.0
         self.products: list[Any] = []

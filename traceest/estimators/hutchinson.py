@@ -6,7 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.estimators.one_sided import fhutch, rhutch
@@ -86,5 +86,9 @@ def hutchinson(
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     samples = [aa.vdot(xp, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
     return from_samples(
-        aa.concat_columns(xp, samples)[None, :], population=stream.population, method="hutchinson", **meter.spent
+        aa.concat_columns(xp, samples)[None, :],
+        population=stream.population,
+        method="hutchinson",
+        bounds=trace_bounds(A),
+        **meter.spent,
     )

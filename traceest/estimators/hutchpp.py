@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes
@@ -88,8 +87,7 @@ def hutchpp(
     on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
     off_sketch = quadratic_forms(xp, meter.op, (deflate(xp, Q, G) for G in stream.chunks(s, chunk)))
     residual = from_samples(off_sketch[None, :], method="hutchpp", **meter.spent)
-    bounds = (0.0, math.inf) if getattr(A, "psd", False) else residual.bounds
-    return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=bounds)
+    return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
 
 def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Number
+from numbers import Number, Real
 from typing import Any, Protocol, runtime_checkable
 
 from traceest import _array_api as aa
@@ -181,8 +181,11 @@ class Operator:
     def __mul__(self, c: Any) -> Operator:
         if not (isinstance(c, Number) or getattr(c, "shape", None) == ()):
             return NotImplemented
-        conj_c = c.conjugate() if isinstance(c, complex) else c
-        is_real = not isinstance(c, complex)
+        if isinstance(c, Number):
+            is_real, conj_c = isinstance(c, Real), c.conjugate()  # type: ignore[attr-defined]
+        else:
+            xp = aa.namespace(c)
+            is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
         adjoint = lambda X: conj_c * self.rmatmat(X)  # noqa: E731
         return Operator(
             self.shape,
@@ -190,7 +193,7 @@ class Operator:
             matmat=(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
             rmatmat=adjoint if hasattr(self, "rmatmat") else None,
             symmetric=self.symmetric and is_real,
-            psd=self.psd and isinstance(c, (int, float)) and c >= 0,
+            psd=self.psd and isinstance(c, Real) and float(c) >= 0,
             name="c·A",
         )
 

@@ -64,7 +64,13 @@ def aslinearoperator(
     known = {"symmetric": symmetric, "psd": psd}
     if _conforms(A):
         return A if not (symmetric or psd or n_blocks) else _declare(A, n_blocks, **known)
-    if array_api_compat.is_array_api_obj(A) and not _is_scipy(A):
+    is_array = array_api_compat.is_array_api_obj(A) and not _is_scipy(A)
+    if n_blocks is not None and not is_array:
+        raise ValueError(
+            f"aslinearoperator: n_blocks= is for arrays, got a {type(A).__name__}; make an Operator that has n_blocks "
+            "and block_rmatmat of its own."
+        )
+    if is_array:
         op: Operator = _from_array(A, n_blocks, **known)
     elif callable(A) and not hasattr(A, "shape"):
         op = _from_function(A, like, shape, adjoint, **known)
@@ -100,6 +106,14 @@ def _is_scipy(A: Any) -> bool:
 
 def _declare(A: Any, n_blocks: int | None, **known: Any) -> Operator:
     """The same products with more known of them; a Gram operator knows all already."""
+    if isinstance(A, DenseOperator):
+        known = {flag: known[flag] or getattr(A, flag) for flag in known}
+        return _from_array(A.array, n_blocks or A.n_blocks, **known)
+    if n_blocks not in (None, getattr(A, "n_blocks", None)):
+        raise ValueError(
+            f"aslinearoperator: {A!r} cannot be split into n_blocks = {n_blocks} from outside, its products decide; "
+            "give the array, or an Operator that has n_blocks and block_rmatmat of its own."
+        )
     if hasattr(A, "factor"):
         return A
     abilities: dict[str, Any] = {p: getattr(A, p, None) for p in ("matmat", "rmatmat", *ABILITIES)}
