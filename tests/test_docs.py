@@ -43,7 +43,7 @@ def test_readme_examples_run_as_written(block: str) -> None:
 
 def test_the_quickstart_starts_with_two_bash_blocks() -> None:
     quickstart = README.split("## Quickstart", 1)[1].split("\n## ", 1)[0]
-    assert re.findall(r"^```(\w*)\n", quickstart, re.M)[:2] == ["bash", "bash"]
+    assert re.findall(r"^```(\w+)\n", quickstart, re.M)[:2] == ["bash", "bash"]
     assert len(re.findall(r"^```bash\n", quickstart, re.M)) == 2
 
 
