@@ -1,0 +1,198 @@
+"""The console command: what it prints, what it writes, how it fails."""
+
+import importlib
+import json
+import sys
+
+import pytest
+
+import traceest
+from traceest_adapters.cli import main
+
+STATISTICS = ["trace", "Frobenius norm", "effective rank"]
+ROWS = [("before", s) for s in STATISTICS] + [("after", s) for s in STATISTICS] + [("before and after", "alignment")]
+EXTRAS = ("rich", "sklearn", "matplotlib")
+
+
+@pytest.fixture(params=["jax", "torch"])
+def framework(request):
+    for module in (request.param, *EXTRAS):
+        pytest.importorskip(module)
+    return request.param
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Kernels so small that their exact statistics take no time."""
+    from traceest_adapters.demo import data
+
+    monkeypatch.setattr(data, "N_PROBED", 6)
+
+
+def run_json(capsys, *args):
+    assert main(["demo", "--json", *args]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("few_images")
+def test_json_holds_every_statistic_with_its_interval_beside_the_exact_value(framework, capsys, tmp_path):
+    png = tmp_path / "demo.png"
+    out = run_json(capsys, "--backend", framework, "--steps", "3", "--probes", "4", "--output", str(png))
+
+    assert (out["backend"], out["steps"], out["probes"], out["plot"]) == (framework, 3, 4, str(png))
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert [(m["name"], m["n"], m["n_examples"]) for m in out["models"]] == [("GRU", 6 * 8 * 24, 6), ("MLP", 6 * 64, 6)]
+    held = 0
+    for model in out["models"]:
+        assert [(c["when"], c["statistic"]) for c in model["comparisons"]] == ROWS
+        n_b = model["n"] // model["n_examples"]
+        for c in model["comparisons"]:
+            kernels = 2 if c["statistic"] == "alignment" else 1
+            estimate, exact = c["estimate"], c["exact"]
+            low, high = estimate["ci95"]
+            assert low <= estimate["value"] <= high
+            assert estimate["stderr"] > 0
+            assert (exact["method"], exact["stderr"]) == ("exact", 0)
+            assert estimate["n_rmatvecs"] + estimate["n_matvecs"] == 4 * kernels
+            assert exact["n_rmatvecs"] + exact["n_matvecs"] == n_b * kernels
+            assert c["speed_up"] == pytest.approx(exact["seconds"] / estimate["seconds"])
+            assert c["interval_holds_exact"] is (low <= exact["value"] <= high)
+            # Ten standard errors: not a test of the coverage, but of estimate and exact meaning the same.
+            assert abs(estimate["value"] - exact["value"]) < 10 * estimate["stderr"]
+            held += c["interval_holds_exact"]
+        assert_exact_values_agree(model)
+        assert_track_ends_in_the_table(model)
+    assert (out["intervals_holding_exact"], out["intervals"]) == (held, 2 * len(ROWS))
+
+
+def assert_exact_values_agree(model):
+    exact = {(c["when"], c["statistic"]): c["exact"]["value"] for c in model["comparisons"]}
+    for when in ("before", "after"):
+        trace, norm, rank = (exact[when, s] for s in STATISTICS)
+        assert rank == pytest.approx((trace / norm) ** 2, rel=1e-3)
+    assert 0 < exact["before and after", "alignment"] <= 1
+
+
+def assert_track_ends_in_the_table(model):
+    track = model["along_training"]
+    assert [p["step"] for p in track] == [0, 1, 2, 3]
+    for when, point in (("before", track[0]), ("after", track[-1])):
+        assert point["accuracy"] == model["accuracy"][when]
+        for c in model["comparisons"]:
+            if c["when"] == when:
+                assert point[c["statistic"]]["value"] == pytest.approx(c["estimate"]["value"], rel=1e-4)
+    assert track[0]["alignment"]["value"] == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.usefixtures("few_images")
+def test_tables_fit_eighty_columns_and_the_bar_stays_out_of_stdout(framework, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--backend", framework, "--steps", "2", "--no-plot"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line == line.rstrip() for line in lines)
+    assert "…" not in "".join(lines)  # nothing cut off
+    assert "\x1b" not in "".join(lines)
+    for model in ("GRU", "MLP"):
+        assert sum(line.startswith(f"{model}, state:") for line in lines) == 1
+    for statistic in STATISTICS:
+        assert sum(line.startswith(f" {statistic} ") for line in lines) == 4
+    assert sum(line.startswith(" alignment ") for line in lines) == 2
+    assert "of 14 intervals hold the exact value" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_by_default_the_models_learn_and_every_interval_holds_its_exact_value(framework, capsys):
+    out = run_json(capsys, "--backend", framework, "--no-plot")
+    outside = [c for m in out["models"] for c in m["comparisons"] if not c["interval_holds_exact"]]
+    assert outside == []
+    assert out["intervals_holding_exact"] == 14
+    assert out["seconds"] < 120
+    for model in out["models"]:
+        assert model["accuracy"]["after"] > 0.85
+        seconds = {way: sum(c[way]["seconds"] for c in model["comparisons"]) for way in ("estimate", "exact")}
+        assert seconds["exact"] > 3 * seconds["estimate"]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(framework, few_images):
+    del few_images
+    from traceest_adapters.demo import data, measure
+
+    models = importlib.import_module(f"traceest_adapters.demo.{framework}_models")
+
+    def traces(seed):
+        learners = models.learners(data.load(seed), seed)
+        for learner in learners:
+            learner.train(1)
+        kernels = [learner.kernel() for learner in learners]
+        return [float(measure.estimates(K, K, 3, seed)["trace"]) for K in kernels]
+
+    first = traces(1)
+    assert traces(1) == pytest.approx(first, rel=1e-5)
+    assert traces(2) != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "args", "cure"),
+    [
+        (("jax",), ["--backend", "jax"], "pip install 'traceest[demo,jax]'"),
+        (("torch",), ["--backend", "torch"], "pip install 'traceest[demo,torch]'"),
+        (("jax", "torch"), [], "'traceest[demo,jax]' or 'traceest[demo,torch]'"),
+        (("rich",), [], "pip install 'traceest[demo]'"),
+        (("sklearn", "matplotlib"), [], "scikit-learn and matplotlib not installed: pip install 'traceest[demo]'"),
+    ],
+)
+def test_a_missing_extra_is_told_in_one_line_with_its_cure(missing, args, cure, capsys, monkeypatch):
+    monkeypatch.setattr("traceest_adapters.cli.find_spec", lambda name: None if name in missing else object())
+    assert main(["demo", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert cure in err
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--probes", "2"], "must be at least 3, got 2"),
+        (["--steps", "0"], "must be at least 1, got 0"),
+        (["--steps", "many"], "invalid integer value: 'many'"),
+        (["--backend", "numpy"], "invalid choice: 'numpy'"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(args, told, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *args])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert args[0] in err
+    assert told in err
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("traceest_adapters.cli.find_spec", lambda name: object())
+    assert main(["demo", "--output", str(tmp_path / "nowhere" / "a.png")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert "that is a folder" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"traceest {traceest.__version__}\n"
+    assert main([]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_the_command_imports_no_framework_before_it_needs_one(tmp_path):
+    import subprocess
+
+    code = (
+        "import sys, traceest_adapters.cli as c; c.main([]);"
+        "sys.exit(bool({'jax', 'torch', 'rich', 'sklearn', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
