@@ -50,6 +50,8 @@ def require_side(A: Any, side: str, caller: str) -> None:
 
 def budget(n: Any, probes: Any, minimum: int, name: str, caller: str) -> int:
     """The number of products to spend, from the budget or from the explicit probes."""
+    if probes is not None and not array_api_compat.is_array_api_obj(probes):
+        raise TypeError(f"{caller}: probes must be an array, one probe a column, got {type(probes).__name__}.")
     if n is None and probes is not None:
         n = probes.shape[-1]
     if n is None:
@@ -68,8 +70,6 @@ def check_probes(probes: Any, rows: int, A: Any, caller: str) -> None:
     """Raise unless explicit `probes` fit the operator in shape, dtype and device."""
     if probes is None:
         return
-    if not array_api_compat.is_array_api_obj(probes):
-        raise TypeError(f"{caller}: probes must be an array, ({rows}, k), got {type(probes).__name__}.")
     if probes.ndim != 2 or probes.shape[0] != rows:
         raise ValueError(f"{caller}: probes must have shape ({rows}, k), one a column, got {tuple(probes.shape)}.")
     if aa.devices_differ(probes, A):

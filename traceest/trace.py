@@ -102,6 +102,8 @@ def trace(
         raise ValueError(f"trace: method must be one of {', '.join(get_args(Method))}, got {method!r}.")
     chunk = chunk_columns(getattr(A, "factor", A), chunk_size)
     best = cheapest(A)
+    if best is None:
+        check.require_side(A, "matmat", "trace")
     if max_matvecs is None and best is not None:
         max_matvecs = 2 * best.cost + FIRST_LOOK
     budget = check.budget(max_matvecs, None, 1, "max_matvecs", "trace")

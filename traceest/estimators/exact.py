@@ -73,6 +73,8 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     Estimate(6 ± 0, method='exact', n_matvecs=3, n_rmatvecs=0)
     """
     A = check.operator(A, "exact")
+    if side not in ("auto", "matmat", "rmatmat"):
+        raise ValueError(f"exact: side must be auto, matmat or rmatmat, got {side!r}.")
     if side != "auto":
         check.require_side(getattr(A, "factor", A), side, "exact")
     route = cheapest(A, side)

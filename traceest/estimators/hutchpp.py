@@ -107,7 +107,7 @@ def deflate(xp: Any, Q: Any, G: Any) -> Any:
 def _split(m: int | None, q: int | None, probes: Any) -> tuple[int, int]:
     """Sketch and residual sizes (q, s) with 2q + s = m."""
     if probes is not None:
-        k = probes.shape[-1]
+        k = check.budget(None, probes, 1, "probes", "hutchpp")
         q = k // 2 if q is None else q
         if m is not None and m != q + k:
             raise ValueError(

@@ -125,6 +125,11 @@ class Operator:
         self._xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.symmetric, self.psd, self.name = symmetric or psd, psd, name
         self.n_blocks = n_blocks
+        if unknown := abilities.keys() - set(ABILITIES):
+            raise TypeError(
+                f"Operator: unknown products {', '.join(sorted(unknown))}; known are matmat, rmatmat, "
+                f"{', '.join(ABILITIES)}."
+            )
         for side, product in {"matmat": matmat, "rmatmat": rmatmat, **abilities}.items():
             if product is not None:
                 setattr(self, side, product)
