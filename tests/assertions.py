@@ -31,7 +31,8 @@ def assert_variance(estimates: Any, variance: float, within: float) -> None:
 def assert_close(value: Any, truth: Any, rtol: float) -> None:
     """Equal up to `rtol` of the largest entry of `truth`; NaN equals NaN."""
     value, truth = np.asarray(value), np.asarray(truth)
-    np.testing.assert_allclose(value, truth, rtol=rtol, atol=rtol * float(np.max(np.abs(truth), initial=0.0)))
+    scale = np.max(np.abs(truth), initial=0.0, where=np.isfinite(truth))
+    np.testing.assert_allclose(value, truth, rtol=rtol, atol=rtol * float(scale))
 
 
 class Counter:

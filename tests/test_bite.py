@@ -1,0 +1,117 @@
+"""The tests bite: the very checks used elsewhere fail on estimators that are wrong in known ways."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import operators_zoo as zoo
+import pytest
+import test_counts
+import test_kernels
+import test_unbiased
+from assertions import assert_close, assert_unbiased, assert_variance
+
+import traceest as te
+
+HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
+KERNELS = sys.modules["traceest.kernels"]
+
+
+def zero(A, n=None, **kwargs):
+    """An estimator that returns zero, and is sure of it."""
+    e = te.hutchinson(A, n, **kwargs)
+    return replace(e, value=0 * e.value, stderr=0 * e.stderr)
+
+
+def residual_of(broken):
+    """Hutch++ with its residual term changed."""
+    return lambda samples, **fields: broken(te.estimate.from_samples(samples, **fields))
+
+
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_a_returned_zero_is_caught(spectrum):
+    with pytest.raises(AssertionError, match="off"):
+        test_unbiased.check_trace(lambda A, seed: zero(A, 7, rng=seed), zoo.spectral(spectrum, test_unbiased.N))
+
+
+@pytest.mark.parametrize("name", ["rhutch", "rhutch per block", "fhutch"])
+def test_a_squared_norm_that_is_off_by_a_tenth_is_caught(name):
+    def broken(J, seed):
+        return 1.1 * complex(test_unbiased.ONE_SIDED[name](J, seed))
+
+    with pytest.raises(AssertionError, match="off"):
+        test_unbiased.check_squared_norm(broken, zoo.jacobian(12, 5, 40))
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "smallstep", "bigstep"])
+@pytest.mark.parametrize("name", ["hutchpp", "hutchpp, wide sketch"])
+def test_a_dropped_residual_is_caught(monkeypatch, spectrum, name):
+    monkeypatch.setattr(HUTCHPP, "from_samples", residual_of(lambda e: replace(e, value=0 * e.value)))
+    with pytest.raises(AssertionError, match="off"):
+        test_unbiased.check_trace(test_unbiased.TWO_SIDED[name], zoo.spectral(spectrum, test_unbiased.N))
+
+
+def test_a_residual_that_is_not_deflated_is_caught(monkeypatch):
+    monkeypatch.setattr(HUTCHPP, "deflate", lambda xp, Q, G: G)
+    with pytest.raises(AssertionError, match="off"):
+        test_unbiased.check_trace(test_unbiased.TWO_SIDED["hutchpp"], zoo.spectral("poly", test_unbiased.N))
+
+
+@pytest.mark.parametrize("name", ["hutchinson", "hutchpp", "frobenius", "trace by hutchinson"])
+def test_a_doubled_budget_is_caught(monkeypatch, name):
+    once = te._validation.budget
+    monkeypatch.setattr(te._validation, "budget", lambda *args: 2 * once(*args))
+    with pytest.raises(AssertionError, match="of a budget of 11"):
+        test_counts.check_budget(test_counts.SQUARE[name], 11)
+
+
+def test_a_count_that_is_not_what_was_spent_is_caught():
+    with pytest.raises(AssertionError, match="reports"):
+        test_counts.check_budget(lambda A, m: replace(te.hutchinson(A, m, rng=0), n_matvecs=m - 1), 11)
+
+
+@pytest.mark.parametrize("factor", [0.5, 10.0])
+def test_an_error_bar_of_the_wrong_size_is_caught(monkeypatch, factor):
+    honest = KERNELS.jackknife
+
+    def wrong(xp, s, **fields):
+        e = honest(xp, s, **fields)
+        return replace(e, stderr=factor * e.stderr)
+
+    monkeypatch.setattr(KERNELS, "jackknife", wrong)
+    with pytest.raises(AssertionError):
+        test_kernels.test_estimates_agree_with_the_dense_kernel("frobenius_norm", "two-sided")
+
+
+def test_the_biased_norm_of_the_sketch_is_caught(monkeypatch):
+    def biased(xp, H):
+        e = test_unbiased.pair_mean(xp, H)
+        diagonal = np.sum(np.einsum("bibi->bi", H)) / H.shape[1] ** 2
+        return e.map(lambda value: value + diagonal)
+
+    monkeypatch.setattr(KERNELS, "pair_mean", biased)
+    with pytest.raises(AssertionError):
+        test_kernels.test_estimates_agree_with_the_dense_kernel("frobenius_norm", "one block")
+
+
+def test_a_variance_that_is_off_by_a_fifth_is_caught():
+    x = np.random.default_rng(0).standard_normal(40_000)
+    assert_variance(x, 1.0, within=0.1)
+    for factor in (0.8, 1.2):
+        with pytest.raises(AssertionError, match="variance"):
+            assert_variance(x, factor, within=0.1)
+
+
+def test_the_checks_pass_what_is_right():
+    x = np.random.default_rng(0).standard_normal(1000)
+    assert_unbiased(x, 0.0)
+    assert_unbiased(np.full(10, 3.0), 3.0)
+    assert_close([1.0, np.nan], [1.0, np.nan], 1e-15)
+    with pytest.raises(AssertionError):
+        assert_unbiased(x, 0.2)
+    with pytest.raises(AssertionError):
+        assert_unbiased(np.full(10, np.nan), 3.0)
+    with pytest.raises(AssertionError):
+        assert_close([1.0], [1.0 + 1e-9], 1e-12)
