@@ -17,50 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import traceest as te
 from traceest_adapters import _jax_backend  # noqa: F401  (registers itself)
+from traceest_adapters import _jax_checks as checks
+from traceest_adapters import _jax_steps as steps
 from traceest_adapters import _state as common
+from traceest_adapters._jax_model import Model, traced
 
 CHUNK = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
-
-
-class Model(NamedTuple):
-    """The static part of a Jacobian: compiled steps are shared by all Jacobians with an equal one."""
-
-    fn: Callable[..., Any]
-    output: Any
-    batch_axis: int | None
-    trainable: tuple[bool, ...]
-    treedef: Any
-
-    def rows(self, trained: list[Any], fixed: list[Any], inputs: Any) -> Any:
-        """The state as (n_examples, n_b), whatever the model's layout."""
-        left, right = iter(trained), iter(fixed)
-        leaves = [next(left) if t else next(right) for t in self.trainable]
-        state = common.selector(self.output)(self.fn(jax.tree.unflatten(self.treedef, leaves), *inputs))
-        arrays = jax.tree.leaves(state)
-        if self.batch_axis is None:
-            return jnp.concatenate([jnp.ravel(a) for a in arrays])[None, :]
-        arrays = [jnp.moveaxis(a, self.batch_axis, 0) for a in arrays]
-        return jnp.concatenate([jnp.reshape(a, (a.shape[0], -1)) for a in arrays], axis=1)
-
-    def example_first(self, inputs: Any) -> Any:
-        """Inputs with the batch axis leading, to be scanned over."""
-        axis = self.batch_axis
-        return inputs if axis is None else jax.tree.map(lambda x: jnp.moveaxis(x, axis, 0), inputs)
-
-    def row(self, trained: list[Any], fixed: list[Any], example: Any) -> Any:
-        """The state of one example, (n_b,)."""
-        axis = self.batch_axis
-        if axis is not None:
-            example = jax.tree.map(lambda x: jnp.expand_dims(x, axis), example)
-        return self.rows(trained, fixed, example)[0]
 
 
 class JaxJacobian(te.Operator):
@@ -74,7 +44,7 @@ class JaxJacobian(te.Operator):
         like = jnp.zeros((), dtype)
         n_blocks = None if model.batch_axis is None else state.shape[0]
         super().__init__((state.size, P), like=like, n_blocks=n_blocks, name="JaxJacobian")
-        if not _traced(trained):
+        if not traced(trained):
             self.device = trained[0].device
         self.chunk_size = CHUNK if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
@@ -82,11 +52,11 @@ class JaxJacobian(te.Operator):
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
     def _vjp(self) -> Any:
-        return _linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
+        return steps.linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
 
     @cached_property
     def _jvp(self) -> Any:
-        return _linearise_forward(self.model, self.trained, self.fixed, self.inputs)
+        return steps.linearise_forward(self.model, self.trained, self.fixed, self.inputs)
 
     @cached_property
     def _examples(self) -> Any:
@@ -99,23 +69,23 @@ class JaxJacobian(te.Operator):
     # -- products -----------------------------------------------------------------------------------
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._by_chunks(lambda U: _rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
+        return self._by_chunks(lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
 
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
         leaves = self._tangents(W)
-        return self._by_chunks(lambda T: _matmat(self._jvp, T).astype(self.dtype), leaves)
+        return self._by_chunks(lambda T: steps.matmat(self._jvp, T).astype(self.dtype), leaves)
 
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
-        step = lambda U: _gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
+        step = lambda U: steps.gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V))
 
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), a scan over examples with the probes mapped inside."""
         if self._B == 1:
-            return self._by_chunks(lambda U: _sqnorms(self._vjp, U).astype(self.dtype), self._cotangents(V))
-        step = partial(_block_sqnorms, self.model, self.trained, self.fixed, self._examples)
+            return self._by_chunks(lambda U: steps.sqnorms(self._vjp, U).astype(self.dtype), self._cotangents(V))
+        step = partial(steps.block_sqnorms, self.model, self.trained, self.fixed, self._examples)
         return self._by_chunks(lambda U: step(U).astype(self.dtype), self._cotangents(V))
 
     def block_rmatmat(self, V: Any) -> Any:
@@ -136,12 +106,12 @@ class JaxJacobian(te.Operator):
         G: Any = 0.0
         for group in common.groups(sizes, B * c * len(pieces), self.dtype.itemsize):
             g = [self._block_grads(tuple(group), piece) for piece in pieces]
-            G = G + jnp.stack([jnp.stack([_inner(a, b) for b in g]) for a in g])  # (pieces, pieces, B, c, B, c)
+            G = G + jnp.stack([jnp.stack([steps.inner(a, b) for b in g]) for a in g])  # (pieces, pieces, B, c, B, c)
         G = jnp.reshape(jnp.transpose(G, (2, 0, 3, 4, 1, 5)), (B, c * len(pieces), B, c * len(pieces)))
         return G[:, :k, :, :k].astype(self.dtype)
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
-        return _block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
+        return steps.block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
 
     # -- columns in chunks of one size, so that a new number of probes compiles nothing ----------------
     def _cotangents(self, V: Any) -> Any:
@@ -170,98 +140,6 @@ class JaxJacobian(te.Operator):
         k = jax.tree.leaves(U)[0].shape[0]
         parts = [step(piece) for piece in self._pieces(U)]
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))[..., :k]
-
-
-# -- compiled steps: static in the model alone ------------------------------------------------------------
-@partial(jax.jit, static_argnums=0)
-def _linearise_reverse(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
-    return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1]
-
-
-@partial(jax.jit, static_argnums=0)
-def _linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
-    return jax.linearize(lambda p: model.rows(p, fixed, inputs), trained)[1]
-
-
-@jax.jit
-def _rmatmat(vjp: Any, U: Any) -> Any:
-    (grads,) = jax.vmap(vjp)(U)
-    return _flat(grads).T
-
-
-@jax.jit
-def _matmat(jvp: Any, T: Any) -> Any:
-    out = jax.vmap(jvp)(T)
-    return jnp.reshape(out, (out.shape[0], -1)).T
-
-
-@jax.jit
-def _gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
-    out = jax.vmap(lambda u: jvp(*vjp(u)))(U)
-    return jnp.reshape(out, (out.shape[0], -1)).T
-
-
-@jax.jit
-def _sqnorms(vjp: Any, U: Any) -> Any:
-    (grads,) = jax.vmap(vjp)(U)
-    return _squares(grads)[None, :]
-
-
-@partial(jax.jit, static_argnums=0)
-def _block_sqnorms(model: Model, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
-    def one(example_and_probes: Any) -> Any:
-        example, u = example_and_probes
-        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(p, fixed, example), trained)[1])(u)
-        return _squares(grads)
-
-    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
-    """Gradients of the parameters in `group`, (B, c, P_group)."""
-
-    def some(p: Any) -> Any:
-        everything = list(trained)
-        for i, leaf in zip(group, p, strict=True):
-            everything[i] = leaf
-        return everything
-
-    def one(example_and_probes: Any) -> Any:
-        example, u = example_and_probes
-        chosen = [trained[i] for i in group]
-        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
-        return _flat(grads)
-
-    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
-
-
-@jax.jit
-def _inner(a: Any, b: Any) -> Any:
-    return jnp.tensordot(a, b, axes=([2], [2]))
-
-
-@partial(jax.jit, static_argnums=0)
-def _alone_and_together(model: Model, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:
-    """Largest difference between states computed one by one and together, and the largest entry."""
-    together = model.rows(trained, fixed, inputs)
-    alone = jax.lax.map(lambda example: model.row(trained, fixed, example), examples)
-    return jnp.max(jnp.abs(alone - together)), jnp.max(jnp.abs(together))
-
-
-def _flat(grads: list[Any]) -> Any:
-    """(c, P) of a list of (c, …)."""
-    dtype = jnp.result_type(*grads)
-    return jnp.concatenate([jnp.reshape(g, (g.shape[0], -1)).astype(dtype) for g in grads], axis=1)
-
-
-def _squares(grads: list[Any]) -> Any:
-    """Σ over all parameters of the squares, (c,)."""
-    return sum(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in grads)
-
-
-def _traced(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 # -- the public calls -------------------------------------------------------------------------------------
@@ -334,54 +212,13 @@ def jacobian(
         raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
     inputs = jax.tree.map(jnp.asarray, inputs)
     model = Model(fn, output, batch_axis, trainable, treedef)
-    _check_shapes(model, params, inputs)
+    checks.shapes(model, params, inputs)
     J = JaxJacobian(model, trained, fixed, inputs, chunk_size)
-    if check and not _traced((trained, fixed, inputs)):
-        _check_values(J)
+    if check and not traced((trained, fixed, inputs)):
+        checks.values(J)
     return J
 
 
 def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:
     """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
     return te.gram(jacobian(fn, params, *inputs, **options))
-
-
-def _check_shapes(model: Model, params: Any, inputs: Any) -> None:
-    """Raise unless the state is real floating and inputs and state share their batch axis."""
-    state = jax.eval_shape(lambda p, x: common.selector(model.output)(model.fn(p, *x)), params, inputs)
-    arrays = jax.tree.leaves(state)
-    if not arrays:
-        raise TypeError("jacobian: the state holds no array; fn must return arrays (see output=).")
-    for a in arrays:
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            raise TypeError(
-                f"jacobian: the state has dtype {a.dtype}, derivatives are defined for real floating states only; "
-                "select or convert a part of it with output=."
-            )
-    if model.batch_axis is None:
-        return
-    if not jax.tree.leaves(inputs):
-        raise ValueError("jacobian: there are no inputs, hence no batch; give batch_axis=None.")
-    B = common.batch_size([x.shape for x in jax.tree.leaves(inputs)], model.batch_axis, "the inputs")
-    B_out = common.batch_size([a.shape for a in arrays], model.batch_axis, "the state")
-    if B_out != B:
-        raise ValueError(
-            f"batch_axis={model.batch_axis}: {B} examples go in and {B_out} come out; give the right axis, select a "
-            "part of the output with output=, or give batch_axis=None."
-        )
-
-
-def _check_values(J: JaxJacobian) -> None:
-    """Raise unless examples are independent and the state depends on the parameters."""
-    axis = J.model.batch_axis
-    if axis is not None and J._B > 1:
-        try:
-            difference, scale = _alone_and_together(J.model, J.trained, J.fixed, J.inputs, J._examples)
-        except (TypeError, ValueError) as error:
-            raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
-        if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
-            why = f"computed one by one their states differ from those of the batch by up to {float(difference):.2g}"
-            raise common.not_independent(axis, why)
-    ones = jnp.ones((J.shape[0], 1), J.dtype)
-    if not jnp.any(J.block_sqnorms(ones) != 0):
-        raise common.no_dependence()

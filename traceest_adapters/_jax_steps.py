@@ -1,0 +1,99 @@
+"""Compiled steps, static in the model alone: Jacobians of one model share them, whatever the number of probes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from traceest_adapters._jax_model import Model
+
+
+@partial(jax.jit, static_argnums=0)
+def linearise_reverse(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
+    """The pullback of the whole batch's state, residuals included."""
+    return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
+    """The pushforward of the whole batch's state, residuals included."""
+    return jax.linearize(lambda p: model.rows(p, fixed, inputs), trained)[1]
+
+
+@jax.jit
+def rmatmat(vjp: Any, U: Any) -> Any:
+    """(c, B, n_b) → (P, c)."""
+    (grads,) = jax.vmap(vjp)(U)
+    return flat(grads).T
+
+
+@jax.jit
+def matmat(jvp: Any, T: Any) -> Any:
+    """A (c, …) tangent for each parameter → (n, c)."""
+    out = jax.vmap(jvp)(T)
+    return jnp.reshape(out, (out.shape[0], -1)).T
+
+
+@jax.jit
+def gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
+    """(c, B, n_b) → (n, c)."""
+    out = jax.vmap(lambda u: jvp(*vjp(u)))(U)
+    return jnp.reshape(out, (out.shape[0], -1)).T
+
+
+@jax.jit
+def sqnorms(vjp: Any, U: Any) -> Any:
+    """(c, 1, n) → (1, c)."""
+    (grads,) = jax.vmap(vjp)(U)
+    return squares(grads)[None, :]
+
+
+@partial(jax.jit, static_argnums=0)
+def block_sqnorms(model: Model, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+    """(c, B, n_b) → (B, c): a scan over examples, the probes mapped inside."""
+
+    def one(example_and_probes: Any) -> Any:
+        example, u = example_and_probes
+        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(p, fixed, example), trained)[1])(u)
+        return squares(grads)
+
+    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+    """Gradients of the parameters in `group`, (B, c, P_group)."""
+
+    def some(p: Any) -> Any:
+        everything = list(trained)
+        for i, leaf in zip(group, p, strict=True):
+            everything[i] = leaf
+        return everything
+
+    def one(example_and_probes: Any) -> Any:
+        example, u = example_and_probes
+        chosen = [trained[i] for i in group]
+        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
+        return flat(grads)
+
+    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+
+
+@jax.jit
+def inner(a: Any, b: Any) -> Any:
+    """(B, c, P), (B, c, P) → (B, c, B, c)."""
+    return jnp.tensordot(a, b, axes=([2], [2]))
+
+
+def flat(grads: list[Any]) -> Any:
+    """(c, P) of a list of (c, …)."""
+    dtype = jnp.result_type(*grads)
+    return jnp.concatenate([jnp.reshape(g, (g.shape[0], -1)).astype(dtype) for g in grads], axis=1)
+
+
+def squares(grads: list[Any]) -> Any:
+    """Σ over all parameters of the squares, (c,)."""
+    return sum(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in grads)
