@@ -175,7 +175,9 @@ def test_a_jax_key_may_be_traced(key):
     assert len(np.unique(np.asarray(many))) > 10
 
 
-@pytest.mark.parametrize("rng", [1.5, "0", True, object(), np.random.RandomState(0), (1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "rng", [1.5, "0", True, object(), np.random.RandomState(0), (1, 2)], ids=lambda rng: type(rng).__name__
+)
 def test_anything_else_is_no_rng(rng):
     with pytest.raises(TypeError, match=r"rng must be an int, a numpy.random.Generator.*for instance rng=0"):
         te.hutchinson(np.eye(9), 2, rng=rng)
