@@ -167,6 +167,8 @@ def test_lazy_algebra_is_matrix_algebra(A):
     expressions = {
         "sum": (a + b, A + B),
         "sum with an array": (a + B, A + B),
+        "sum of an array": (B + a, A + B),
+        "difference from an array": (B - a, B - A),
         "difference": (a - b, A - B),
         "negative": (-a, -A),
         "product": (a @ b, A @ B),
@@ -201,6 +203,9 @@ def test_a_product_with_an_array_is_an_array():
     X = np.arange(12.0).reshape(4, 3)
     assert_close(a @ X, J @ X, 1e-15)
     assert_close(a @ X[:, 0], J @ X[:, 0], 1e-15)
+    Y = np.arange(2.0 * J.shape[0]).reshape(2, -1)
+    assert_close(Y @ a, Y @ J, 1e-14)
+    assert_close(Y[0] @ a, Y[0] @ J, 1e-14)
 
 
 def test_symmetry_survives_what_keeps_it():

@@ -183,6 +183,8 @@ class Operator:
             psd=self.psd and other.psd,
         )
 
+    __radd__ = __add__
+
     def __mul__(self, c: Any) -> Operator:
         if not (isinstance(c, Number) or getattr(c, "shape", None) == ()):
             return NotImplemented
@@ -213,6 +215,19 @@ class Operator:
     def __sub__(self, other: Any) -> Operator:
         other = _operand(other)
         return NotImplemented if other is NotImplemented else self + (-other)
+
+    def __rsub__(self, other: Any) -> Operator:
+        other = _operand(other)
+        return other if other is NotImplemented else other - self
+
+    def __rmatmul__(self, X: Array) -> Any:
+        if getattr(X, "ndim", None) not in (1, 2):
+            return NotImplemented
+        if X.shape[-1] != self.shape[0]:
+            raise ValueError(f"X @ A: X has {X.shape[-1]} columns, expected {self.shape[0]} (A is {self.shape}).")
+        rows = X if X.ndim == 2 else X[None, :]
+        product = aa.adjoint(self._xp, self.rmatmat(aa.adjoint(self._xp, rows)))
+        return product if X.ndim == 2 else product[0, :]
 
     def __matmul__(self, other: Any) -> Any:
         if getattr(other, "ndim", None) in (1, 2) and not hasattr(other, "matmat"):
