@@ -17,6 +17,7 @@ import traceest as te
 
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
 KERNELS = sys.modules["traceest.kernels"]
+SKETCH = sys.modules["traceest.estimators.kernel_sketch"]
 
 
 def zero(A, n=None, **kwargs):
@@ -91,7 +92,7 @@ def test_the_biased_norm_of_the_sketch_is_caught(monkeypatch):
         diagonal = np.sum(np.einsum("bibi->bi", H)) / H.shape[1] ** 2
         return e.map(lambda value: value + diagonal)
 
-    monkeypatch.setattr(KERNELS, "pair_mean", biased)
+    monkeypatch.setattr(SKETCH, "pair_mean", biased)
     with pytest.raises(AssertionError):
         test_kernels.test_estimates_agree_with_the_dense_kernel("frobenius_norm", "one block")
 
