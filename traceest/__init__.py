@@ -6,7 +6,7 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 
 from traceest import probes
 from traceest.estimate import ConfidenceInterval, Estimate, merge
-from traceest.estimators import exact, fhutch, hutchinson, hutchpp, rhutch
+from traceest.estimators import exact, fhutch, hutchinson, hutchpp, rhutch, xnystrace, xtrace
 from traceest.kernels import alignment, effective_rank, frobenius_norm
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
 from traceest.trace import trace
@@ -34,4 +34,6 @@ __all__ = [
     "probes",
     "rhutch",
     "trace",
+    "xnystrace",
+    "xtrace",
 ]

@@ -1,8 +1,9 @@
 """Estimators with a fixed budget: pure functions of operator and random numbers, one file a family."""
 
 from traceest.estimators.exact import exact
+from traceest.estimators.exchangeable import xnystrace, xtrace
 from traceest.estimators.hutchinson import hutchinson
 from traceest.estimators.hutchpp import hutchpp
 from traceest.estimators.one_sided import fhutch, rhutch
 
-__all__ = ["exact", "fhutch", "hutchinson", "hutchpp", "rhutch"]
+__all__ = ["exact", "fhutch", "hutchinson", "hutchpp", "rhutch", "xnystrace", "xtrace"]

@@ -90,6 +90,12 @@ def hutchpp(
     return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
 
+def products(xp: Any, A: Any, X: Any, chunk: int) -> Any:
+    """A X, a chunk of columns at a time."""
+    k = X.shape[1]
+    return aa.concat_columns(xp, [A.matmat(X[:, i : min(i + chunk, k)]) for i in range(0, k, chunk)])
+
+
 def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:
     """vᴴAv for each column of each chunk; of a Gram operator as ‖Jᴴv‖², one vjp instead of vjp and jvp."""
     if hasattr(A, "factor"):

@@ -90,6 +90,6 @@ def jackknife(xp: Any, s: Statistic, **fields: Any) -> Estimate:
     m = s.left_out.shape[1]
     d = s.left_out - xp.sum(s.left_out, axis=1, keepdims=True) / m
     scale = aa.safe_scale(xp, d)
-    parts = xp.sqrt(xp.sum((d / scale) ** 2, axis=1) * ((m - 1) / m)) * xp.sum(scale)
+    parts = xp.sqrt(xp.sum(aa.abs2(xp, d / scale), axis=1) * ((m - 1) / m)) * xp.sum(scale)
     stderr, df = _welch_satterthwaite(xp, parts, xp.ones_like(parts) * (m - 1))
     return Estimate(s.value, stderr, df, None, **fields)
