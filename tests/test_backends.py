@@ -24,6 +24,11 @@ def lazy(A):
     return 2.0 * A @ A.T - A.H / 3
 
 
+def lazy_square(A):
+    A = te.aslinearoperator(A)
+    return A.H @ A
+
+
 ESTIMATORS = {
     "exact": te.exact,
     "hutchinson": lambda A: te.hutchinson(A, 9, rng=0),
@@ -32,6 +37,9 @@ ESTIMATORS = {
     "hutchinson, orthogonal": lambda A: te.hutchinson(A, 9, rng=0, distribution="orthogonal"),
     "hutchpp": lambda A: te.hutchpp(A, 12, rng=0),
     "hutchpp, chunked": lambda A: te.hutchpp(A, 12, rng=0, chunk_size=3),
+    "xtrace": lambda A: te.xtrace(A, 12, rng=0),
+    "xtrace, rademacher": lambda A: te.xtrace(A, 12, rng=0, distribution="rademacher"),
+    "xnystrace of the square": lambda A: te.xnystrace(lazy_square(A), 9, rng=0),
     "two-sided frobenius": lambda A: te.frobenius_norm(A, n_matvecs=9, rng=0),
     "two-sided effective rank": lambda A: te.effective_rank(A, n_matvecs=9, rng=0),
     "exact effective rank": lambda A: te.effective_rank(A, method="exact"),
@@ -44,6 +52,8 @@ FACTORED = {
     "rhutch, blocks": lambda J: te.rhutch(blocks(J), 3, rng=0),
     "rhutch, orthogonal blocks": lambda J: te.rhutch(blocks(J), 3, rng=0, distribution="orthogonal"),
     "fhutch": lambda J: te.fhutch(J, 4, rng=0),
+    "xtrace of K": lambda J: te.xtrace(te.gram(J), 12, rng=0),
+    "xnystrace of K": lambda J: te.xnystrace(te.gram(J), 7, rng=0),
     "hutchpp of K": lambda J: te.hutchpp(te.gram(J), 12, rng=0),
     "frobenius": lambda J: te.frobenius_norm(te.gram(J), 6, rng=0),
     "frobenius, blocks": lambda J: te.frobenius_norm(te.gram(J, n_blocks=8), 4, rng=0),

@@ -14,6 +14,8 @@ import traceest as te
 ESTIMATORS = {
     "hutchinson": lambda A: te.hutchinson(A, 7, rng=0),
     "hutchpp": lambda A: te.hutchpp(A, 9, rng=0),
+    "xtrace": lambda A: te.xtrace(A, 14, rng=0),
+    "xnystrace of the kernel": lambda A: te.xnystrace(te.gram(A), 7, rng=0),
     "hutchpp of the kernel": lambda A: te.hutchpp(te.gram(A), 9, rng=0),
     "rhutch": lambda A: te.rhutch(A, 7, rng=0),
     "rhutch per block": lambda A: te.rhutch(te.aslinearoperator(A, n_blocks=A.shape[0]), 7, rng=0),
@@ -21,7 +23,7 @@ ESTIMATORS = {
     "trace": lambda A: te.trace(A, rng=0),
     "exact": te.exact,
 }
-OF_THE_GRAM = ("hutchpp of the kernel", "rhutch", "rhutch per block", "fhutch")
+OF_THE_GRAM = ("xnystrace of the kernel", "hutchpp of the kernel", "rhutch", "rhutch per block", "fhutch")
 
 
 def truth(name, A):

@@ -21,6 +21,8 @@ TWO_SIDED = {
     "hutchpp": lambda A, seed: te.hutchpp(A, 7, rng=seed),
     "hutchpp, wide sketch": lambda A, seed: te.hutchpp(A, 25, rng=seed),
     "hutchpp gaussian": lambda A, seed: te.hutchpp(A, 7, rng=seed, distribution="gaussian"),
+    "xtrace": lambda A, seed: te.xtrace(A, 10, rng=seed),
+    "xtrace, rademacher": lambda A, seed: te.xtrace(A, 10, rng=seed, distribution="rademacher"),
     "hutchpp of few sketch columns": lambda A, seed: te.hutchpp(A, 9, n_sketch=1, rng=seed),
 }
 ONE_SIDED = {
@@ -31,6 +33,11 @@ ONE_SIDED = {
     ),
     "fhutch": lambda J, seed: te.fhutch(J, 2, rng=seed),
     "hutchinson of the kernel": lambda J, seed: te.hutchinson(te.gram(J, n_blocks=12), 2, rng=seed),
+    "xtrace of the kernel": lambda J, seed: te.xtrace(te.gram(J), 10, rng=seed),
+    "xnystrace of the kernel": lambda J, seed: te.xnystrace(te.gram(J), 6, rng=seed),
+    "xnystrace of the kernel, gaussian, as they are": lambda J, seed: te.xnystrace(
+        te.gram(J), 6, rng=seed, distribution="gaussian", normalise=False
+    ),
     "hutchpp of the kernel": lambda J, seed: te.hutchpp(te.gram(J, n_blocks=2), 7, rng=seed),
 }
 SPECTRA = ("fastexp", "slowexp", "poly", "smallstep", "bigstep", "flat")

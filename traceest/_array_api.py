@@ -87,9 +87,14 @@ def safe_scale(xp: Namespace, x: Array, axis: Any = None) -> Array:
     return xp.where(s > 0, s, xp.ones_like(s))
 
 
-def orth(xp: Namespace, Y: Array) -> Array:
-    """Orthonormal columns whose span holds that of Y (Y may be rank-deficient or zero)."""
-    return xp.linalg.qr(Y / safe_scale(xp, Y))[0]
+def orth(xp: Namespace, Y: Array, Omega: Array | None = None) -> tuple[Array, Array]:
+    """Q and R of Y/max|Y| (+ εΩ): orthonormal columns whose span holds that of Y to rounding, and R.
+
+    Y may be rank-deficient or zero; a touch of the probes Ω that it came from keeps QR's derivative finite then.
+    """
+    Y = Y / safe_scale(xp, Y)
+    Q, R = xp.linalg.qr(Y if Omega is None else Y + xp.finfo(Y.dtype).eps * Omega)[:2]
+    return Q, R
 
 
 def concat_columns(xp: Namespace, parts: list[Array]) -> Array:

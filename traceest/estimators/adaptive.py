@@ -127,9 +127,9 @@ class Deflating:
         xp = self.xp
         Y = aa.concat_columns(xp, self.products)
         if self.Q is None:
-            Q = aa.orth(xp, Y)
+            Q = aa.orth(xp, Y)[0]
         else:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
-            Q = aa.orth(xp, deflate(xp, self.Q, aa.orth(xp, deflate(xp, self.Q, Y))))
+            Q = aa.orth(xp, deflate(xp, self.Q, aa.orth(xp, deflate(xp, self.Q, Y))[0]))[0]
         for i in range(0, Q.shape[1], self.chunk):
             Qc = Q[:, i : min(i + self.chunk, Q.shape[1])]
             self.on_sketch = self.on_sketch + xp.sum(aa.vdot(xp, Qc, self._multiply(Qc)))
