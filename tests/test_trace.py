@@ -60,6 +60,18 @@ def test_the_tolerance_is_met_by_a_forced_method(method, spectrum):
     assert {e.method for e in runs} <= {"hutchinson", "adaptive hutchpp"}
 
 
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_a_psd_operators_tolerance_is_met_by_few_products_and_its_interval_holds(spectrum):
+    lam = zoo.SPECTRA[spectrum](N)  # sphere probes know no basis, so a diagonal operator is as good as any
+    op = te.aslinearoperator(lambda X: lam[:, None] * X, like=np.empty((N, 1)), psd=True)
+    missed, runs = misses(op, lam.sum(), rtol=0.01, seeds=150)
+    assert missed <= 0.05 * len(runs)
+    assert {e.method for e in runs} <= {"xnystrace", "hutchinson"}
+    assert max(e.n_matvecs for e in runs) <= 80
+    held = [e.confidence_interval().low <= lam.sum() <= e.confidence_interval().high for e in runs]
+    assert np.mean(held) >= 0.9
+
+
 @pytest.mark.parametrize("n_blocks", [1, 30])
 def test_the_tolerance_is_met_on_kernels(n_blocks):
     J = zoo.jacobian(30, 20, 400)

@@ -11,11 +11,11 @@ from traceest import _progress
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.estimators._metering import chunk_columns
-from traceest.estimators.adaptive import Deflating, Sampling, fhutch_sampling, rhutch_sampling
+from traceest.estimators.adaptive import Deflating, Nystrom, Sampling, fhutch_sampling, rhutch_sampling
 from traceest.estimators.exact import Route, cheapest, exact
 from traceest.probes import Distribution
 
-Method = Literal["auto", "exact", "hutchinson", "hutchpp", "rhutch", "fhutch"]
+Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xnystrace", "rhutch", "fhutch"]
 
 FIRST_LOOK = 10
 """Samples before the first look: a standard error from fewer says too little to stop on."""
@@ -33,7 +33,7 @@ def trace(
     max_matvecs: int | None = None,
     method: Method = "auto",
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution | None = None,
     chunk_size: int | None = None,
     callback: Callable[[Estimate], Any] | None = None,
     progress: bool = False,
@@ -50,6 +50,8 @@ def trace(
       n ≤ 16) is computed at once;
     * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`);
     * one whose J has `matmat` alone: ‖Jw‖² (`fhutch`);
+    * any other known to be positive semidefinite: XNysTrace, whose forms are Hutchinson's samples too, and
+      the better of both answers;
     * any other: Hutchinson, whose products become the sketch of Hutch++ as soon as that is predicted to
       be cheaper, again and again while the samples' spread falls.
 
@@ -64,10 +66,12 @@ def trace(
     max_matvecs : int, optional
         Most products on either side: neither matvecs nor rmatvecs go beyond. Default: room to end with the
         exact trace whatever was sampled before.
-    method : {"auto", "exact", "hutchinson", "hutchpp", "rhutch", "fhutch"}
+    method : {"auto", "exact", "hutchinson", "hutchpp", "xnystrace", "rhutch", "fhutch"}
         Force one of the ways.
-    rng, distribution, chunk_size
+    rng, chunk_size
         As in `hutchinson`.
+    distribution : {"rademacher", "gaussian", "sphere", "orthogonal"}, optional
+        Law of the probes; default: sphere for XNysTrace, Rademacher for all else.
     callback : callable, optional
         Called with the Estimate so far after each growth; returning True stops.
     progress : bool
@@ -145,12 +149,12 @@ class _Target:
         """Whether the interval is inside the tolerance."""
         return bool(self.half(e) <= self.width(e))
 
-    def samples(self, e: Estimate, n_samples: int) -> float:
-        """Predicted number of samples: the half-width falls as their square root."""
+    def samples(self, e: Estimate, n_samples: int, rate: float) -> float:
+        """Predicted number of samples, the half-width falling as their number to the power −`rate`."""
         half, width = self.half(e), self.width(e)
         if math.isnan(half):
             return 2 * n_samples
-        return n_samples * (half / width) ** 2 if width > 0 else (math.inf if half > 0 else 0.0)
+        return n_samples * (half / width) ** (1 / rate) if width > 0 else (math.inf if half > 0 else 0.0)
 
 
 def _grow(
@@ -172,8 +176,9 @@ def _grow(
         if (callback is not None and callback(e)) or target.met_by(e):
             return e
         left, k = budget - spent, sampler.n_samples
-        needed = target.samples(e, k) - k
-        exact_cost = best.cost if best is not None and best.cost <= min(needed, left) else 0
+        needed = target.samples(e, k, sampler.rate) - k
+        patient = k < sampler.patience
+        exact_cost = best.cost if best is not None and not patient and best.cost <= min(needed, left) else 0
         deflation = sampler.deflation_cost()
         # A sketch is tried before the exact trace, and leaves room for it: a few columns may hold all of a low rank.
         ahead = exact_cost or min(needed, left)
@@ -192,20 +197,25 @@ def _grow(
         sampler.grow(max(1, math.ceil(min(k, left, 1.1 * needed))))
 
 
-def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution, chunk: int) -> Sampling | Deflating:
+def _sampler(
+    A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int
+) -> Sampling | Deflating | Nystrom:
+    law: Distribution = distribution or "rademacher"
     J = getattr(A, "factor", None)
     blocks = J is not None and (getattr(J, "n_blocks", None) or 1) > 1
     one_sided = J is not None and ((blocks and hasattr(J, "rmatmat")) or not hasattr(A, "matmat"))
     if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and one_sided)):
         if hasattr(J, "rmatmat"):
-            return rhutch_sampling(J, rng, distribution, chunk)
+            return rhutch_sampling(J, rng, law, chunk)
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")
-        return fhutch_sampling(J, rng, distribution, chunk)
+        return fhutch_sampling(J, rng, law, chunk)
     if method == "fhutch":
         check.require_side(J, "matmat", "trace")
-        return fhutch_sampling(J, rng, distribution, chunk)
+        return fhutch_sampling(J, rng, law, chunk)
     check.require_side(A, "matmat", "trace")
-    return Deflating(A, rng, distribution, chunk)
+    if method == "xnystrace" or (method == "auto" and getattr(A, "psd", False)):
+        return Nystrom(A, rng, distribution, chunk)
+    return Deflating(A, rng, law, chunk)
 
 
 def _as_gram(A: Any, method: Method) -> Any:

@@ -1,7 +1,8 @@
 """Samplers that grow until told to stop: the engines behind `traceest.trace`.
 
 A sampler holds everything already paid for. `grow(k)` spends k more samples; `estimate()` is the
-answer so far; `cost` is what a sample costs in products. `Deflating` may also turn the products of its
+answer so far; its error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not
+resorted to before `patience` samples. `Deflating` may also turn the products of its
 samples into a sketch, which is Hutch++ grown while it pays.
 """
 
@@ -16,6 +17,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter
+from traceest.estimators.exchangeable import nystrom_estimate
 from traceest.estimators.hutchpp import deflate
 from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.probes import Distribution, Probes
@@ -23,6 +25,8 @@ from traceest.probes import Distribution, Probes
 
 class Sampling:
     """Independent samples of one kind, (n_blocks, k) for every (n, k) of probes."""
+
+    rate, patience = 0.5, 0
 
     def __init__(
         self, J: Any, side: str, method: str, sample: Callable[[Any, Any], Any], stream: Probes, chunk: int
@@ -72,6 +76,63 @@ def fhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) ->
     return Sampling(J, "matmat", "fhutch", sample, stream, chunk)
 
 
+class Nystrom:
+    """XNysTrace with ever more probes: nothing is dropped, and all that was paid for serves again.
+
+    The forms ωᴴAω of the same probes are Hutchinson's samples; where the spectrum is flat they are the better answer,
+    and the one with the smaller error is given.
+    """
+
+    side = "matmat"
+
+    def __init__(self, A: Any, rng: Any, distribution: Distribution | None, chunk: int) -> None:
+        self.meter, self.xp, self.chunk = Meter(A), aa.namespace(A), chunk
+        distribution = "sphere" if distribution in (None, "orthogonal") else distribution
+        self.stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
+        self.normalise = distribution != "rademacher"
+        self.patience = A.shape[0] // 8
+        self.probes: list[Any] = []
+        self.products: list[Any] = []
+        self.looks: list[tuple[int, float]] = []
+
+    def grow(self, k: int) -> None:
+        """Spend k more probes."""
+        for Omega in self.stream.chunks(k, self.chunk):
+            first = self.meter.n_matvecs
+            Y = self.meter.op.matmat(Omega)
+            check.finite(Y, self.side, first, "trace")
+            self.probes.append(Omega)
+            self.products.append(Y)
+
+    @property
+    def n_samples(self) -> int:
+        """Probes that the estimate rests on."""
+        return sum(Y.shape[1] for Y in self.products)
+
+    @property
+    def rate(self) -> float:
+        """P of an error that falls as k^−p: as seen between the last two looks, hopeful before."""
+        if len(self.looks) < 2:
+            return 2.0
+        (k, before), (m, now) = self.looks[-2:]
+        return min(8.0, max(0.5, math.log(before / now) / math.log(m / k))) if now > 0 else 8.0
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        Omega, Y = (aa.concat_columns(self.xp, parts) for parts in (self.probes, self.products))
+        forms = aa.real(self.xp, aa.vdot(self.xp, Omega, Y))[None, :]
+        e = from_samples(forms, method="hutchinson", bounds=(0.0, math.inf), **self.meter.spent)
+        if self.n_samples >= 3:
+            nystrom = nystrom_estimate(self.xp, Omega, Y, self.normalise, self.meter)
+            e = nystrom if float(nystrom.stderr) <= float(e.stderr) else e
+        self.looks.append((self.n_samples, float(e.stderr)))
+        return e
+
+    def deflation_cost(self) -> float:
+        """There is nothing to deflate: the sketch is made of all probes already."""
+        return math.inf
+
+
 class Deflating:
     """uᴴAu with u = (I − QQᴴ)g, and Q grown from the products Au when that pays.
 
@@ -81,6 +142,7 @@ class Deflating:
     """
 
     side = "matmat"
+    rate, patience = 0.5, 0
 
     def __init__(self, A: Any, rng: Any, distribution: Distribution, chunk: int) -> None:
         self.meter, self.xp, self.chunk = Meter(A), aa.namespace(A), chunk

@@ -148,9 +148,13 @@ def xnystrace(
     meter, xp, n = Meter(A), aa.namespace(A), A.shape[0]
     Omega = Probes(n, A, rng=rng, distribution=distribution, probes=probes).take(k)
     Y = products(xp, meter.op, Omega, chunk)
-    top, scale = xp.max(xp.abs(Y)), aa.safe_scale(xp, Y)
-    left_out = xnystrace_left_out(xp, Omega, Y / scale, normalise and distribution != "rademacher")
-    return left_out.estimate(xp, top, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
+    return nystrom_estimate(xp, Omega, Y, normalise and distribution != "rademacher", meter)
+
+
+def nystrom_estimate(xp: Any, Omega: Any, Y: Any, normalise: bool, meter: Meter) -> Estimate:
+    """XNysTrace from probes Ω and products Y = AΩ."""
+    left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise)
+    return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
 
 
 def _prepare(A: Any, m: int | None, probes: Any, distribution: str, each: int, caller: str) -> tuple[Any, int, int]:
