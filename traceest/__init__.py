@@ -9,6 +9,7 @@ from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, rhutch, xnystrace, xtrace
 from traceest.kernels import alignment, effective_rank, frobenius_norm
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
+from traceest.storage import load, save
 from traceest.trace import trace
 
 __version__ = "0.1.0"
@@ -30,9 +31,11 @@ __all__ = [
     "gram",
     "hutchinson",
     "hutchpp",
+    "load",
     "merge",
     "probes",
     "rhutch",
+    "save",
     "trace",
     "xnystrace",
     "xtrace",

@@ -12,6 +12,12 @@ import numpy as np
 
 from traceest import _array_api as aa
 
+ARRAYS = ("value", "stderr", "df", "samples")
+"""Fields of `Estimate` that are arrays."""
+
+STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds")
+"""Fields that are not, and stay outside of traces."""
+
 
 class ConfidenceInterval(NamedTuple):
     """Lower and upper end of a confidence interval."""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traceest import Estimate
-
-ARRAYS = ("value", "stderr", "df", "samples")
-STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds")
+from traceest.estimate import ARRAYS, STATIC, Estimate
 
 
 def flatten(e: Estimate) -> tuple[list[Any], tuple[Any, ...]]:
