@@ -186,3 +186,15 @@ def test_orthogonal_probes_are_refused() -> None:
 def test_probes_and_budget_must_agree() -> None:
     with pytest.raises(ValueError, match="7 probes spend 14 products, not n_matvecs = 7"):
         te.xtrace(MATRICES["poly"], 7, probes=te.probes.sphere(N, 7, rng=0))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("factored", [False, True])
+def test_chunks_change_nothing_and_are_kept(name: str, factored: bool) -> None:
+    f = {"xtrace": te.xtrace, "xnystrace": te.xnystrace}[name]
+    J = np.random.default_rng(0).standard_normal((60, 50)) / np.arange(1, 51)
+    A = te.gram(J) if factored else te.aslinearoperator(J @ J.T, psd=True)
+    counter = A if factored else Counter(A)
+    e = f(counter, 24, rng=0, chunk_size=5)
+    assert float(e) == pytest.approx(float(f(A, 24, rng=0)), rel=1e-12)
+    assert factored or counter.widest == 5

@@ -10,7 +10,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.hutchpp import products
@@ -76,19 +76,16 @@ def xtrace(
     >>> abs(float(te.xtrace(A, 60, rng=0)) * 0.3 - 1) < 1e-3
     True
     """
-    A, k, chunk = _prepare(A, n_matvecs, probes, distribution, 2, "xtrace")
-    best = cheapest(A)
-    if probes is None and best is not None and 2 * k >= best.cost:
-        return exact(A, chunk_size=chunk_size)
-    meter, xp, n = Meter(A), aa.namespace(A), A.shape[0]
-    Omega = Probes(n, A, rng=rng, distribution=distribution, probes=probes).take(k)
-    Y = products(xp, meter.op, Omega, chunk)
+    sketch = _sketch(A, n_matvecs, 2, "xtrace", rng, distribution, probes, chunk_size)
+    if isinstance(sketch, Estimate):
+        return sketch
+    meter, Omega, Y, chunk = sketch
+    xp = aa.namespace(Y)
     top, scale = xp.max(xp.abs(Y)), aa.safe_scale(xp, Y)
     Q, R = aa.orth(xp, Y, Omega)
     H, T = _compressed(xp, meter.op, Q, R, Omega, scale, chunk)
     left_out = xtrace_left_out(xp, Omega, Q, R, H, T, normalise and distribution != "rademacher")
-    bounds = (0.0, math.inf) if getattr(A, "psd", False) else (-math.inf, math.inf)
-    return left_out.estimate(xp, top, method="xtrace", bounds=bounds, **meter.spent)
+    return left_out.estimate(xp, top, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
 
 
 def xnystrace(
@@ -141,14 +138,11 @@ def xnystrace(
     >>> abs(float(te.xnystrace(A, 60, rng=0)) * 0.3 - 1) < 1e-7
     True
     """
-    A, k, chunk = _prepare(A, n_matvecs, probes, distribution, 1, "xnystrace")
-    best = cheapest(A)
-    if probes is None and best is not None and k >= best.cost:
-        return exact(A, chunk_size=chunk_size)
-    meter, xp, n = Meter(A), aa.namespace(A), A.shape[0]
-    Omega = Probes(n, A, rng=rng, distribution=distribution, probes=probes).take(k)
-    Y = products(xp, meter.op, Omega, chunk)
-    return nystrom_estimate(xp, Omega, Y, normalise and distribution != "rademacher", meter)
+    sketch = _sketch(A, n_matvecs, 1, "xnystrace", rng, distribution, probes, chunk_size)
+    if isinstance(sketch, Estimate):
+        return sketch
+    meter, Omega, Y, _ = sketch
+    return nystrom_estimate(aa.namespace(Y), Omega, Y, normalise and distribution != "rademacher", meter)
 
 
 def nystrom_estimate(xp: Any, Omega: Any, Y: Any, normalise: bool, meter: Meter) -> Estimate:
@@ -157,8 +151,17 @@ def nystrom_estimate(xp: Any, Omega: Any, Y: Any, normalise: bool, meter: Meter)
     return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
 
 
-def _prepare(A: Any, m: int | None, probes: Any, distribution: str, each: int, caller: str) -> tuple[Any, int, int]:
-    """The operator, the number of probes, and the chunk; a probe costs `each` products."""
+def _sketch(
+    A: Any,
+    m: int | None,
+    each: int,
+    caller: str,
+    rng: Any,
+    distribution: Distribution,
+    probes: Any,
+    chunk_size: int | None,
+) -> Estimate | tuple[Meter, Any, Any, int]:
+    """The meter, probes Ω, Y = AΩ and the chunk; or the exact trace, if m affords it. A probe costs `each` products."""
     A = check.square(A, caller)
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
@@ -169,8 +172,14 @@ def _prepare(A: Any, m: int | None, probes: Any, distribution: str, each: int, c
         if m is not None and m != spent:
             raise ValueError(f"{caller}: {probes.shape[-1]} probes spend {spent} products, not n_matvecs = {m}.")
         m = spent
-    m = check.budget(m, None, 2 * each, "n_matvecs", caller)
-    return A, m // each, chunk_columns(A, None)
+    k = check.budget(m, None, 2 * each, "n_matvecs", caller) // each
+    chunk = chunk_columns(A, chunk_size)
+    best = cheapest(A)
+    if probes is None and best is not None and each * k >= best.cost:
+        return exact(A, chunk_size=chunk)
+    meter, xp = Meter(A), aa.namespace(A)
+    Omega = Probes(A.shape[0], A, rng=rng, distribution=distribution, probes=probes).take(k)
+    return meter, Omega, products(xp, meter.op, Omega, chunk), chunk
 
 
 def _compressed(xp: Any, A: Any, Q: Any, R: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:

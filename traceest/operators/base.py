@@ -189,7 +189,8 @@ class Operator:
         if not (isinstance(c, Number) or getattr(c, "shape", None) == ()):
             return NotImplemented
         if isinstance(c, Number):
-            is_real, conj_c = isinstance(c, Real), c.conjugate()  # type: ignore[attr-defined]
+            number: Any = c  # `Number` promises no conjugate, though all numbers have one
+            is_real, conj_c = isinstance(c, Real), number.conjugate()
         else:
             xp = aa.namespace(c)
             is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
