@@ -109,8 +109,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
                     for x in (*METHODS, TRACE)
                     if any((f, x.name, m) in rows for f in shown)
                 ]
-                some = next(r for r in result["fixed"] if r["family"] == shown[0])
-                title = f"m = {m} (n = {some['n']}, {some['seeds']} seeds): coverage in %, stderr / error"
+                some = [r for r in result["fixed"] if r["family"] in shown and r["budget"] == m]
+                seeds = "–".join(str(k) for k in sorted({min(r["seeds"] for r in some), max(r["seeds"] for r in some)}))
+                title = f"m = {m} (n = {some[0]['n']}, {seeds} seeds): coverage in %, stderr / error"
                 out.append((title, [["", *shown], *body]))
     for rtol in TOLERANCES:
         body = [
