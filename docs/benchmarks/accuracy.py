@@ -23,7 +23,7 @@ from tables import Table, fill, markdown, plain
 
 BUDGETS = (60, 120, 300)
 ROUNDING = 1e-13
-HERE = Path(__file__).resolve().parent
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def errors(p: Problem, estimate: Callable[[int], float], seeds: int) -> dict[str, Any]:
@@ -129,8 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peers", action="store_true", help="run the other libraries that are installed, too")
     parser.add_argument("--seeds", type=int, default=40, help="independent runs for each number")
-    parser.add_argument("--quick", action="store_true", help="5 seeds and one budget, for a look")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for accuracy.json")
+    parser.add_argument(
+        "--quick", action="store_true", help="5 seeds and one budget, for a look: prints only, unless --out is given"
+    )
+    parser.add_argument("--out", type=Path, help="folder for accuracy.json; default: results, beside this file")
     options = parser.parse_args()
     seeds, budgets = (5, BUDGETS[1:2]) if options.quick else (options.seeds, BUDGETS)
     peers: list[Any] = []
@@ -141,14 +143,18 @@ def main() -> None:
         peers, versions = available()
         print(", ".join(f"{library} {version}" for library, version in versions.items()))
     rows = run(peers, budgets, seeds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    result = {"revision": revision(), "peers": versions, "seeds": seeds, "rows": rows}
-    (options.out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
     shown = tables(rows, budgets)
     print("\n".join(plain(*t) for t in shown))
-    if options.out == HERE / "results":
+    out = options.out or (None if options.quick else RESULTS)
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    result = {"revision": revision(), "peers": versions, "seeds": seeds, "rows": rows}
+    (out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
+    if out == RESULTS:
         head = ", ".join([result["revision"], f"{seeds} seeds", *(f"{k} {v}" for k, v in versions.items())])
-        fill(HERE.parent / "calibration.md", "accuracy", "\n".join([head + ".\n", *(markdown(*t) for t in shown)]))
+        text = "\n".join([head + ".\n", *(markdown(*t) for t in shown)])
+        fill(RESULTS.parent.parent / "calibration.md", "accuracy", text)
 
 
 if __name__ == "__main__":

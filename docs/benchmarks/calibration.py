@@ -28,7 +28,7 @@ import traceest as te
 BUDGETS = (30, 60, 120)
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 FAMILIES = (*SPECTRA, *UNTUNED, "ntk")
-HERE = Path(__file__).resolve().parent
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def measure(p: Problem, method: Method, m: int, seeds: int) -> dict[str, Any]:
@@ -170,22 +170,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="families to run")
     names = [m.name for m in (*METHODS, TRACE)]
     parser.add_argument("--methods", nargs="+", choices=names, default=names, help="estimators to run")
-    parser.add_argument("--quick", action="store_true", help="20 seeds, for a look")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for calibration.json and .md")
+    parser.add_argument(
+        "--quick", action="store_true", help="20 seeds, for a look: prints only, unless --out says where to write"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for calibration.json and .md; default: results, beside this file"
+    )
     options = parser.parse_args()
     methods = [m for m in (*METHODS, TRACE) if m.name in options.methods]
     result = run(options.only, methods, BUDGETS, 20 if options.quick else options.seeds)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "calibration.json"
-    result = keep_others(result, path)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    out = options.out or (None if options.quick else RESULTS)
+    result = keep_others(result, out / "calibration.json") if out else result
     shown = tables(result)
-    head = f"{result['revision']}. A star: coverage outside 93–99 % by more than chance would have it."
-    text = "\n".join([head + "\n", *(markdown(*t) for t in shown)])
-    path.with_suffix(".md").write_text(text)
-    if options.out == HERE / "results":
-        fill(HERE.parent / "calibration.md", "calibration", text)
-    print("\n".join([head + "\n", *(plain(*t) for t in shown)]))
+    head = f"{result['revision']}. A star: coverage outside 93–99 % by more than chance would have it.\n"
+    print("\n".join([head, *(plain(*t) for t in shown)]))
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "calibration.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = "\n".join([head, *(markdown(*t) for t in shown)])
+    (out / "calibration.md").write_text(text)
+    if out == RESULTS:
+        fill(RESULTS.parent.parent / "calibration.md", "calibration", text)
 
 
 if __name__ == "__main__":
