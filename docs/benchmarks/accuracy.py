@@ -68,7 +68,7 @@ def _ours(p: Problem, method: Method, m: int, seeds: int) -> dict[str, Any]:
 
 def _theirs(p: Problem, peer: Any, m: int, seeds: int) -> dict[str, Any]:
     row = errors(p, lambda seed: peer.estimate(p.dense, m, seed), seeds)
-    return _row(p, peer.library, peer.ours, m, peer.count(p.n, m), row)
+    return _row(p, peer.package, peer.ours, m, peer.count(p.n, m), row)
 
 
 def _row(p: Problem, library: str, method: str, m: int, spent: int, row: dict[str, Any]) -> dict[str, Any]:

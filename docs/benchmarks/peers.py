@@ -18,7 +18,7 @@ import numpy as np
 class Peer(NamedTuple):
     """One estimator of one library; `ours` names the method that it is compared with."""
 
-    library: str
+    package: str
     ours: str
     estimate: Callable[[np.ndarray, int, int], float]
     count: Callable[[int, int], int]
