@@ -10,7 +10,8 @@ independent with mean tr A; and given all but ωⱼ, δⱼᵢ has mean 0. So Cov
     Var θ = E[ spread/k + mean δᵢⱼδⱼᵢ ],   spread = Σ|eᵢ − θ|²/(k − 1),
 
 with no bias: leaving two out is all that an honest error bar takes. The second mean is noisy where the spectrum
-falls fast, so its modulus is taken, and mean ½|eᵢⱼ − eⱼᵢ|²/k, the independent pairs' own variance, is a floor.
+falls fast, and may be negative: half of mean ½|eᵢⱼ − eⱼᵢ|²/k, the independent pairs' own variance, is a floor. What
+rounding leaves of sums of k terms is added, so that an answer exact to rounding has an error bar of that size.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, degrees_of_freedom
 
 
 class LeftOut(NamedTuple):
-    """Estimates with probe i left out of the sketch, (k,), and with i and j left out, (k, k), off its diagonal."""
+    """Estimates with probe i left out of the sketch, (k,), and with i and j left out, (k, k), off its diagonal.
+
+    `magnitude` is the size of the terms that were added up to give them.
+    """
 
     one: Any
     two: Any
+    magnitude: Any
 
     def estimate(self, xp: Any, size: Any, **fields: Any) -> Estimate:
         """Their mean, with the standard error that the module's head derives, times `size`."""
@@ -34,14 +39,17 @@ class LeftOut(NamedTuple):
         theta = xp.sum(self.one) / k
         delta = (self.one[:, None] - self.two) * off
         apart = (self.two - xp.matrix_transpose(self.two)) * off
-        unit = aa.safe_scale(xp, delta) + aa.safe_scale(xp, apart)  # squares of small errors stay in range
-        spread = xp.sum(aa.abs2(xp, (self.one - theta) / unit)) / (k - 1)
-        covariance = xp.abs(xp.sum(delta * aa.conj(xp, xp.matrix_transpose(delta)) / unit**2)) / (k * (k - 1))
-        floor = xp.sum(aa.abs2(xp, apart / unit)) / (2 * k * k * (k - 1))
-        variance = spread / k + covariance
-        variance = xp.where(variance > floor, variance, floor)
+        rounding = k**0.5 * xp.finfo(self.magnitude.dtype).eps * self.magnitude
+        unit = aa.safe_scale(xp, delta) + aa.safe_scale(xp, apart) + rounding  # squares of small errors stay in range
+        squares = aa.abs2(xp, (self.one - theta)[None, :] / unit)[0, :]
+        product = aa.real(xp, delta * aa.conj(xp, xp.matrix_transpose(delta)) / unit**2)
+        covariance = xp.sum(product) / (k * (k - 1))
+        independent = xp.sum(aa.abs2(xp, apart / unit)) / (2 * k * k * (k - 1))
+        variance = xp.maximum(xp.sum(squares) / (k * (k - 1)) + covariance, independent / 2)
+        variance = variance + xp.sum(rounding / unit) ** 2
         stderr = xp.where(variance > 0, xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance))), 0 * variance)
-        return Estimate(theta * size, stderr * xp.sum(unit) * size, 0 * stderr + (k - 1), None, **fields)
+        df = degrees_of_freedom(xp, squares)
+        return Estimate(theta * size, stderr * xp.sum(unit) * size, df, None, **fields)
 
 
 def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
@@ -85,7 +93,7 @@ def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normali
     taken = xp.where(parallel, xp.zeros_like(bHb), bHb / _as(xp, d, bHb))
     length2 = length2[:, None] + aa.real(xp, beta * conj_kept)
     two = (trace - SHS)[:, None] - taken + (residual[:, None] + change) * _rescaling(xp, n - k + 2, length2, normalise)
-    return LeftOut(one, two)
+    return LeftOut(one, two, xp.sum(xp.abs(xp.linalg.diagonal(H))))
 
 
 def _left_out_directions(xp: Any, R: Any) -> Any:
@@ -126,7 +134,7 @@ def xnystrace_left_out(xp: Any, Omega: Any, Y: Any, normalise: bool) -> LeftOut:
     taken = (h[None, :] * v[:, None] + h[:, None] * v[None, :] - 2 * crossed) / det_h
     two = trace - taken + (h[None, :] / det_h) * _rescaling(xp, n - k + 2, g[None, :] / det_g, normalise)
     drop = shift * n
-    return LeftOut(one - drop, two - drop)
+    return LeftOut(one - drop, two - drop, trace)
 
 
 def _determinants(xp: Any, diagonal: Any, M: Any) -> Any:
