@@ -106,7 +106,7 @@ class Probes:
             raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}, got {distribution!r}.")
         self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
-        self.explicit, self._used = probes, 0
+        self.explicit, self.drawn = probes, 0
         self._source = random_source(rng) if probes is None else None
 
     @property
@@ -118,9 +118,9 @@ class Probes:
 
     def take(self, k: int) -> Any:
         """The next k probes, (n, k)."""
+        self.drawn += k
         if self.explicit is not None:
-            self._used += k
-            return self.explicit[:, self._used - k : self._used]
+            return self.explicit[:, self.drawn - k : self.drawn]
         if self.distribution == "rademacher":
             return self._rademacher(k)
         X = self._gaussian(k)
@@ -130,6 +130,11 @@ class Probes:
         X = self.xp.reshape(X, (self.n_blocks, d, k))
         X = self._on_sphere(X) if self.distribution == "sphere" else self._haar(X)
         return self.xp.reshape(X * d**0.5, (self.n, k))
+
+    def skip(self, k: int) -> None:
+        """Pass over the next k probes, which a run before this one has used."""
+        for i in range(0, k, 64):
+            self.take(min(64, k - i))
 
     def chunks(self, m: int, chunk: int) -> Iterator[Any]:
         """The next m probes in pieces of at most `chunk` columns."""

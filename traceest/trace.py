@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
+from os import PathLike
 from typing import Any, Literal, get_args
 
 from traceest import _progress
 from traceest import _validation as check
+from traceest._growth import FIRST_LOOK, Growth, Target
+from traceest.checkpoint import Checkpoint
 from traceest.estimate import Estimate
 from traceest.estimators._metering import chunk_columns
-from traceest.estimators.adaptive import Deflating, Nystrom, Sampling, fhutch_sampling, rhutch_sampling
 from traceest.estimators.exact import Route, cheapest, exact
 from traceest.probes import Distribution
+from traceest.samplers import (
+    Deflating,
+    Nystrom,
+    Sampler,
+    Sampling,
+    fhutch_sampling,
+    hutchinson_sampling,
+    rhutch_sampling,
+)
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xnystrace", "rhutch", "fhutch"]
-
-FIRST_LOOK = 10
-"""Samples before the first look: a standard error from fewer says too little to stop on."""
 
 ALWAYS_EXACT = 16
 """Up to this many products the exact trace costs about what a first look does."""
@@ -37,6 +44,9 @@ def trace(
     chunk_size: int | None = None,
     callback: Callable[[Estimate], Any] | None = None,
     progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    start: Estimate | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Estimate:
     """Estimate tr A until the confidence interval is inside max(atol, rtol·|tr A|).
 
@@ -76,6 +86,14 @@ def trace(
         Called with the Estimate so far after each growth; returning True stops.
     progress : bool
         Show a bar (needs tqdm).
+    explain : bool or callable
+        Print which rule chose the method and every decision after it, or hand each line to the callable.
+    start : Estimate, optional
+        Go on from this estimate of the same operator, of `hutchinson`, `rhutch` or `fhutch` (or of `trace` by one of
+        them) with other probes: give another `rng`. Its products count towards `max_matvecs`.
+    checkpoint : path, optional
+        An ``.npz`` file that all that was paid for is written to at each look. If it exists, the run goes on from
+        it, with the same operator and method; an int as `rng` may stay the same.
 
     Returns
     -------
@@ -85,8 +103,8 @@ def trace(
     Raises
     ------
     ValueError
-        If A is not square, a product holds NaN or infinity (which product, which column), or a tolerance
-        is negative.
+        If A is not square, a product holds NaN or infinity (which product, which column), a tolerance
+        is negative, or `start` or `checkpoint` belong to another kind of run.
     TypeError
         If a product that `method` needs is missing.
 
@@ -111,13 +129,27 @@ def trace(
     if max_matvecs is None and best is not None:
         max_matvecs = 2 * best.cost + FIRST_LOOK
     budget = check.budget(max_matvecs, None, 1, "max_matvecs", "trace")
+    say = explain if callable(explain) else print if explain else (lambda line: None)
+    say(f"trace of {A!r}, at most {budget} products" + (f"; exactly by {best.cost}" if best else ""))
     if method == "exact" or (method == "auto" and best and best.cost <= min(ALWAYS_EXACT, budget)):
+        say("exactly (" + ("asked for)" if method == "exact" else f"at most {ALWAYS_EXACT} products)"))
         return _exact(A, best, budget, chunk)
 
-    sampler = _sampler(A, method, rng, distribution, chunk)
-    target = _Target(rtol, atol, confidence)
+    sampler, rule = _sampler(A, method, rng, distribution, chunk)
+    say(f"by {rule}")
+    saved = None
+    if checkpoint is not None:
+        kind = {"method": type(sampler).__name__, "law": sampler.stream.distribution}
+        saved = Checkpoint(checkpoint, kind | {"shape": list(A.shape), "dtype": str(A.dtype)})
+    _take_up(sampler, start, saved, say)
     with _progress.bar(progress, total=budget, unit="product") as bar:
-        e = _grow(sampler, target, budget, best if method == "auto" else None, method, callback, bar)
+
+        def look(e: Estimate) -> Any:
+            bar.update(max(e.n_matvecs, e.n_rmatvecs) - bar.n)
+            return callback is not None and callback(e)
+
+        target = Target(rtol, atol, confidence)
+        e = Growth(target, budget, best if method == "auto" else None, look, say, saved).run(sampler)
     if e is None:  # the exact trace is cheaper than going on
         spent = sampler.meter
         e = exact(A, chunk_size=chunk)
@@ -127,95 +159,45 @@ def trace(
     return replace(e, converged=target.met_by(e))
 
 
-class _Target:
-    """The tolerance, and how many samples it is predicted to take."""
-
-    def __init__(self, rtol: float, atol: float, confidence: float) -> None:
-        self.rtol, self.atol, self.confidence = rtol, atol, confidence
-
-    def width(self, e: Estimate) -> float:
-        """Half-width allowed."""
-        return max(self.atol, self.rtol * abs(complex(e)))
-
-    def half(self, e: Estimate) -> float:
-        """Half-width reached, at half the error probability.
-
-        Stopping at the first look that suits errs about twice as often as one look does: at the plain quantile
-        6–8 % of the runs missed a tolerance asked for with 95 %, on spectra where Hutch++ takes several looks.
-        """
-        return float(e.half_width(1 - (1 - self.confidence) / 2))
-
-    def met_by(self, e: Estimate) -> bool:
-        """Whether the interval is inside the tolerance."""
-        return bool(self.half(e) <= self.width(e))
-
-    def samples(self, e: Estimate, n_samples: int, rate: float) -> float:
-        """Predicted number of samples, the half-width falling as their number to the power −`rate`."""
-        half, width = self.half(e), self.width(e)
-        if math.isnan(half):
-            return 2 * n_samples
-        return n_samples * (half / width) ** (1 / rate) if width > 0 else (math.inf if half > 0 else 0.0)
+def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None, say: Callable[[str], Any]) -> None:
+    """Give the sampler what an earlier run has paid for."""
+    state = saved.load(sampler.meter.op) if saved is not None else None
+    if state is not None and saved is not None:
+        sampler.restore(state)
+        say(f"goes on from {saved.path}")
+    elif start is not None:
+        if not isinstance(sampler, Sampling) or start.method != sampler.method or start.samples is None:
+            raise ValueError(
+                f"trace: start= is an estimate by {start.method!r}, which this run cannot go on from; only hutchinson, "
+                "rhutch and fhutch go on from an Estimate with samples (choose method=), all others from checkpoint=."
+            )
+        sampler.adopt(start)
+        say(f"goes on from {start!r}")
 
 
-def _grow(
-    sampler: Any,
-    target: _Target,
-    budget: int,
-    best: Route | None,
-    method: Method,
-    callback: Callable[[Estimate], Any] | None,
-    bar: Any,
-) -> Estimate | None:
-    """Grow `sampler` until the target is met or the budget spent; None where exact is the better way on."""
-    worth, stderr_before = method in ("auto", "hutchpp"), math.inf
-    sampler.grow(min(FIRST_LOOK, budget))
-    while True:
-        e = sampler.estimate()
-        spent = max(e.n_matvecs, e.n_rmatvecs)
-        bar.update(spent - bar.n)
-        if (callback is not None and callback(e)) or target.met_by(e):
-            return e
-        left, k = budget - spent, sampler.n_samples
-        needed = target.samples(e, k, sampler.rate) - k
-        patient = k < sampler.patience
-        exact_cost = best.cost if best is not None and not patient and best.cost <= min(needed, left) else 0
-        deflation = sampler.deflation_cost()
-        # A sketch is tried before the exact trace, and leaves room for it: a few columns may hold all of a low rank.
-        ahead = exact_cost or min(needed, left)
-        if worth and ahead > 3 * deflation and left - exact_cost >= deflation + k:
-            per_sample = float(e.stderr) * math.sqrt(k)
-            worth = not per_sample > 0.8 * stderr_before  # a flat spectrum: the last sketch took nothing out of it
-            if worth:
-                stderr_before = per_sample
-                sampler.deflate()
-                sampler.grow(min(k, left - int(deflation)))
-                continue
-        if exact_cost:
-            return None
-        if left < 1:
-            return e
-        sampler.grow(max(1, math.ceil(min(k, left, 1.1 * needed))))
-
-
-def _sampler(
-    A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int
-) -> Sampling | Deflating | Nystrom:
+def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int) -> tuple[Sampler, str]:
+    """The sampler of the documented rules, and which of them chose it."""
     law: Distribution = distribution or "rademacher"
     J = getattr(A, "factor", None)
     blocks = J is not None and (getattr(J, "n_blocks", None) or 1) > 1
     one_sided = J is not None and ((blocks and hasattr(J, "rmatmat")) or not hasattr(A, "matmat"))
+    why = "asked for" if method != "auto" else "independent blocks of rows" if blocks else "J has one side alone"
     if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and one_sided)):
         if hasattr(J, "rmatmat"):
-            return rhutch_sampling(J, rng, law, chunk)
+            return rhutch_sampling(J, rng, law, chunk), f"vjps alone, ‖J_bᴴv_b‖² ({why})"
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")
-        return fhutch_sampling(J, rng, law, chunk)
+        return fhutch_sampling(J, rng, law, chunk), f"jvps alone, ‖Jw‖² ({why})"
     if method == "fhutch":
         check.require_side(J, "matmat", "trace")
-        return fhutch_sampling(J, rng, law, chunk)
+        return fhutch_sampling(J, rng, law, chunk), "jvps alone, ‖Jw‖² (asked for)"
     check.require_side(A, "matmat", "trace")
+    if method == "hutchinson":
+        return hutchinson_sampling(A, rng, law, chunk), "Hutchinson (asked for)"
     if method == "xnystrace" or (method == "auto" and getattr(A, "psd", False)):
-        return Nystrom(A, rng, distribution, chunk)
-    return Deflating(A, rng, law, chunk)
+        why = "asked for" if method != "auto" else "positive semidefinite"
+        return Nystrom(A, rng, distribution, chunk), f"XNysTrace or Hutchinson of the same probes ({why})"
+    why = "asked for" if method != "auto" else "not known to be positive semidefinite"
+    return Deflating(A, rng, law, chunk), f"Hutchinson, deflated where that pays ({why})"
 
 
 def _as_gram(A: Any, method: Method) -> Any:

@@ -58,6 +58,11 @@ class Meter:
         """Columns multiplied by the adjoint."""
         return self._counting.n_rmatvecs
 
+    def charge(self, n_matvecs: int, n_rmatvecs: int) -> None:
+        """Add products that were made elsewhere, or in an earlier run."""
+        self._counting.n_matvecs += n_matvecs
+        self._counting.n_rmatvecs += n_rmatvecs
+
     @property
     def spent(self) -> dict[str, Any]:
         """The two counts, as fields of `Estimate`."""

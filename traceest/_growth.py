@@ -1,0 +1,112 @@
+"""How `trace` spends: looks, predictions, and what is done about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from traceest.checkpoint import Checkpoint
+from traceest.estimate import Estimate
+from traceest.estimators.exact import Route
+from traceest.samplers import Sampler
+
+FIRST_LOOK = 10
+"""Samples before the first look: a standard error from fewer says too little to stop on."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The tolerance, and how many samples it is predicted to take."""
+
+    rtol: float
+    atol: float
+    confidence: float
+
+    def width(self, e: Estimate) -> float:
+        """Half-width allowed."""
+        return max(self.atol, self.rtol * abs(complex(e)))
+
+    def half(self, e: Estimate) -> float:
+        """Half-width reached, at half the error probability.
+
+        Stopping at the first look that suits errs about twice as often as one look does: at the plain quantile
+        6–8 % of the runs missed a tolerance asked for with 95 %, on spectra where Hutch++ takes several looks.
+        """
+        return float(e.half_width(1 - (1 - self.confidence) / 2))
+
+    def met_by(self, e: Estimate) -> bool:
+        """Whether the interval is inside the tolerance."""
+        return bool(self.half(e) <= self.width(e))
+
+    def samples(self, e: Estimate, n_samples: int, rate: float) -> float:
+        """Predicted number of samples, the half-width falling as their number to the power −`rate`."""
+        half, width = self.half(e), self.width(e)
+        if math.isnan(half):
+            return 2 * n_samples
+        return n_samples * (half / width) ** (1 / rate) if width > 0 else (math.inf if half > 0 else 0.0)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Grow a sampler until the target is met or the budget spent.
+
+    `best` is the exact way that may be taken instead; `look` is called with each estimate and stops the run by
+    returning True, `say` with a line on each decision.
+    """
+
+    target: Target
+    budget: int
+    best: Route | None
+    look: Callable[[Estimate], Any]
+    say: Callable[[str], Any]
+    checkpoint: Checkpoint | None = None
+
+    def run(self, sampler: Sampler) -> Estimate | None:
+        """The answer; None where the exact trace is the better way on."""
+        if not sampler.n_samples:
+            sampler.grow(min(FIRST_LOOK, self.budget))
+        while True:
+            if self.checkpoint is not None:
+                self.checkpoint.save(sampler.state())
+            e = sampler.estimate()
+            self.say(self._line(e))
+            spent = max(e.n_matvecs, e.n_rmatvecs)
+            if self.look(e):
+                return e
+            if self.target.met_by(e):
+                self.say("the interval is inside the tolerance")
+                return e
+            left, k = self.budget - spent, sampler.n_samples
+            needed = self.target.samples(e, k, sampler.rate) - k
+            patient = k < sampler.patience
+            exact_cost = self._exact_cost(left, needed) if not patient else 0
+            deflation = sampler.deflation_cost()
+            # A sketch is tried before the exact trace, and leaves room for it: few columns may hold all of a low rank.
+            ahead = exact_cost or min(needed, left)
+            if ahead > 3 * deflation and left - exact_cost >= deflation + k:
+                self.say(f"about {needed:.0f} more predicted: {deflation:.0f} turn the products made into a sketch")
+                sampler.deflate()
+                sampler.grow(min(k, left - int(deflation)))
+                continue
+            if exact_cost:
+                self.say(f"about {needed:.0f} more predicted: the exact trace costs {exact_cost}")
+                return None
+            if left < 1:
+                self.say("the budget is spent")
+                return e
+            more = max(1, math.ceil(min(k, left, 1.1 * needed)))
+            self.say(f"about {needed:.0f} more predicted: {more} now")
+            sampler.grow(more)
+
+    def _exact_cost(self, left: int, needed: float) -> int:
+        """What the exact trace costs, 0 where it is no way on."""
+        return self.best.cost if self.best is not None and self.best.cost <= min(needed, left) else 0
+
+    def _line(self, e: Estimate) -> str:
+        kind, half, width = e.method, self.target.half(e), self.target.width(e)
+        counts = " + ".join(f"{n} {s}" for n, s in ((e.n_matvecs, "matvecs"), (e.n_rmatvecs, "rmatvecs")) if n)
+        value = complex(e)
+        shown = f"{value:.6g}" if value.imag else f"{value.real:.6g}"
+        return f"{counts}: {shown} by {kind}, half-width {half:.2g}, {width:.2g} allowed"

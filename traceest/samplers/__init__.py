@@ -1,0 +1,8 @@
+"""Samplers grow until told to stop: the engines behind `traceest.trace`, each keeping all that was paid for."""
+
+from traceest.samplers.base import Sampler
+from traceest.samplers.deflating import Deflating
+from traceest.samplers.exchangeable import Nystrom
+from traceest.samplers.sampling import Sampling, fhutch_sampling, hutchinson_sampling, rhutch_sampling
+
+__all__ = ["Deflating", "Nystrom", "Sampler", "Sampling", "fhutch_sampling", "hutchinson_sampling", "rhutch_sampling"]

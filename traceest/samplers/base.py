@@ -1,0 +1,87 @@
+"""What every sampler has: a metered operator, a stream of probes, and a state that can be written down."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from traceest import _array_api as aa
+from traceest import _validation as check
+from traceest.estimate import Estimate
+from traceest.estimators._metering import Meter
+from traceest.probes import Probes
+
+
+class Sampler:
+    """`grow(k)` spends k more samples; `estimate()` is the answer so far.
+
+    The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not resorted to
+    before `patience` samples. `deflate()`, where it costs something finite, turns what was paid for into a sketch.
+    """
+
+    KEPT: ClassVar[tuple[str, ...]] = ()
+    """Names of the lists of arrays, joined along their columns, that make up the state."""
+
+    side = "matmat"
+    patience = 0
+
+    def __init__(self, A: Any, stream: Probes, chunk: int) -> None:
+        self.meter, self.stream, self.chunk = Meter(A), stream, chunk
+        self.xp = stream.xp
+        for name in self.KEPT:
+            setattr(self, name, [])
+
+    @property
+    def rate(self) -> float:
+        """P of an error that falls as k^−p."""
+        return 0.5
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that the estimate rests on."""
+        return sum(x.shape[-1] for x in getattr(self, self.KEPT[0]))
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        raise NotImplementedError
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        raise NotImplementedError
+
+    def deflation_cost(self) -> float:
+        """Products that `deflate` would cost now; infinite where it is of no use."""
+        return math.inf
+
+    def deflate(self) -> None:
+        """Turn the products of the samples into a sketch."""
+        raise NotImplementedError
+
+    def checked(self, x: Any, columns: int) -> Any:
+        """`x`, the product of so many columns just made, if it is finite."""
+        spent = self.meter.n_matvecs if self.side == "matmat" else self.meter.n_rmatvecs
+        check.finite(x, self.side, spent - columns, "trace")
+        return x
+
+    def multiply(self, V: Any) -> Any:
+        """A V, a chunk at a time, each found to be finite."""
+        chunks = (V[:, i : min(i + self.chunk, V.shape[1])] for i in range(0, V.shape[1], self.chunk))
+        return aa.concat_columns(self.xp, [self.checked(self.meter.op.matmat(C), C.shape[1]) for C in chunks])
+
+    def joined(self, name: str) -> Any:
+        """The arrays of the list `name` as one."""
+        return aa.concat_columns(self.xp, getattr(self, name))
+
+    # -- written down and taken up again ----------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        """All that the sampler knows, by name."""
+        kept = {name: self.joined(name) for name in self.KEPT if getattr(self, name)}
+        return kept | {"drawn": self.stream.drawn, **self.meter.spent}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the probes that it has drawn are skipped, should the same generator draw them again."""
+        for name in self.KEPT:
+            if name in state:
+                setattr(self, name, [state[name]])
+        self.stream.skip(int(state["drawn"]))
+        self.meter.charge(int(state["n_matvecs"]), int(state["n_rmatvecs"]))

@@ -1,0 +1,78 @@
+"""Independent samples, of one side of a factor or of the operator itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from traceest import _array_api as aa
+from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.operators.blocks import block_sqnorms, n_blocks
+from traceest.probes import Distribution, Probes
+from traceest.samplers.base import Sampler
+
+
+class Sampling(Sampler):
+    """Samples of one kind, (n_blocks, k) for every (n, k) of probes."""
+
+    KEPT = ("samples",)
+    samples: list[Any]
+
+    def __init__(
+        self,
+        A: Any,
+        stream: Probes,
+        chunk: int,
+        *,
+        side: str,
+        method: str,
+        sample: Callable[[Any, Any], Any],
+        bounds: tuple[float, float] = (0.0, math.inf),
+    ) -> None:
+        super().__init__(A, stream, chunk)
+        self.side, self.method, self.sample, self.bounds = side, method, sample, bounds
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        for V in self.stream.chunks(k, self.chunk):
+            self.samples.append(self.checked(self.sample(self.meter.op, V), V.shape[1]))
+
+    def adopt(self, e: Estimate) -> None:
+        """Go on from the samples of `e`, which are of other probes."""
+        self.samples.append(e.samples)
+        self.meter.charge(e.n_matvecs, e.n_rmatvecs)
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        return from_samples(self.joined("samples"), method=self.method, bounds=self.bounds, **self.meter.spent)
+
+
+def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+    """VᴴAv."""
+    stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
+    xp = stream.xp
+
+    def sample(A: Any, V: Any) -> Any:
+        return aa.vdot(xp, V, A.matmat(V))[None, :]
+
+    return Sampling(A, stream, chunk, side="matmat", method="hutchinson", sample=sample, bounds=trace_bounds(A))
+
+
+def rhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+    """‖J_bᴴ v_b‖² for each block: vjps alone."""
+    B = n_blocks(J)
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B)
+    method = "rhutch" if B == 1 else "rhutch per block"
+    return Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
+
+
+def fhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+    """‖Jw‖²: jvps alone."""
+    stream = Probes(J.shape[1], J, rng=rng, distribution=distribution)
+    xp = stream.xp
+
+    def sample(J: Any, W: Any) -> Any:
+        return xp.sum(aa.abs2(xp, J.matmat(W)), axis=0)[None, :]
+
+    return Sampling(J, stream, chunk, side="matmat", method="fhutch", sample=sample)
