@@ -94,9 +94,25 @@ def test_the_tolerance_is_met_on_every_spectrum(spectrum, rtol):
 def test_a_sketch_is_tried_before_the_exact_trace():
     op, truth = spread("poly")
     e = te.trace(op, rtol=0.01, rng=0)
-    assert e.method == "adaptive hutchpp"
+    assert e.method == "xtrace"
     assert e.n_matvecs < 200
     assert float(e) == pytest.approx(truth, rel=0.03)
+
+
+@pytest.mark.parametrize("budget", [60, 120])
+@pytest.mark.parametrize("psd", [True, False])
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_at_a_budget_it_is_as_good_as_the_best_fixed_method(spectrum, psd, budget):
+    lam = zoo.SPECTRA[spectrum](N)
+    op = te.aslinearoperator(lambda X: lam[:, None] * X, like=np.empty((N, 1)), symmetric=True, psd=psd)
+
+    def error(estimate):
+        return np.mean([abs(float(estimate(seed)) / lam.sum() - 1) for seed in range(20)])
+
+    fixed = [te.hutchinson, te.hutchpp, te.xtrace] + [te.xnystrace] * psd
+    best = min(error(lambda seed, f=f: f(op, budget, rng=seed, distribution="sphere")) for f in fixed)
+    ours = error(lambda seed: te.trace(op, rtol=1e-15, max_matvecs=budget, rng=seed))
+    assert ours <= max(2 * best, 1e-6)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.99])

@@ -88,14 +88,18 @@ def safe_scale(xp: Namespace, x: Array, axis: Any = None) -> Array:
 
 
 def orth(xp: Namespace, Y: Array, Omega: Array | None = None) -> tuple[Array, Array]:
-    """Q and R of Y/max|Y| (+ εΩ′): orthonormal columns whose span holds that of Y to rounding, and R.
-
-    Y may be rank-deficient or zero; a touch of the probes Ω that it came from keeps QR's derivative finite then. They
-    are moved on by a row: columns of Q along Ω itself would make QᴴΩ, and with it all rounding, larger by √(n/k).
-    """
-    Y = Y / safe_scale(xp, Y)
-    Q, R = xp.linalg.qr(Y if Omega is None else Y + xp.finfo(Y.dtype).eps * xp.roll(Omega, 1, axis=0))[:2]
+    """Q and R of Y/max|Y|, `touched` by the probes: orthonormal columns whose span holds that of Y to rounding."""
+    Q, R = xp.linalg.qr(Y / safe_scale(xp, Y) if Omega is None else touched(xp, Y, Omega))[:2]
     return Q, R
+
+
+def touched(xp: Namespace, Y: Array, Omega: Array) -> Array:
+    """Y/max|Y| + εΩ′: Y may be rank-deficient or zero; a touch of its probes keeps QR's derivative finite then.
+
+    The probes are moved on by a row: columns of Q along Ω itself would make QᴴΩ, and with it all rounding, larger
+    by √(n/k).
+    """
+    return Y / safe_scale(xp, Y) + xp.finfo(Y.dtype).eps * xp.roll(Omega, 1, axis=0)
 
 
 def concat_columns(xp: Namespace, parts: list[Array]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from traceest.checkpoint import Checkpoint
@@ -79,26 +79,29 @@ class Growth:
                 self.say("the interval is inside the tolerance")
                 return e
             left, k = self.budget - spent, sampler.n_samples
-            needed = self.target.samples(e, k, sampler.rate) - k
-            patient = k < sampler.patience
-            exact_cost = self._exact_cost(left, needed) if not patient else 0
-            deflation = sampler.deflation_cost()
+            needed = (self.target.samples(e, k, sampler.rate) - k) * sampler.cost
+            exact_cost = self._exact_cost(left, needed) if k >= sampler.patience else 0
             # A sketch is tried before the exact trace, and leaves room for it: few columns may hold all of a low rank.
-            ahead = exact_cost or min(needed, left)
-            if ahead > 3 * deflation and left - exact_cost >= deflation + k:
-                self.say(f"about {needed:.0f} more predicted: {deflation:.0f} turn the products made into a sketch")
+            deflation = sampler.worth_deflating(exact_cost or min(needed, left), left - exact_cost)
+            spent = max(sampler.meter.n_matvecs, sampler.meter.n_rmatvecs)  # it may have cost something to find out
+            left = self.budget - spent
+            if deflation:
+                self.say(f"about {needed:.0f} more predicted: {deflation} turn the products made into a sketch")
                 sampler.deflate()
-                sampler.grow(min(k, left - int(deflation)))
-                continue
-            if exact_cost:
+            elif exact_cost:
                 self.say(f"about {needed:.0f} more predicted: the exact trace costs {exact_cost}")
                 return None
-            if left < 1:
+            elif left < sampler.cost:
                 self.say("the budget is spent")
-                return e
-            more = max(1, math.ceil(min(k, left, 1.1 * needed)))
-            self.say(f"about {needed:.0f} more predicted: {more} now")
-            sampler.grow(more)
+                return replace(e, **sampler.meter.spent)
+            else:
+                more = max(sampler.cost, min(k * sampler.cost, left, math.ceil(1.1 * min(needed, left))))
+                last = self.budget // 2 - sampler.asking  # as long as what is left can turn it all into a sketch
+                if spent < last < spent + more and sampler.cost == 1:
+                    more = last - spent
+                more = max(1, more // sampler.cost)
+                self.say(f"about {needed:.0f} more predicted: {more * sampler.cost} now")
+                sampler.grow(more)
 
     def _exact_cost(self, left: int, needed: float) -> int:
         """What the exact trace costs, 0 where it is no way on."""

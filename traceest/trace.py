@@ -17,7 +17,7 @@ from traceest.estimators.exact import Route, cheapest, exact
 from traceest.probes import Distribution
 from traceest.samplers import (
     Deflating,
-    Nystrom,
+    Exchangeable,
     Sampler,
     Sampling,
     fhutch_sampling,
@@ -25,7 +25,7 @@ from traceest.samplers import (
     rhutch_sampling,
 )
 
-Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xnystrace", "rhutch", "fhutch"]
+Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"]
 
 ALWAYS_EXACT = 16
 """Up to this many products the exact trace costs about what a first look does."""
@@ -60,10 +60,12 @@ def trace(
       n ≤ 16) is computed at once;
     * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`);
     * one whose J has `matmat` alone: ‖Jw‖² (`fhutch`);
-    * any other known to be positive semidefinite: XNysTrace, whose forms are Hutchinson's samples too, and
-      the better of both answers;
-    * any other: Hutchinson, whose products become the sketch of Hutch++ as soon as that is predicted to
-      be cheaper, again and again while the samples' spread falls.
+    * any other known to be positive semidefinite: XNysTrace, or Hutchinson of the same probes where the spectrum is
+      flat, or XTrace, which takes as many products again, where a floor is left that more probes would not sketch away;
+    * any other: Hutchinson, and XTrace of the same probes where that is found to pay.
+
+    What XTrace would leave is asked by pilots of four products; whichever of the answers to be had from the products
+    made has the smallest standard error is given. ``explain=True`` prints all of this as it happens.
 
     Parameters
     ----------
@@ -76,7 +78,7 @@ def trace(
     max_matvecs : int, optional
         Most products on either side: neither matvecs nor rmatvecs go beyond. Default: room to end with the
         exact trace whatever was sampled before.
-    method : {"auto", "exact", "hutchinson", "hutchpp", "xnystrace", "rhutch", "fhutch"}
+    method : {"auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"}
         Force one of the ways.
     rng, chunk_size
         As in `hutchinson`.
@@ -193,11 +195,16 @@ def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution | None
     check.require_side(A, "matmat", "trace")
     if method == "hutchinson":
         return hutchinson_sampling(A, rng, law, chunk), "Hutchinson (asked for)"
-    if method == "xnystrace" or (method == "auto" and getattr(A, "psd", False)):
-        why = "asked for" if method != "auto" else "positive semidefinite"
-        return Nystrom(A, rng, distribution, chunk), f"XNysTrace or Hutchinson of the same probes ({why})"
-    why = "asked for" if method != "auto" else "not known to be positive semidefinite"
-    return Deflating(A, rng, law, chunk), f"Hutchinson, deflated where that pays ({why})"
+    if method == "hutchpp":
+        return Deflating(A, rng, law, chunk), "Hutch++ with a sketch that grows (asked for)"
+    ways: tuple[str, ...] = (method,)
+    if method == "auto":
+        ways = ("hutchinson", "xnystrace", "xtrace") if getattr(A, "psd", False) else ("hutchinson", "xtrace")
+    elif method == "xnystrace":
+        ways = ("hutchinson", "xnystrace")
+    known = "asked for" if method != "auto" else "" if getattr(A, "psd", False) else "not "
+    known = known if method != "auto" else f"{known}known to be positive semidefinite"
+    return Exchangeable(A, rng, distribution, chunk, ways), f"the best of {', '.join(ways)} ({known})"
 
 
 def _as_gram(A: Any, method: Method) -> Any:

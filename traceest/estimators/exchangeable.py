@@ -142,12 +142,8 @@ def xnystrace(
     if isinstance(sketch, Estimate):
         return sketch
     meter, Omega, Y, _ = sketch
-    return nystrom_estimate(aa.namespace(Y), Omega, Y, normalise and distribution != "rademacher", meter)
-
-
-def nystrom_estimate(xp: Any, Omega: Any, Y: Any, normalise: bool, meter: Meter) -> Estimate:
-    """XNysTrace from probes Ω and products Y = AΩ."""
-    left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise)
+    xp = aa.namespace(Y)
+    left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise and distribution != "rademacher")
     return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
 
 

@@ -2,7 +2,15 @@
 
 from traceest.samplers.base import Sampler
 from traceest.samplers.deflating import Deflating
-from traceest.samplers.exchangeable import Nystrom
+from traceest.samplers.exchangeable import Exchangeable
 from traceest.samplers.sampling import Sampling, fhutch_sampling, hutchinson_sampling, rhutch_sampling
 
-__all__ = ["Deflating", "Nystrom", "Sampler", "Sampling", "fhutch_sampling", "hutchinson_sampling", "rhutch_sampling"]
+__all__ = [
+    "Deflating",
+    "Exchangeable",
+    "Sampler",
+    "Sampling",
+    "fhutch_sampling",
+    "hutchinson_sampling",
+    "rhutch_sampling",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 from traceest import _array_api as aa
@@ -16,7 +15,7 @@ class Sampler:
     """`grow(k)` spends k more samples; `estimate()` is the answer so far.
 
     The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not resorted to
-    before `patience` samples. `deflate()`, where it costs something finite, turns what was paid for into a sketch.
+    before `patience` samples. `deflate()`, where `worth_deflating` says so, turns what was paid for into a sketch.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ()
@@ -24,6 +23,8 @@ class Sampler:
 
     side = "matmat"
     patience = 0
+    asking = 0
+    """Products that `worth_deflating` may spend on finding out."""
 
     def __init__(self, A: Any, stream: Probes, chunk: int) -> None:
         self.meter, self.stream, self.chunk = Meter(A), stream, chunk
@@ -35,6 +36,11 @@ class Sampler:
     def rate(self) -> float:
         """P of an error that falls as k^−p."""
         return 0.5
+
+    @property
+    def cost(self) -> int:
+        """Products that one more sample takes."""
+        return 1
 
     @property
     def n_samples(self) -> int:
@@ -49,9 +55,9 @@ class Sampler:
         """The answer so far."""
         raise NotImplementedError
 
-    def deflation_cost(self) -> float:
-        """Products that `deflate` would cost now; infinite where it is of no use."""
-        return math.inf
+    def worth_deflating(self, ahead: float, left: int) -> int:
+        """Products that `deflate` would cost now; 0 where it does not pay, with so many predicted, so many left."""
+        return 0
 
     def deflate(self) -> None:
         """Turn the products of the samples into a sketch."""

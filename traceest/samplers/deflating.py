@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -53,14 +52,16 @@ class Deflating(Sampler):
         """Standard deviation of one sample, (1, 1)."""
         return self.xp.reshape(self.estimate().stderr, (1, 1)) * self.n_samples**0.5
 
-    def deflation_cost(self) -> float:
-        """One product for each sample's, to have AQ; infinite on a flat spectrum, where the last took nothing out."""
+    def worth_deflating(self, ahead: float, left: int) -> int:
+        """One product for each sample's, to have AQ; not on a flat spectrum, where the last sketch took nothing out."""
+        k = self.n_samples
         room = self.stream.n - sum(Q.shape[1] for Q in self.basis)
         flat = bool(self.spreads) and bool(self.spread()[0, 0] > 0.8 * self.spreads[-1][0, -1])
-        return math.inf if flat or self.n_samples >= room else self.n_samples
+        return k if ahead > 3 * k and left >= 2 * k and k < room and not flat else 0
 
     def deflate(self) -> None:
-        """Move the span of the samples' products into the sketch, and start sampling the rest afresh."""
+        """Move the span of the samples' products into the sketch, and sample what is left as often."""
+        k = self.n_samples
         xp, Y = self.xp, self.joined("products")
         self.spreads.append(self.spread())
         if self.basis:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
@@ -70,3 +71,4 @@ class Deflating(Sampler):
         self.on_sketch.append(aa.vdot(xp, Q, self.multiply(Q))[None, :])
         self.basis.append(Q)
         self.products, self.samples = [], []
+        self.grow(k)

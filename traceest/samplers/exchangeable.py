@@ -1,40 +1,78 @@
-"""XNysTrace with ever more probes."""
+"""Hutchinson, XNysTrace and XTrace of the same probes: the best of them, and the products that improve it most."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
+
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, from_samples
-from traceest.estimators.exchangeable import nystrom_estimate
+from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
+from traceest.estimators.hutchpp import deflate
+from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler
 
+PILOT = 4
+"""Products that ask what XTrace would leave."""
 
-class Nystrom(Sampler):
-    """XNysTrace with ever more probes: nothing is dropped, and all that was paid for serves again.
+GAIN = 0.8
+"""XTrace is taken where it promises so much of the error that as many products spent on probes would leave."""
 
-    The forms ωᴴAω of the same probes are Hutchinson's samples; where the spectrum is flat they are the better answer,
-    and the one with the smaller error is given.
+SETTLED = 50
+"""Probes below which XNysTrace is left alone: its error may fall by orders with the next few, and asking costs some."""
+
+
+SLACK = 1.5
+"""Once there, XTrace is gone on with while its standard error is within this of the smallest."""
+
+
+class Exchangeable(Sampler):
+    """Probes Ω, products Y = AΩ and, where it pays, the products AQ with Q = orth(Y): nothing is ever dropped.
+
+    * The forms ωᴴAω are Hutchinson's samples, best where the spectrum is flat.
+    * Ω and Y give XNysTrace, where A is positive semidefinite: best where the eigenvalues go on falling.
+    * With AQ, as many products again, they give XTrace: best above a floor, which more probes cannot sketch away, and
+      where A is not known to be positive semidefinite. Whether it pays is asked by a pilot: the spread of a few forms
+      uᴴAu with u = (I − QQᴴ)g is that of the samples XTrace would have. Once AQ is there, Ag = Au + AQQᴴg, and the
+      pilot's g are probes like the others.
+
+    Of those that there are, the one with the smallest standard error is the answer.
     """
 
-    KEPT = ("products", "probes")
+    KEPT = ("products", "probes", "basis", "images", "pilots", "pilots_kept", "pilots_products")
     products: list[Any]
     probes: list[Any]
+    basis: list[Any]
+    images: list[Any]
+    pilots: list[Any]
+    pilots_kept: list[Any]
+    pilots_products: list[Any]
 
-    def __init__(self, A: Any, rng: Any, distribution: Distribution | None, chunk: int) -> None:
+    asking = PILOT
+
+    def __init__(
+        self, A: Any, rng: Any, distribution: Distribution | None, chunk: int, methods: tuple[str, ...]
+    ) -> None:
         distribution = "sphere" if distribution in (None, "orthogonal") else distribution
         super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
-        self.normalise = distribution != "rademacher"
+        self.methods, self.normalise = methods, distribution != "rademacher"
+        self.bounds = (0.0, math.inf) if "xnystrace" in methods else trace_bounds(A)
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []
+        self.best, self.asked = "", 0
+        self.deep = methods == ("xtrace",)
 
-    def grow(self, k: int) -> None:
-        """Spend k more probes."""
-        for Omega in self.stream.chunks(k, self.chunk):
-            self.probes.append(Omega)
-            self.products.append(self.multiply(Omega))
+    @property
+    def sketched(self) -> int:
+        """Columns of Q."""
+        return sum(Q.shape[1] for Q in self.basis)
+
+    @property
+    def cost(self) -> int:
+        """Products that one more sample takes: with its column of AQ, where that has been found to pay, two."""
+        return 2 if self.deep else 1
 
     @property
     def rate(self) -> float:
@@ -42,15 +80,104 @@ class Nystrom(Sampler):
         if len(self.looks) < 2:
             return 2.0
         (k, before), (m, now) = self.looks[-2:]
-        return min(8.0, max(0.5, math.log(before / now) / math.log(m / k))) if now > 0 else 8.0
+        return min(8.0, max(0.5, math.log(before / now) / math.log(m / k))) if now > 0 and m > k else 8.0
+
+    def state(self) -> dict[str, Any]:
+        """All that the sampler knows, by name."""
+        return super().state() | {"asked": self.asked, "looks": np.asarray(self.looks, dtype=np.float64)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        super().restore(state)
+        self.asked = int(state["asked"])
+        self.looks = [(int(k), float(stderr)) for k, stderr in _to_host(state["looks"])]
+
+    def grow(self, k: int) -> None:
+        """Spend k more probes."""
+        for Omega in self.stream.chunks(k, self.chunk):
+            self.probes.append(Omega)
+            self.products.append(self.multiply(Omega))
+        if self.deep:
+            self.deflate()
+
+    def worth_deflating(self, ahead: float, left: int) -> int:
+        """The products that AQ takes where it promises more than as many probes, else 0; asking costs `PILOT`."""
+        k = self.n_samples
+        cost = k - self.sketched + sum(G.shape[1] for G in self.pilots) + PILOT
+        early = k < 1.1 * self.asked or ("xnystrace" in self.methods and k < SETTLED)
+        if "xtrace" not in self.methods or k == self.sketched or early or cost + PILOT > min(ahead, left):
+            return 0
+        self.asked = k
+        # The error of XNysTrace falls ever faster on falling spectra; what was seen of it is rather too little.
+        rate = min(6.0, self.rate + 2) if self.best == "xnystrace" else 0.5
+        as_probes = self.looks[-1][1] * ((k + cost) / k) ** -rate
+        return cost if self._pilot() / k**0.5 < GAIN * as_probes else 0
+
+    def _pilot(self) -> float:
+        """Standard deviation of uᴴAu, u being what Q leaves of a probe, brought to the length that it should have."""
+        xp, Q = self.xp, aa.orth(self.xp, self.joined("products"), self.joined("probes"))[0]
+        G = self.stream.take(PILOT)
+        kept = Q @ (aa.adjoint(xp, Q) @ G)
+        U = G - kept
+        AU = self.multiply(U)
+        for name, x in (("pilots", G), ("pilots_kept", kept), ("pilots_products", AU)):
+            getattr(self, name).append(x)
+        length2 = xp.sum(aa.abs2(xp, U), axis=0)
+        should = (U.shape[0] - Q.shape[1]) if self.normalise else length2
+        return float(from_samples((aa.vdot(xp, U, AU) * (should / length2))[None, :]).stderr) * PILOT**0.5
+
+    def deflate(self) -> None:
+        """Complete Q to a basis of all products, and AQ, and make probes of the pilots."""
+        self._extend()
+        if self.pilots:
+            Q, Z = self.joined("basis"), self.joined("images")
+            kept = Z @ (aa.adjoint(self.xp, Q) @ self.joined("pilots_kept"))
+            self.products.append(self.joined("pilots_products") + kept)
+            self.probes.append(self.joined("pilots"))
+            self.pilots, self.pilots_kept, self.pilots_products = [], [], []
+            self._extend()
+
+    def _extend(self) -> None:
+        """Q for the products that it has no column for yet, and AQ."""
+        xp = self.xp
+        Y, Omega = (self.joined(name)[:, self.sketched :] for name in ("products", "probes"))
+        if not self.basis:
+            Q = aa.orth(xp, Y, Omega)[0]
+        else:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
+            old, Y = self.joined("basis"), aa.touched(xp, Y, Omega)
+            Q = aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
+        self.basis.append(Q)
+        self.images.append(self.multiply(Q))
 
     def estimate(self) -> Estimate:
-        """The answer so far."""
+        """The answer so far: of the ways that the products allow, the one with the smallest standard error."""
         Omega, Y = self.joined("probes"), self.joined("products")
-        forms = aa.real(self.xp, aa.vdot(self.xp, Omega, Y))[None, :]
-        e = from_samples(forms, method="hutchinson", bounds=(0.0, math.inf), **self.meter.spent)
-        if self.n_samples >= 3:
-            nystrom = nystrom_estimate(self.xp, Omega, Y, self.normalise, self.meter)
-            e = nystrom if float(nystrom.stderr) <= float(e.stderr) else e
+        found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or self.n_samples < 3 else []
+        if "xnystrace" in self.methods and self.n_samples >= 3:
+            found.append(self._xnystrace(Omega, Y))
+        if self.sketched == self.n_samples >= 3:
+            found.append(self._xtrace(Omega, Y))
+        e = min(found, key=lambda e: float(e.stderr))
+        # It was promised to pay, and goes on getting better: chance alone is not to stop it.
+        self.deep = found[-1].method == "xtrace" and float(found[-1].stderr) <= SLACK * float(e.stderr)
+        self.best = e.method
         self.looks.append((self.n_samples, float(e.stderr)))
         return e
+
+    def _hutchinson(self, Omega: Any, Y: Any) -> Estimate:
+        forms = aa.vdot(self.xp, Omega, Y)
+        forms = aa.real(self.xp, forms) if self.bounds[0] == 0 else forms
+        return from_samples(forms[None, :], method="hutchinson", bounds=self.bounds, **self.meter.spent)
+
+    def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
+        xp = self.xp
+        left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), self.normalise)
+        return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=self.bounds, **self.meter.spent)
+
+    def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
+        xp, scale = self.xp, aa.safe_scale(self.xp, Y)
+        Q, Z = self.joined("basis"), self.joined("images") / scale
+        H, R = aa.adjoint(xp, Q) @ Z, xp.triu(aa.adjoint(xp, Q) @ aa.touched(xp, Y, Omega))
+        T = R if self.meter.op.symmetric else aa.adjoint(xp, Z) @ Omega
+        left_out = xtrace_left_out(xp, Omega, Q, R, H, T, self.normalise)
+        return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xtrace", bounds=self.bounds, **self.meter.spent)
