@@ -6,7 +6,7 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 
 from traceest import probes
 from traceest.estimate import ConfidenceInterval, Estimate, merge
-from traceest.estimators import exact, fhutch, hutchinson, hutchpp, rhutch, xnystrace, xtrace
+from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
 from traceest.kernels import alignment, effective_rank, frobenius_norm
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
 from traceest.storage import load, save
@@ -33,6 +33,8 @@ __all__ = [
     "hutchpp",
     "load",
     "merge",
+    "na_hutchpp",
+    "nystrompp",
     "probes",
     "rhutch",
     "save",

@@ -4,6 +4,7 @@ from traceest.estimators.exact import exact
 from traceest.estimators.exchangeable import xnystrace, xtrace
 from traceest.estimators.hutchinson import hutchinson
 from traceest.estimators.hutchpp import hutchpp
+from traceest.estimators.nystrom import na_hutchpp, nystrompp
 from traceest.estimators.one_sided import fhutch, rhutch
 
-__all__ = ["exact", "fhutch", "hutchinson", "hutchpp", "rhutch", "xnystrace", "xtrace"]
+__all__ = ["exact", "fhutch", "hutchinson", "hutchpp", "na_hutchpp", "nystrompp", "rhutch", "xnystrace", "xtrace"]
