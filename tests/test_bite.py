@@ -10,12 +10,14 @@ import operators_zoo as zoo
 import pytest
 import test_counts
 import test_kernels
+import test_nystrom
 import test_unbiased
 from assertions import assert_close, assert_unbiased, assert_variance
 
 import traceest as te
 
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
+NYSTROM = sys.modules["traceest.estimators.nystrom"]
 KERNELS = sys.modules["traceest.kernels"]
 SKETCH = sys.modules["traceest.estimators.kernel_sketch"]
 
@@ -60,7 +62,47 @@ def test_a_residual_that_is_not_deflated_is_caught(monkeypatch):
         test_unbiased.check_trace(test_unbiased.TWO_SIDED["hutchpp"], zoo.spectral("poly", test_unbiased.N))
 
 
-@pytest.mark.parametrize("name", ["hutchinson", "hutchpp", "frobenius", "trace by hutchinson"])
+@pytest.mark.parametrize("spectrum", ["flat", "smallstep", "bigstep"])
+@pytest.mark.parametrize("name", ["na_hutchpp", "nystrompp"])
+def test_a_dropped_residual_of_a_low_rank_part_is_caught(monkeypatch, spectrum, name):
+    honest = NYSTROM._plus_residual
+
+    def dropped(plan, L, R, hermitian, **fields):
+        return replace(honest(plan, L, R, hermitian, **fields), value=np.sum(R.conj() * L))
+
+    monkeypatch.setattr(NYSTROM, "_plus_residual", dropped)
+    A = zoo.spectral(spectrum, test_unbiased.N)
+    with pytest.raises(AssertionError, match="off"):
+        test_unbiased.check_trace(lambda A, seed: getattr(te, name)(A, 12, rng=seed), A)
+    with pytest.raises(AssertionError):
+        getattr(test_nystrom, f"test_{name}_is_the_textbooks")("poly", "sphere")
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.3])
+def test_error_bars_of_the_wrong_size_from_gradients_are_caught(monkeypatch, factor):
+    honest = NYSTROM._stderr
+
+    def wrong(*args):
+        stderr, df = honest(*args)
+        return factor * stderr, df
+
+    monkeypatch.setattr(NYSTROM, "_stderr", wrong)
+    with pytest.raises(AssertionError):
+        test_nystrom.test_intervals_hold_from_few_products("nystrompp", zoo.spectral("fastexp", 100), 30)
+    with pytest.raises(AssertionError, match="off"):
+        test_nystrom.test_the_squared_stderr_is_an_unbiased_variance("sphere", False)
+
+
+def test_a_skew_part_that_is_taken_for_error_is_caught(monkeypatch):
+    monkeypatch.setattr(NYSTROM, "_symmetric_share", lambda xp, G, BG: 1.0)
+    A = np.random.default_rng(0).standard_normal((100, 100))
+    with pytest.raises(AssertionError):
+        test_nystrom.test_intervals_hold_from_few_products("na_hutchpp", A, 60)
+
+
+@pytest.mark.parametrize(
+    "name", ["hutchinson", "hutchpp", "nystrompp", "na_hutchpp", "frobenius", "trace by hutchinson"]
+)
 def test_a_doubled_budget_is_caught(monkeypatch, name):
     once = te._validation.budget
     monkeypatch.setattr(te._validation, "budget", lambda *args: 2 * once(*args))

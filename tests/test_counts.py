@@ -16,12 +16,15 @@ SQUARE = {
     "hutchinson, orthogonal": lambda A, m: te.hutchinson(A, m, rng=0, distribution="orthogonal"),
     "hutchpp": lambda A, m: te.hutchpp(A, m, rng=0),
     "hutchpp, n_sketch": lambda A, m: te.hutchpp(A, m, rng=0, n_sketch=1),
+    "nystrompp": lambda A, m: te.nystrompp(A, m, rng=0),
+    "na_hutchpp": lambda A, m: te.na_hutchpp(A, m, rng=0),
     "frobenius": lambda A, m: te.frobenius_norm(A, n_matvecs=m, rng=0),
     "effective rank": lambda A, m: te.effective_rank(A, n_matvecs=m, rng=0),
     "trace": lambda A, m: te.trace(A, rtol=1e-6, max_matvecs=m, rng=0),
     "trace by hutchinson": lambda A, m: te.trace(A, rtol=1e-6, max_matvecs=m, rng=0, method="hutchinson"),
     "trace by hutchpp": lambda A, m: te.trace(A, rtol=1e-6, max_matvecs=m, rng=0, method="hutchpp"),
 }
+FEWEST = {"na_hutchpp": 4}
 KERNEL = {
     **SQUARE,
     "rhutch": lambda K, m: te.rhutch(K, m, rng=0),
@@ -41,6 +44,8 @@ def check_budget(estimator, m):
 @pytest.mark.parametrize("name", [name for name in SQUARE if name != "exact"])
 @pytest.mark.parametrize("m", [3, 4, 5, 11, 12, 13, 35])
 def test_a_square_operator_is_charged_what_it_is_multiplied(name, m):
+    if m < FEWEST.get(name, 0):
+        pytest.skip("below the method's minimum")
     check_budget(SQUARE[name], m)
 
 
@@ -48,6 +53,8 @@ def test_a_square_operator_is_charged_what_it_is_multiplied(name, m):
 @pytest.mark.parametrize("n_blocks", [1, 4])
 @pytest.mark.parametrize("m", [3, 5, 8, 12, 20, 35])
 def test_a_kernel_is_charged_on_its_factor(name, n_blocks, m):
+    if m < FEWEST.get(name, 0):
+        pytest.skip("below the method's minimum")
     counter = Counter(te.aslinearoperator(zoo.jacobian(4, 9, 30), n_blocks=n_blocks))
     e = KERNEL[name](te.gram(counter), m)
     assert_counts(e, counter, budget=m)
@@ -124,7 +131,9 @@ def test_one_sided_jacobians_are_charged_on_their_side(only, name, m):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 7, 1000])
-@pytest.mark.parametrize("name", ["hutchinson", "hutchpp", "rhutch", "fhutch", "exact", "trace"])
+@pytest.mark.parametrize(
+    "name", ["hutchinson", "hutchpp", "nystrompp", "na_hutchpp", "rhutch", "fhutch", "exact", "trace"]
+)
 @pytest.mark.parametrize("distribution", ["rademacher", "orthogonal"])
 def test_chunks_change_nothing(chunk_size, name, distribution):
     J = zoo.jacobian(4, 9, 40)

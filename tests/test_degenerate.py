@@ -16,6 +16,9 @@ ESTIMATORS = {
     "hutchpp": lambda A: te.hutchpp(A, 9, rng=0),
     "xtrace": lambda A: te.xtrace(A, 14, rng=0),
     "xnystrace of the kernel": lambda A: te.xnystrace(te.gram(A), 7, rng=0),
+    "na_hutchpp": lambda A: te.na_hutchpp(A, 14, rng=0),
+    "na_hutchpp, rademacher": lambda A: te.na_hutchpp(A, 14, rng=0, distribution="rademacher"),
+    "nystrompp of the kernel": lambda A: te.nystrompp(te.gram(A), 9, rng=0),
     "hutchpp of the kernel": lambda A: te.hutchpp(te.gram(A), 9, rng=0),
     "rhutch": lambda A: te.rhutch(A, 7, rng=0),
     "rhutch per block": lambda A: te.rhutch(te.aslinearoperator(A, n_blocks=A.shape[0]), 7, rng=0),
@@ -23,7 +26,14 @@ ESTIMATORS = {
     "trace": lambda A: te.trace(A, rng=0),
     "exact": te.exact,
 }
-OF_THE_GRAM = ("xnystrace of the kernel", "hutchpp of the kernel", "rhutch", "rhutch per block", "fhutch")
+OF_THE_GRAM = (
+    "xnystrace of the kernel",
+    "nystrompp of the kernel",
+    "hutchpp of the kernel",
+    "rhutch",
+    "rhutch per block",
+    "fhutch",
+)
 
 
 def truth(name, A):

@@ -16,6 +16,7 @@ J = zoo.jacobian(5, 6, 20)
 FORWARD = te.Operator(J.shape, like=J, matmat=lambda X: J @ X)
 REVERSE = te.Operator(J.shape, like=J, rmatmat=lambda X: J.T @ X)
 SQUARE_REVERSE = te.Operator(A.shape, like=A, rmatmat=lambda X: A @ X)
+SQUARE_FORWARD = te.Operator(A.shape, like=A, matmat=lambda X: A @ X)
 DEVICE1 = array_api_strict.asarray(np.ones((30, 4)), device=array_api_strict.Device("device1"))
 
 CASES = {
@@ -55,6 +56,14 @@ CASES = {
     "probes of other dtype": (lambda: te.hutchinson(A, probes=np.ones((30, 3), np.float32)), TypeError, "probes have dtype float32, the operator float64; convert"),
     "probes elsewhere": (lambda: te.hutchinson(array_api_strict.asarray(A), probes=DEVICE1), TypeError, "probes are on device .*device1.*move one"),
     "probes of hutchpp": (lambda: te.hutchpp(A, 9, probes=np.ones((30, 4))), ValueError, r"4 probes with n_sketch = 2 spend 2q \+ s = 6 products, not n_matvecs = 9"),
+    "budget of nystrompp": (lambda: te.nystrompp(A, 1), ValueError, "n_matvecs = 1 is below the method's minimum of 2"),
+    "budget of na_hutchpp": (lambda: te.na_hutchpp(A, 3), ValueError, "n_matvecs = 3 is below the method's minimum of 4"),
+    "nystrompp all sketch": (lambda: te.nystrompp(A, 9, n_sketch=9), ValueError, r"nystrompp: n_sketch = 9 of n_matvecs = 9 leaves 0.*q \+ s = n_matvecs"),
+    "na_hutchpp all sketch": (lambda: te.na_hutchpp(A, 9, n_sketch=3), ValueError, r"na_hutchpp: n_sketch = 3 of n_matvecs = 9 leaves 0.*3q \+ s = n_matvecs"),
+    "na_hutchpp no sketch": (lambda: te.na_hutchpp(A, 9, n_sketch=0), ValueError, "n_sketch = 0 of n_matvecs = 9 leaves 9"),
+    "na_hutchpp of one side": (lambda: te.na_hutchpp(SQUARE_FORWARD, 9), TypeError, r"na_hutchpp: needs rmatmat .*for SᴴA.*symmetric=True"),
+    "nystrompp one-sided": (lambda: te.nystrompp(te.gram(REVERSE), 9), TypeError, "nystrompp: needs matmat"),
+    "nystrompp oblong": (lambda: te.nystrompp(J, 9), ValueError, "nystrompp: expected a square operator"),
     "no jvp": (lambda: te.fhutch(REVERSE, 5), TypeError, r"needs matmat \(forward mode, jvp\).*rhutch.*need rmatmat"),
     "no vjp": (lambda: te.rhutch(FORWARD, 5), TypeError, r"needs rmatmat \(reverse mode, vjp\).*fhutch needs matmat"),
     "hutchpp one-sided": (lambda: te.hutchpp(te.gram(REVERSE), 9), TypeError, "hutchpp: needs matmat"),

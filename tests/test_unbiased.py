@@ -23,6 +23,8 @@ TWO_SIDED = {
     "hutchpp gaussian": lambda A, seed: te.hutchpp(A, 7, rng=seed, distribution="gaussian"),
     "xtrace": lambda A, seed: te.xtrace(A, 10, rng=seed),
     "xtrace, rademacher": lambda A, seed: te.xtrace(A, 10, rng=seed, distribution="rademacher"),
+    "na_hutchpp": lambda A, seed: te.na_hutchpp(A, 12, rng=seed),
+    "na_hutchpp, rademacher": lambda A, seed: te.na_hutchpp(A, 12, rng=seed, distribution="rademacher"),
     "hutchpp of few sketch columns": lambda A, seed: te.hutchpp(A, 9, n_sketch=1, rng=seed),
 }
 ONE_SIDED = {
@@ -38,6 +40,11 @@ ONE_SIDED = {
     "xnystrace of the kernel, gaussian, as they are": lambda J, seed: te.xnystrace(
         te.gram(J), 6, rng=seed, distribution="gaussian", normalise=False
     ),
+    "nystrompp of the kernel": lambda J, seed: te.nystrompp(te.gram(J), 10, rng=seed),
+    "nystrompp of the kernel, rademacher": lambda J, seed: te.nystrompp(
+        te.gram(J), 10, rng=seed, distribution="rademacher"
+    ),
+    "na_hutchpp of the kernel": lambda J, seed: te.na_hutchpp(te.gram(J), 12, rng=seed),
     "hutchpp of the kernel": lambda J, seed: te.hutchpp(te.gram(J, n_blocks=2), 7, rng=seed),
 }
 SPECTRA = ("fastexp", "slowexp", "poly", "smallstep", "bigstep", "flat")
