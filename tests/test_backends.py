@@ -209,3 +209,33 @@ def test_gradients_of_one_sided_statistics_are_finite_on_low_rank(name):
     leaf = torch.from_numpy(J.copy()).requires_grad_()
     FACTORED[name](leaf).value.backward()
     assert bool(torch.all(torch.isfinite(leaf.grad)))
+
+
+OVER_KEYS = {
+    **{
+        f"hutchinson, {law}": lambda A, key, law=law: te.hutchinson(A, 6, rng=key, distribution=law)
+        for law in ("rademacher", "gaussian", "sphere", "orthogonal")
+    },
+    "hutchpp": lambda A, key: te.hutchpp(A, 12, rng=key),
+    "na_hutchpp": lambda A, key: te.na_hutchpp(A, 12, rng=key),
+    "nystrompp": lambda A, key: te.nystrompp(A, 12, rng=key),
+    "xtrace": lambda A, key: te.xtrace(A, 12, rng=key),
+    "xnystrace": lambda A, key: te.xnystrace(A, 12, rng=key),
+    "rhutch": lambda A, key: te.rhutch(te.gram(A), 6, rng=key),
+    "fhutch": lambda A, key: te.fhutch(te.gram(A), 6, rng=key),
+    "frobenius": lambda A, key: te.frobenius_norm(te.gram(A), 6, rng=key),
+    "effective rank": lambda A, key: te.effective_rank(te.gram(A), 6, rng=key),
+}
+
+
+@pytest.mark.parametrize("name", OVER_KEYS)
+def test_seeds_are_mapped_over_and_compiled(name):
+    """jit(vmap(estimator)) over keys gives what one key after the other does, error bars included."""
+    A, f = jnp.asarray(zoo.spectral("poly", 20)), OVER_KEYS[name]
+    keys = jax.random.split(jax.random.key(3), 4)
+    mapped = jax.jit(jax.vmap(lambda key: f(A, key)))(keys)
+    for i in range(4):
+        one = f(A, keys[i])
+        assert_close(mapped.value[i], one.value, 1e-10)
+        assert_close(mapped.stderr[i], one.stderr, 1e-6)
+    assert len(np.unique(np.asarray(mapped.value))) == 4

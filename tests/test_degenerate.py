@@ -68,6 +68,40 @@ def test_hutchpp_is_exact_on_low_rank(backend, rank):
     assert float(backend.call(lambda A: te.hutchpp(A, 12, rng=0), sparse).value) == pytest.approx(rank, rel=1e-13)
 
 
+ENOUGH = {
+    "hutchpp": lambda A: te.hutchpp(A, 50, rng=0),
+    "na_hutchpp": lambda A: te.na_hutchpp(A, 100, rng=0),
+    "xtrace": lambda A: te.xtrace(A, 40, rng=0),
+    "trace": lambda A: te.trace(A, rtol=1e-3, rng=0),
+    "trace, hutchpp": lambda A: te.trace(A, rtol=1e-3, rng=0, method="hutchpp"),
+}
+"""With a sketch that holds sixteen columns or more."""
+
+PLAIN = {
+    "rank 1": zoo.low_rank(120, 1),
+    "rank 5": zoo.low_rank(120, 5),
+    "rank 15": zoo.low_rank(120, 15),
+    "diag(1, 1, 0, …)": np.diag(np.arange(120) < 2).astype(float),
+    "skew-symmetric": np.triu(zoo.nonsymmetric(120), 1) - np.triu(zoo.nonsymmetric(120), 1).T,
+    "identity": np.eye(120),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", ENOUGH)
+@pytest.mark.parametrize("operator", PLAIN)
+def test_what_a_sketch_holds_is_right_to_rounding(backend, name, operator, dtype):
+    if backend.jitted and name.startswith("trace"):
+        pytest.skip("trace() looks at values to decide when to stop, so it runs around compiled code and not inside")
+    A = PLAIN[operator].astype(dtype)
+    e = backend.call(ENOUGH[name], A)
+    if name == "na_hutchpp" and operator in ("identity", "skew-symmetric"):
+        pytest.skip("of rank n, nothing that a sketch could hold, and no length that its residual should have")
+    eps, size = float(np.finfo(dtype).eps), max(abs(float(np.trace(A))), float(np.linalg.norm(A)))
+    assert abs(float(e.value) - float(np.trace(A))) <= 200 * eps * size
+    assert float(e.stderr) <= 200 * eps * size
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_the_adaptive_trace_ends_early_on_low_rank(rank):
     A = zoo.low_rank(500, rank)

@@ -18,8 +18,9 @@ def hutchpp(
     n_matvecs: int | None = None,
     *,
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution = "sphere",
     probes: Any = None,
+    normalise: bool = True,
     n_sketch: int | None = None,
     chunk_size: int | None = None,
 ) -> Estimate:
@@ -37,11 +38,17 @@ def hutchpp(
         Anything that `aslinearoperator` takes, with `matmat`; it need not be symmetric.
     n_matvecs : int
         At least 3. From the exact trace's cost on (n; less for a Gram operator), that is returned.
-    rng, distribution
+    rng
         As in `hutchinson`.
+    distribution : {"sphere", "gaussian", "rademacher", "orthogonal"}
+        Law of the probes. Rademacher is better where what the sketch leaves is nearly diagonal.
     probes : array, (n, q + s), optional
-        Explicit probes: the first q = `n_sketch` are the sketch S, the others the residual's g. The budget
-        spent is 2q + s.
+        Explicit probes of that law: the first q = `n_sketch` are the sketch S, the others the residual's g. The
+        budget spent is 2q + s.
+    normalise : bool
+        Give (I − QQᴴ)g the length √(n − q) that it should have ("improved" probes): only its direction is random then,
+        and the variance of a residual B about 2(‖B‖² − (tr B)²/(n − q)), which is nothing for the identity. For laws
+        that no rotation changes, sphere and Gaussian.
     n_sketch : int, optional
         q; default n_matvecs // 3 (with explicit probes: half of them).
     chunk_size : int, optional
@@ -85,7 +92,10 @@ def hutchpp(
     S = stream.take(q)
     Q, _ = aa.orth(xp, products(xp, meter.op, S, chunk), S)
     on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
-    off_sketch = quadratic_forms(xp, meter.op, (deflate(xp, Q, G) for G in stream.chunks(s, chunk)))
+    left = (deflate(xp, Q, G) for G in stream.chunks(s, chunk))
+    if normalise and distribution in ("sphere", "gaussian"):
+        left = (_of_length(xp, U, n - q) for U in left)
+    off_sketch = quadratic_forms(xp, meter.op, left)
     residual = from_samples(off_sketch[None, :], method="hutchpp", **meter.spent)
     return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
@@ -108,6 +118,13 @@ def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:
 def deflate(xp: Any, Q: Any, G: Any) -> Any:
     """(I − QQᴴ) G."""
     return G - Q @ (aa.adjoint(xp, Q) @ G)
+
+
+def _of_length(xp: Any, U: Any, length2: int) -> Any:
+    """The columns of U at that squared length; zeros stay."""
+    found = xp.sum(aa.abs2(xp, U), axis=0)
+    scale = xp.sqrt(length2 / xp.where(found > 0, found, xp.ones_like(found)))
+    return U * xp.astype(scale, U.dtype)[None, :]
 
 
 def _split(m: int | None, q: int | None, probes: Any) -> tuple[int, int]:
