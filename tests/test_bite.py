@@ -9,6 +9,8 @@ import numpy as np
 import operators_zoo as zoo
 import pytest
 import test_counts
+import test_diagonal
+import test_exchangeable
 import test_kernels
 import test_nystrom
 import test_unbiased
@@ -19,6 +21,8 @@ import traceest as te
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
 NYSTROM = sys.modules["traceest.estimators.nystrom"]
 KERNELS = sys.modules["traceest.kernels"]
+LEAVE_OUT = sys.modules["traceest.estimators.leave_out"]
+XDIAG = sys.modules["traceest.estimators.xdiag"]
 SKETCH = sys.modules["traceest.estimators.kernel_sketch"]
 
 
@@ -98,6 +102,31 @@ def test_a_skew_part_that_is_taken_for_error_is_caught(monkeypatch):
     A = np.random.default_rng(0).standard_normal((100, 100))
     with pytest.raises(AssertionError):
         test_nystrom.test_intervals_hold_from_few_products("na_hutchpp", A, 60)
+
+
+def test_a_dropped_residual_of_the_diagonal_is_caught(monkeypatch):
+    monkeypatch.setattr(XDIAG.aa, "vdot", lambda xp, X, Y: 0 * xp.sum(X * Y, axis=0))
+    for check in (
+        lambda: test_diagonal.test_xdiag_is_the_textbooks("poly"),
+        lambda: test_diagonal.test_entries_are_unbiased("xdiag", "indefinite", "rademacher"),
+    ):
+        with pytest.raises(AssertionError):
+            check()
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.4])
+def test_error_bars_of_the_wrong_size_from_leaving_out_are_caught(monkeypatch, factor):
+    honest = LEAVE_OUT.LeftOut.estimate
+
+    def wrong(self, *args, **fields):
+        e = honest(self, *args, **fields)
+        return replace(e, stderr=factor * e.stderr)
+
+    monkeypatch.setattr(LEAVE_OUT.LeftOut, "estimate", wrong)
+    with pytest.raises(AssertionError):
+        test_diagonal.test_intervals_hold_entry_by_entry("slowexp", "xdiag", 30)
+    with pytest.raises(AssertionError):
+        test_exchangeable.test_the_error_bars_have_the_size_of_the_errors(te.xtrace, 1.0)
 
 
 @pytest.mark.parametrize(

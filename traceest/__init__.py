@@ -5,6 +5,7 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 """
 
 from traceest import probes
+from traceest.diagonal import diagonal
 from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
 from traceest.kernels import alignment, effective_rank, frobenius_norm
@@ -24,6 +25,7 @@ __all__ = [
     "Operator",
     "alignment",
     "aslinearoperator",
+    "diagonal",
     "effective_rank",
     "exact",
     "fhutch",

@@ -156,13 +156,14 @@ class Estimate:
     # -- showing --------------------------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, for `json`; NaN and infinities become None."""
-        value = complex(self) if np.iscomplexobj(_to_host(self.value)) else float(self)
-        low, high = (None, None) if isinstance(value, complex) else self.confidence_interval()
+        value = np.asarray(_to_host(self.value))
+        is_complex = np.iscomplexobj(value)
+        low, high = (None, None) if is_complex else self.confidence_interval()
         out: dict[str, Any] = {
-            "value": [value.real, value.imag] if isinstance(value, complex) else value,
-            "stderr": float(self.stderr),
-            "df": float(self.df),
-            "ci95": [low, high],
+            "value": [value.real.tolist(), value.imag.tolist()] if is_complex else value.tolist(),
+            "stderr": np.asarray(_to_host(self.stderr)).tolist(),
+            "df": np.asarray(_to_host(self.df)).tolist(),
+            "ci95": [x.tolist() if isinstance(x, np.ndarray) else x for x in (low, high)],
             "n_matvecs": self.n_matvecs,
             "n_rmatvecs": self.n_rmatvecs,
             "converged": self.converged,
@@ -273,13 +274,14 @@ def trace_bounds(A: Any) -> tuple[float, float]:
 
 
 def _welch_satterthwaite(xp: Any, parts: Any, dfs: Any) -> tuple[Any, Any]:
-    """Standard error of a sum of independent terms, and its effective degrees of freedom."""
-    scale = aa.safe_scale(xp, parts)
+    """Standard error of a sum of independent terms, along the first axis, and its effective degrees of freedom."""
+    scale = aa.safe_scale(xp, parts, 0)
     var = (parts / scale) ** 2
-    total = xp.sum(var)
-    quartic = xp.sum(var * var / dfs)
-    df = xp.where(quartic > 0, total * total / xp.where(quartic > 0, quartic, xp.ones_like(quartic)), xp.min(dfs))
-    return xp.sqrt(total) * xp.sum(scale), df
+    total = xp.sum(var, axis=0)
+    quartic = xp.sum(var * var / dfs, axis=0)
+    least = xp.min(dfs, axis=0)
+    df = xp.where(quartic > 0, total * total / xp.where(quartic > 0, quartic, xp.ones_like(quartic)), least)
+    return xp.sqrt(total) * xp.squeeze(scale, axis=0), df
 
 
 def _to_host(x: Any) -> Any:

@@ -23,9 +23,9 @@ from traceest.estimate import Estimate, degrees_of_freedom
 
 
 class LeftOut(NamedTuple):
-    """Estimates with probe i left out of the sketch, (k,), and with i and j left out, (k, k), off its diagonal.
+    """Estimates with probe i left out of the sketch, (…, k), and with i and j left out, (…, k, k), off its diagonal.
 
-    `magnitude` is the size of the terms that were added up to give them.
+    `magnitude`, (…), is the size of the terms that were added up to give them.
     """
 
     one: Any
@@ -34,28 +34,29 @@ class LeftOut(NamedTuple):
 
     def estimate(self, xp: Any, size: Any, **fields: Any) -> Estimate:
         """Their mean, with the standard error that the module's head derives, times `size`."""
-        k = self.one.shape[0]
+        k, pairs = self.one.shape[-1], (-2, -1)
         off = 1 - xp.eye(k, dtype=self.two.dtype, device=aa.device(self.two))
-        theta = xp.sum(self.one) / k
-        delta = (self.one[:, None] - self.two) * off
+        theta = xp.sum(self.one, axis=-1) / k
+        delta = (self.one[..., :, None] - self.two) * off
         apart = (self.two - xp.matrix_transpose(self.two)) * off
-        rounding = k**0.5 * xp.finfo(self.magnitude.dtype).eps * self.magnitude
-        unit = aa.safe_scale(xp, delta) + aa.safe_scale(xp, apart) + rounding  # squares of small errors stay in range
-        squares = aa.abs2(xp, (self.one - theta)[None, :] / unit)[0, :]
+        rounding = k**0.5 * xp.finfo(self.magnitude.dtype).eps * self.magnitude[..., None, None]
+        # Squares of small errors stay in range.
+        unit = aa.safe_scale(xp, delta, pairs) + aa.safe_scale(xp, apart, pairs) + rounding
+        squares = aa.abs2(xp, (self.one - theta[..., None]) / unit[..., 0])
         product = aa.real(xp, delta * aa.conj(xp, xp.matrix_transpose(delta)) / unit**2)
-        covariance = xp.sum(product) / (k * (k - 1))
-        independent = xp.sum(aa.abs2(xp, apart / unit)) / (2 * k * k * (k - 1))
-        variance = xp.maximum(xp.sum(squares) / (k * (k - 1)) + covariance, independent / 2)
-        variance = variance + xp.sum(rounding / unit) ** 2
+        covariance = xp.sum(product, axis=pairs) / (k * (k - 1))
+        independent = xp.sum(aa.abs2(xp, apart / unit), axis=pairs) / (2 * k * k * (k - 1))
+        variance = xp.maximum(xp.sum(squares, axis=-1) / (k * (k - 1)) + covariance, independent / 2)
+        variance = variance + (rounding / unit)[..., 0, 0] ** 2
         stderr = xp.where(variance > 0, xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance))), 0 * variance)
         df = degrees_of_freedom(xp, squares)
-        return Estimate(theta * size, stderr * xp.sum(unit) * size, df, None, **fields)
+        return Estimate(theta * size, stderr * unit[..., 0, 0] * size, df, None, **fields)
 
 
 def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
     """XTrace's estimates; S holds the unit vectors with Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ, normalised columns of R⁻ᴴ."""
     n, k = Omega.shape
-    S = _left_out_directions(xp, R)
+    S = left_out_directions(xp, R)
     W = aa.adjoint(xp, Q) @ Omega
     X = W - S * aa.vdot(xp, S, W)[None, :]  # xᵢ = (I − sᵢsᵢᴴ)wᵢ
     HX, HS = H @ X, H @ S
@@ -96,7 +97,7 @@ def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normali
     return LeftOut(one, two, xp.sum(xp.abs(xp.linalg.diagonal(H))))
 
 
-def _left_out_directions(xp: Any, R: Any) -> Any:
+def left_out_directions(xp: Any, R: Any) -> Any:
     """Columns of R⁻ᴴ, normalised; a vanishing diagonal entry is lifted to rounding size, which costs nothing else."""
     diagonal = xp.linalg.diagonal(R)
     size = xp.abs(diagonal)
