@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import operators_zoo as zoo
 import pytest
-from assertions import unbiased
+from assertions import assert_unbiased, unbiased
 
 import traceest as te
 from traceest.estimators.ustatistics import block_sum, pair_mean, squared_mean
@@ -125,3 +125,26 @@ def test_the_inner_product_of_two_kernels_is_unbiased(n_blocks):
 @pytest.mark.parametrize("spectrum", [*SPECTRA, *OTHERS])
 def test_the_trace_is_unbiased_over_thousands_of_seeds(name, spectrum):
     check_trace(TWO_SIDED[name], zoo.SQUARE[spectrum](N), seeds=5000)
+
+
+HERMITIAN = {
+    "hutchinson": lambda A, seed: te.hutchinson(A, 10, rng=seed),
+    "hutchpp": lambda A, seed: te.hutchpp(A, 12, rng=seed),
+    "na_hutchpp": lambda A, seed: te.na_hutchpp(A, 12, rng=seed),
+    "xtrace": lambda A, seed: te.xtrace(A, 12, rng=seed),
+    "trace": lambda A, seed: te.trace(A, rtol=0.05, max_matvecs=20, rng=seed),
+    "trace by hutchpp": lambda A, seed: te.trace(A, rtol=0.05, max_matvecs=30, rng=seed, method="hutchpp"),
+    "trace by hutchinson": lambda A, seed: te.trace(A, rtol=0.05, max_matvecs=20, rng=seed, method="hutchinson"),
+    "exact": lambda A, seed: te.exact(A),
+}
+
+
+@pytest.mark.parametrize("name", HERMITIAN)
+def test_a_hermitian_operators_trace_is_real_and_has_an_interval(name):
+    A = zoo.hermitian(40)
+    op, f = te.aslinearoperator(A, symmetric=True), HERMITIAN[name]
+    assert not np.iscomplexobj(f(op, 0).value)
+    low, high = f(op, 0).confidence_interval()
+    assert low <= high
+    test = [float(f(op, seed)) for seed in range(200)]
+    assert_unbiased(test, float(np.trace(A).real), sigmas=4.5 if name.startswith("trace") else 4.0)

@@ -9,6 +9,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
 
 
@@ -97,4 +98,4 @@ def _contribution(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:
     if side == "rmatmat":
         return xp.sum(block_sqnorms(op, E))
     product = op.matmat(E)
-    return xp.sum(aa.abs2(xp, product)) if as_factor else xp.sum(E * product)
+    return xp.sum(aa.abs2(xp, product)) if as_factor else xp.sum(form(xp, op, E, product))

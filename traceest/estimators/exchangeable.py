@@ -12,8 +12,8 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import products
 from traceest.estimators.exact import cheapest, exact
-from traceest.estimators.hutchpp import products
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.probes import Distribution, Probes
 
@@ -85,6 +85,7 @@ def xtrace(
     Q, R = aa.orth(xp, Y, Omega)
     H, T = _compressed(xp, meter.op, Q, R, Omega, scale, chunk)
     left_out = xtrace_left_out(xp, Omega, Q, R, H, T, normalise and distribution != "rademacher")
+    left_out = left_out.real(xp) if meter.op.symmetric else left_out
     return left_out.estimate(xp, top, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
 
 

@@ -8,6 +8,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import form
 from traceest.estimators.exact import exact
 from traceest.estimators.one_sided import fhutch, rhutch
 from traceest.probes import Distribution, Probes
@@ -84,7 +85,7 @@ def hutchinson(
         return exact(A, chunk_size=chunk)
     meter, xp = Meter(A), aa.namespace(A)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
-    samples = [aa.vdot(xp, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
+    samples = [form(xp, meter.op, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
     return from_samples(
         aa.concat_columns(xp, samples)[None, :],
         population=stream.population,

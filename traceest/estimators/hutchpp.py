@@ -9,6 +9,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import deflate, products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes
 
@@ -100,26 +101,6 @@ def hutchpp(
     return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
 
-def products(xp: Any, A: Any, X: Any, chunk: int) -> Any:
-    """A X, a chunk of columns at a time."""
-    k = X.shape[1]
-    return aa.concat_columns(xp, [A.matmat(X[:, i : min(i + chunk, k)]) for i in range(0, k, chunk)])
-
-
-def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:
-    """vᴴAv for each column of each chunk; of a Gram operator as ‖Jᴴv‖², one vjp instead of vjp and jvp."""
-    if hasattr(A, "factor"):
-        forms = [xp.sum(aa.abs2(xp, A.factor.rmatmat(V)), axis=0) for V in columns]
-    else:
-        forms = [aa.vdot(xp, V, A.matmat(V)) for V in columns]
-    return aa.concat_columns(xp, forms)
-
-
-def deflate(xp: Any, Q: Any, G: Any) -> Any:
-    """(I − QQᴴ) G."""
-    return G - Q @ (aa.adjoint(xp, Q) @ G)
-
-
 def _of_length(xp: Any, U: Any, length2: int) -> Any:
     """The columns of U at that squared length; zeros stay."""
     found = xp.sum(aa.abs2(xp, U), axis=0)
@@ -128,7 +109,13 @@ def _of_length(xp: Any, U: Any, length2: int) -> Any:
 
 
 def _split(m: int | None, q: int | None, probes: Any) -> tuple[int, int]:
-    """Sketch and residual sizes (q, s) with 2q + s = m."""
+    """Sketch and residual sizes (q, s) with 2q + s = m; a third for each unless told otherwise.
+
+    Measured at n = 1000, m = 60 and 120: q = 2m/5 has 0.3 and 0.07 times the error on 0.7^i, 0.9 and 0.5 on 0.9^i, but
+    1.1 on i⁻¹ and 1.3 on flat and indefinite spectra. Of a Gram operator a sketch column costs two vjps and a jvp,
+    one of the residual a vjp; at equal cost 3q + s more than q = s gains up to sevenfold on 0.7^i and loses up to
+    twofold on flat spectra and steps.
+    """
     if probes is not None:
         k = check.budget(None, probes, 1, "probes", "hutchpp")
         q = k // 2 if q is None else q

@@ -25,8 +25,8 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
-from traceest.estimators.hutchpp import products, quadratic_forms
 from traceest.probes import Distribution, Probes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest.estimate import Estimate
-from traceest.estimators.hutchpp import products
+from traceest.estimators._products import products
 from traceest.estimators.leave_out import LeftOut, left_out_directions
 
 PAIRS = 2**22

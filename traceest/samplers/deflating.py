@@ -7,7 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest.estimate import Estimate, from_samples, trace_bounds
-from traceest.estimators.hutchpp import deflate
+from traceest.estimators._products import deflate, form
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler
 
@@ -37,7 +37,7 @@ class Deflating(Sampler):
         for G in self.stream.chunks(k, self.chunk):
             U = G if Q is None else deflate(self.xp, Q, G)
             AU = self.multiply(U)
-            self.samples.append(aa.vdot(self.xp, U, AU)[None, :])
+            self.samples.append(form(self.xp, self.meter.op, U, AU)[None, :])
             self.products.append(AU)
 
     def estimate(self) -> Estimate:
@@ -68,7 +68,7 @@ class Deflating(Sampler):
             old = self.joined("basis")
             Y = deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0])
         Q = aa.orth(xp, Y)[0]
-        self.on_sketch.append(aa.vdot(xp, Q, self.multiply(Q))[None, :])
+        self.on_sketch.append(form(xp, self.meter.op, Q, self.multiply(Q))[None, :])
         self.basis.append(Q)
         self.products, self.samples = [], []
         self.grow(k)

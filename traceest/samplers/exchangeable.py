@@ -9,7 +9,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
-from traceest.estimators.hutchpp import deflate
+from traceest.estimators._products import deflate, form
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler
@@ -165,8 +165,8 @@ class Exchangeable(Sampler):
         return e
 
     def _hutchinson(self, Omega: Any, Y: Any) -> Estimate:
-        forms = aa.vdot(self.xp, Omega, Y)
-        forms = aa.real(self.xp, forms) if self.bounds[0] == 0 else forms
+        forms = form(self.xp, self.meter.op, Omega, Y)
+        forms = aa.real(self.xp, forms) if self.bounds[0] == 0 else forms  # xnystrace= declares A Hermitian
         return from_samples(forms[None, :], method="hutchinson", bounds=self.bounds, **self.meter.spent)
 
     def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
@@ -180,4 +180,5 @@ class Exchangeable(Sampler):
         H, R = aa.adjoint(xp, Q) @ Z, xp.triu(aa.adjoint(xp, Q) @ aa.touched(xp, Y, Omega))
         T = R if self.meter.op.symmetric else aa.adjoint(xp, Z) @ Omega
         left_out = xtrace_left_out(xp, Omega, Q, R, H, T, self.normalise)
+        left_out = left_out.real(xp) if self.meter.op.symmetric else left_out
         return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xtrace", bounds=self.bounds, **self.meter.spent)

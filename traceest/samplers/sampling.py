@@ -8,6 +8,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler
@@ -54,7 +55,7 @@ def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int
     xp = stream.xp
 
     def sample(A: Any, V: Any) -> Any:
-        return aa.vdot(xp, V, A.matmat(V))[None, :]
+        return form(xp, A, V, A.matmat(V))[None, :]
 
     return Sampling(A, stream, chunk, side="matmat", method="hutchinson", sample=sample, bounds=trace_bounds(A))
 
