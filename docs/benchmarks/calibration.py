@@ -158,8 +158,9 @@ def keep_others(result: dict[str, Any], path: Path) -> dict[str, Any]:
         old = [r for r in before[part] if tuple(r[n] for n in names) not in new]
         kept = kept or bool(old)
         result[part] = sorted(old + result[part], key=lambda r: FAMILIES.index(r["family"]))
-    if kept and before["revision"] != result["revision"]:
-        result["revision"] += f" (some rows: {before['revision']})"
+    others = [r for r in before["revision"].split("; some rows: ") if r != result["revision"]]
+    if kept and others:
+        result["revision"] = "; some rows: ".join([result["revision"], *others])
     return result
 
 
