@@ -66,7 +66,7 @@ class Growth:
     def run(self, sampler: Sampler) -> Estimate | None:
         """The answer; None where the exact trace is the better way on."""
         if not sampler.n_samples:
-            sampler.grow(min(FIRST_LOOK, self.budget))
+            sampler.grow(min(FIRST_LOOK, self.budget // sampler.cost))
         while True:
             if self.checkpoint is not None:
                 self.checkpoint.save(sampler.state())

@@ -138,6 +138,7 @@ def trace(
         return _exact(A, best, budget, chunk)
 
     sampler, rule = _sampler(A, method, rng, distribution, chunk)
+    check.budget(budget, None, sampler.cost, "max_matvecs", "trace")
     say(f"by {rule}")
     saved = None
     if checkpoint is not None:

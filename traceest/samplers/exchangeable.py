@@ -159,7 +159,8 @@ class Exchangeable(Sampler):
             found.append(self._xtrace(Omega, Y))
         e = min(found, key=lambda e: float(e.stderr))
         # It was promised to pay, and goes on getting better: chance alone is not to stop it.
-        self.deep = found[-1].method == "xtrace" and float(found[-1].stderr) <= SLACK * float(e.stderr)
+        pays = found[-1].method == "xtrace" and float(found[-1].stderr) <= SLACK * float(e.stderr)
+        self.deep = pays or self.methods == ("xtrace",)
         self.best = e.method
         self.looks.append((self.n_samples, float(e.stderr)))
         return e
