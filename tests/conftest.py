@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +64,10 @@ BACKENDS = [
 @pytest.fixture(params=BACKENDS, ids=repr)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_code() -> Iterator[None]:
+    """What JAX compiled for one module's shapes serves no other, and grows to gigabytes over all of them."""
+    yield
+    jax.clear_caches()
