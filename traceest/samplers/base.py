@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from traceest import _array_api as aa
@@ -11,7 +12,7 @@ from traceest.estimators._metering import Meter
 from traceest.probes import Probes
 
 
-class Sampler:
+class Sampler(ABC):
     """`grow(k)` spends k more samples; `estimate()` is the answer so far.
 
     The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not resorted to
@@ -47,21 +48,20 @@ class Sampler:
         """Samples that the estimate rests on."""
         return sum(x.shape[-1] for x in getattr(self, self.KEPT[0]))
 
+    @abstractmethod
     def grow(self, k: int) -> None:
         """Spend k more samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def estimate(self) -> Estimate:
         """The answer so far."""
-        raise NotImplementedError
 
     def worth_deflating(self, ahead: float, left: int) -> int:
         """Products that `deflate` would cost now; 0 where it does not pay, with so many predicted, so many left."""
         return 0
 
-    def deflate(self) -> None:
-        """Turn the products of the samples into a sketch."""
-        raise NotImplementedError
+    def deflate(self) -> None:  # noqa: B027 — not abstract: without `worth_deflating` there is nothing to do
+        """Turn the products of the samples into a sketch; without `worth_deflating`, nothing."""
 
     def checked(self, x: Any, columns: int) -> Any:
         """`x`, the product of so many columns just made, if it is finite."""
