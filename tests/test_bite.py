@@ -20,10 +20,10 @@ import traceest as te
 
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
 NYSTROM = sys.modules["traceest.estimators.nystrom"]
-KERNELS = sys.modules["traceest.kernels"]
 LEAVE_OUT = sys.modules["traceest.estimators.leave_out"]
 XDIAG = sys.modules["traceest.estimators.xdiag"]
-SKETCH = sys.modules["traceest.estimators.kernel_sketch"]
+SKETCH = sys.modules["traceest.sketches.one_sided"]
+TWO_SIDED = sys.modules["traceest.sketches.two_sided"]
 
 
 def zero(A, n=None, **kwargs):
@@ -145,16 +145,17 @@ def test_a_count_that_is_not_what_was_spent_is_caught():
 
 
 @pytest.mark.parametrize("factor", [0.5, 10.0])
-def test_an_error_bar_of_the_wrong_size_is_caught(monkeypatch, factor):
-    honest = KERNELS.jackknife
+@pytest.mark.parametrize(("cls", "route"), [(SKETCH.OneSided, "one block"), (TWO_SIDED.LowRank, "two-sided")])
+def test_an_error_bar_of_the_wrong_size_is_caught(monkeypatch, factor, cls, route):
+    honest = cls.estimate
 
-    def wrong(xp, s, **fields):
-        e = honest(xp, s, **fields)
+    def wrong(self, *args, **fields):
+        e = honest(self, *args, **fields)
         return replace(e, stderr=factor * e.stderr)
 
-    monkeypatch.setattr(KERNELS, "jackknife", wrong)
+    monkeypatch.setattr(cls, "estimate", wrong)
     with pytest.raises(AssertionError):
-        test_kernels.test_estimates_agree_with_the_dense_kernel("frobenius_norm", "two-sided")
+        test_kernels.test_estimates_agree_with_the_dense_kernel("frobenius_norm", route)
 
 
 def test_the_biased_norm_of_the_sketch_is_caught(monkeypatch):

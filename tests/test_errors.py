@@ -78,7 +78,7 @@ CASES = {
     "alignment of shapes": (lambda: te.alignment(A, np.eye(29), 5), ValueError, r"shapes \(30, 30\) and \(29, 29\); they must share"),
     "alignment of dtypes": (lambda: te.alignment(A, A.astype(np.float32), 5), TypeError, "dtypes float64 and float32 differ"),
     "unknown method": (lambda: te.trace(A, method="hutch"), ValueError, "method must be one of auto, exact, .*got 'hutch'"),
-    "unknown route": (lambda: te.effective_rank(A, 5, method="x"), ValueError, "must be auto, one-sided, two-sided or exact"),
+    "unknown route": (lambda: te.effective_rank(A, 5, method="x"), ValueError, "must be one of auto, one-sided, .* got 'x'"),
     "unknown side": (lambda: te.exact(J, side="left"), ValueError, "side must be auto, matmat or rmatmat, got 'left'"),
     "negative rtol": (lambda: te.trace(A, rtol=-1), ValueError, "rtol must be ≥ 0, got -1"),
     "NaN atol": (lambda: te.trace(A, atol=float("nan")), ValueError, "atol must be ≥ 0, got nan"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import operators_zoo as zoo
 import pytest
-from assertions import assert_close, unbiased
+from assertions import Counter, assert_close, assert_counts, unbiased
 
 import traceest as te
 from traceest._array_api import namespace
+from traceest.estimate import degrees_of_freedom
 from traceest.estimators.ustatistics import block_sum, pair_mean, squared_mean
 from traceest.operators import sketch_gram
 
@@ -91,13 +92,14 @@ def test_the_two_sided_route_may_be_forced_on_a_gram_operator(statistic):
     e = call(statistic, te.gram, n_matvecs=40, rng=0, method="two-sided")
     dense = call(statistic, ROUTES["two-sided"], n_matvecs=40, rng=0)
     assert float(e) == pytest.approx(float(dense), rel=1e-10)
-    assert e.method == "two-sided"
-    assert e.n_matvecs == e.n_rmatvecs
+    assert e.method == "two-sided low-rank"
+    assert e.n_matvecs == e.n_rmatvecs == 40 * (1 + (statistic == "alignment"))
 
 
-def test_the_two_sided_norm_is_unbiased_for_any_square_operator():
+@pytest.mark.parametrize("m", [5, 12])
+def test_the_two_sided_norm_is_unbiased_for_any_square_operator(m):
     for A in (zoo.nonsymmetric(40), zoo.complex_general(40), zoo.indefinite(40)):
-        unbiased(lambda seed, A=A: float(te.frobenius_norm(A, 5, rng=seed)) ** 2, np.linalg.norm(A) ** 2, seeds=300)
+        unbiased(lambda seed, A=A: float(te.frobenius_norm(A, m, rng=seed)) ** 2, np.linalg.norm(A) ** 2, seeds=300)
 
 
 def test_indefinite_operators_may_be_aligned_negatively():
@@ -184,7 +186,8 @@ def test_the_stderr_is_the_jackknife_of_rerunning_without_one_probe(statistic):
     e = call(statistic, ROUTES["blocks"], probes=V)
     assert float(e) == pytest.approx(theta(), rel=1e-12)
     assert float(e.stderr) == pytest.approx(np.sqrt(np.sum(parts)), rel=1e-9)
-    assert float(e.df) == pytest.approx(np.sum(parts) ** 2 / np.sum(parts**2 / (m - 1)), rel=1e-8)
+    df = degrees_of_freedom(np, (left_out - left_out.mean(axis=1, keepdims=True)) ** 2)
+    assert float(e.df) == pytest.approx(np.sum(parts) ** 2 / np.sum(parts**2 / df), rel=1e-8)
 
 
 # -- intervals -------------------------------------------------------------------------------------
@@ -249,3 +252,212 @@ def test_the_sketchs_own_rank_is_not_what_is_answered():
     K = te.gram(zoo.haar(60)[:, :35], n_blocks=1)
     runs = [float(te.effective_rank(K, 16, rng=seed)) for seed in range(200)]
     assert np.median(runs) == pytest.approx(35, rel=0.15)
+
+
+# -- a low-rank part of several kernels, leaving one and two probes out ---------------------------------
+
+
+def naive_left_out(Ks, Omega, i, out, normalise):
+    """Traces and inner products of all pairs, probes `out` not in the sketch, probe i in the residual."""
+    n, units = len(Ks[0]), [np.abs(K @ Omega).max() for K in Ks]
+    kept = np.delete(sum(K / u for K, u in zip(Ks, units, strict=True)) @ Omega, out, axis=1)
+    Q = np.linalg.qr(kept)[0]
+    u = Omega[:, i] - Q @ (Q.T @ Omega[:, i])
+    u = u * (np.sqrt(n - Q.shape[1]) / np.linalg.norm(u)) if normalise else u
+
+    def trace(C):
+        return np.trace(Q.T @ C @ Q) + u @ C @ u
+
+    return [trace(K) for K in Ks] + [trace(K.T @ L) for K in Ks for L in Ks]
+
+
+@pytest.mark.parametrize("law", ["sphere", "rademacher"])
+@pytest.mark.parametrize("statistic", TRUTH)
+def test_the_low_rank_route_is_leaving_one_probe_out_and_its_error_leaving_two(statistic, law):
+    Ks = [K1, K2] if statistic == "alignment" else [K1]
+    k, c, normalise = 8, len(Ks), law != "rademacher"
+    Omega = te.probes.Probes(80, K1, rng=3, distribution=law).take(k)
+    one = np.array([naive_left_out(Ks, Omega, i, [i], normalise) for i in range(k)])
+    two = np.array([[naive_left_out(Ks, Omega, i, [i, j], normalise) for j in range(k)] for i in range(k)])
+    one, two = one.T, np.moveaxis(two, -1, 0)
+    mean = one.mean(axis=1)
+
+    def variance(e, pairs):
+        off = ~np.eye(k, dtype=bool)
+        delta, apart = (e[:, None] - pairs) * off, (pairs - pairs.T) * off
+        signed = np.var(e, ddof=1) / k + np.sum(delta * delta.T) / (k * (k - 1))
+        return max(signed, np.sum(apart**2) / (4 * k * k * (k - 1)))
+
+    if statistic == "frobenius_norm":
+        gradient, value = np.array([0, 0.5 / np.sqrt(mean[1])]), np.sqrt(mean[1])
+    elif statistic == "effective_rank":
+        t2 = mean[0] ** 2 - variance(one[0], two[0])
+        gradient, value = np.array([2 * mean[0] / mean[1], -t2 / mean[1] ** 2]), t2 / mean[1]
+    else:
+        _, _, f, p, _, g = mean
+        value = p / np.sqrt(f * g)
+        gradient = np.array([0, 0, -0.5 * value / f, 1 / np.sqrt(f * g), 0, -0.5 * value / g])
+    e = getattr(te, statistic)(*Ks, n_matvecs=2 * k, rng=3, distribution=law)
+    assert e.method == "two-sided low-rank"
+    assert e.n_matvecs == 2 * k * c
+    assert float(e) == pytest.approx(value, rel=1e-10)
+    # the functions are taken at a k-th of the deviations, where they are linear but for that much
+    assert float(e.stderr) == pytest.approx(variance(gradient @ one, np.tensordot(gradient, two, 1)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("statistic", ["frobenius_norm", "effective_rank"])
+@pytest.mark.parametrize("spectrum", ["poly", "slowexp", "smallstep"])
+def test_low_rank_error_bars_hold_and_are_small(statistic, spectrum):
+    eigenvalues = zoo.SPECTRA[spectrum](200)
+    column = eigenvalues[:, None]
+    A = te.aslinearoperator(lambda X: column * X, like=column, psd=True)
+    norm = np.linalg.norm(eigenvalues)
+    truth = norm if statistic == "frobenius_norm" else (np.sum(eigenvalues) / norm) ** 2
+    errors = {}
+    for method in ("two-sided", "hutchinson"):
+        runs = [
+            getattr(te, statistic)(A, n_matvecs=40, rng=s, method=method, distribution="sphere") for s in range(200)
+        ]
+        held = [low - 1e-12 <= truth <= high + 1e-12 for low, high in (e.confidence_interval() for e in runs)]
+        assert 0.90 <= np.mean(held) <= 1.0
+        errors[method] = np.sqrt(np.mean([(float(e) - truth) ** 2 for e in runs]))
+        sizes = np.sqrt(np.mean([float(e.stderr) ** 2 for e in runs]))
+        assert 0.8 * errors[method] <= sizes <= 2.5 * errors[method]
+    assert errors["two-sided"] < 0.9 * errors["hutchinson"]
+
+
+# -- centred, with targets, apart ------------------------------------------------------------------------
+
+
+def centring(n):
+    return np.eye(n) - np.ones((n, n)) / n
+
+
+Y = np.random.default_rng(5).standard_normal((80, 3)) + 1
+CENTRED = {
+    "exact": {"method": "exact"},
+    "vjps, blocks": {"n_probes": 3},
+    "vjps, one block": {"n_probes": 40},
+    "two-sided": {"n_matvecs": 44},
+    "two-sided, plain": {"n_matvecs": 44, "method": "hutchinson"},
+}
+
+
+def kernels_for(how):
+    if how == "vjps, blocks":
+        return te.gram(J1 + 1.0, n_blocks=20), te.gram(J2 + 0.7, n_blocks=20)
+    if how == "two-sided" or how == "two-sided, plain":
+        return (te.aslinearoperator(J @ J.T, psd=True) for J in (J1 + 1.0, J2 + 0.7))
+    return te.gram(J1 + 1.0), te.gram(J2 + 0.7)
+
+
+def agrees(call, truth, seeds=30):
+    """The mean of the runs is the truth to within the spread of one, as is each one's error bar."""
+    runs = [call(seed) for seed in range(seeds)]
+    values = np.array([float(e) for e in runs])
+    if runs[0].exact:
+        np.testing.assert_allclose(values, truth, rtol=1e-11)
+        return
+    spread = np.std(values, ddof=1)
+    assert abs(values.mean() - truth) <= spread
+    assert spread <= 0.3 * truth
+    assert 0.6 * spread <= np.mean([float(e.stderr) for e in runs]) <= 2.5 * spread
+
+
+@pytest.mark.parametrize("how", CENTRED)
+def test_centred_alignment_is_that_of_features_without_their_mean(how):
+    H = centring(80)
+    A, B = (H @ (J @ J.T) @ H for J in (J1 + 1.0, J2 + 0.7))
+    truth = np.sum(A * B) / (np.linalg.norm(A) * np.linalg.norm(B))
+    options = dict(CENTRED[how])
+    if "n_probes" in options:
+        options["n_probes"] += 1  # for the ones
+    seeds = 1 if how == "exact" else 30
+    agrees(lambda seed: te.centred_alignment(*kernels_for(how), rng=seed, **options), truth, seeds)
+
+
+def test_a_large_mean_costs_a_centred_alignment_no_accuracy():
+    K, L = (te.gram(J + 1e6, n_blocks=20) for J in (J1, J2))
+    far = te.centred_alignment(K, L, 4, rng=0)
+    near = te.centred_alignment(te.gram(J1, n_blocks=20), te.gram(J2, n_blocks=20), 4, rng=0)
+    assert float(far) == pytest.approx(float(near), rel=1e-2)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("how", CENTRED)
+def test_target_alignment_is_that_with_the_targets_kernel(how, targets, centred):
+    y = Y[:, 0] if targets == 1 else Y
+    H = centring(80) if centred else np.eye(80)
+    K, T = H @ (J1 + 1.0) @ (J1 + 1.0).T @ H, H @ np.outer(y, y) @ H if targets == 1 else H @ Y @ Y.T @ H
+    truth = np.sum(K * T) / (np.linalg.norm(K) * np.linalg.norm(T))
+    options = dict(CENTRED[how])
+    if "n_probes" in options:
+        options["n_probes"] += targets + centred
+    kernel = next(iter(kernels_for(how)))
+    seeds = 1 if how == "exact" else 30
+    agrees(lambda seed: te.target_alignment(kernel, y, rng=seed, centred=centred, **options), truth, seeds)
+
+
+def test_targets_are_part_of_the_budget():
+    K = te.gram(J1, n_blocks=4)
+    counted = Counter(te.aslinearoperator(J1, n_blocks=4))
+    assert_counts(te.target_alignment(te.gram(counted), Y, 9, rng=0), counted, budget=9)
+    with pytest.raises(ValueError, match="n_probes = 4 is below the method's minimum of 5"):
+        te.target_alignment(K, Y, 4)
+
+
+def test_targets_may_have_the_states_shape():
+    K = te.gram(J1, n_blocks=20)
+    flat = te.target_alignment(K, Y[:, 0], 4, rng=0)
+    shaped = te.target_alignment(K, Y[:, 0].reshape(20, 2, 2), 4, rng=0)
+    assert float(flat) == float(shaped)
+    with pytest.raises(ValueError, match=r"y must have shape \(80,\)"):
+        te.target_alignment(K, Y[:-1], 4)
+
+
+@pytest.mark.parametrize("how", CENTRED)
+def test_relative_distance_is_that_of_the_dense_kernels(how):
+    A, B = (J @ J.T for J in (J1 + 1.0, J2 + 0.7))
+    truth, seeds = np.linalg.norm(A - B) / np.linalg.norm(B), 1 if how == "exact" else 30
+    agrees(lambda seed: te.relative_distance(*kernels_for(how), rng=seed, **CENTRED[how]), truth, seeds)
+
+
+def test_a_small_distance_is_told_as_well_as_a_large_one():
+    K, L = te.gram(J1, n_blocks=20), te.gram(J1 + 1e-7 * J2, n_blocks=20)
+    truth = np.linalg.norm(J1 @ J2.T + J2 @ J1.T) * 1e-7 / np.linalg.norm(K1)
+    for options in ({"n_probes": 3}, {"n_matvecs": 30, "method": "two-sided"}):
+        assert float(te.relative_distance(L, K, rng=0, **options)) == pytest.approx(truth, rel=0.2)
+
+
+# -- to a tolerance ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statistic", TRUTH)
+@pytest.mark.parametrize("blocks", [12, 1])
+def test_a_tolerance_is_kept(statistic, blocks):
+    A, B = BIG1 @ BIG1.T, BIG2 @ BIG2.T
+    norm = np.linalg.norm(A)
+    truth = {
+        "frobenius_norm": norm,
+        "effective_rank": np.trace(A) ** 2 / norm**2,
+        "alignment": np.sum(A * B) / (norm * np.linalg.norm(B)),
+    }[statistic]
+    kernels = [te.gram(J, n_blocks=blocks) for J in ((BIG1, BIG2) if statistic == "alignment" else (BIG1,))]
+    rtol = 0.25 if statistic == "effective_rank" else 0.1
+    runs = [getattr(te, statistic)(*kernels, rtol=rtol, rng=seed) for seed in range(60)]
+    assert all(e.converged for e in runs)
+    assert np.mean([abs(float(e) / truth - 1) <= rtol for e in runs]) >= 0.95
+    assert not all(e.exact for e in runs)
+
+
+def test_a_tolerance_out_of_reach_says_so_and_keeps_the_budget():
+    counted = Counter(te.aslinearoperator(BIG1, n_blocks=4))
+    e = te.effective_rank(te.gram(counted), 11, rtol=1e-4, rng=0)
+    assert e.converged is False
+    assert_counts(e, counted, budget=11)
+    assert te.effective_rank(te.gram(BIG1, n_blocks=4), rtol=1e-4, rng=0).exact
+    with pytest.raises(ValueError, match="rtol must be positive"):
+        te.effective_rank(te.gram(BIG1), rtol=0)
+    with pytest.raises(TypeError, match="give rng= instead of probes="):
+        te.effective_rank(te.gram(BIG1), rtol=0.1, probes=BIG1)

@@ -8,7 +8,14 @@ from traceest import probes
 from traceest.diagonal import diagonal
 from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
-from traceest.kernels import alignment, effective_rank, frobenius_norm
+from traceest.kernels import (
+    alignment,
+    centred_alignment,
+    effective_rank,
+    frobenius_norm,
+    relative_distance,
+    target_alignment,
+)
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
 from traceest.storage import load, save
 from traceest.trace import trace
@@ -25,6 +32,7 @@ __all__ = [
     "Operator",
     "alignment",
     "aslinearoperator",
+    "centred_alignment",
     "diagonal",
     "effective_rank",
     "exact",
@@ -38,8 +46,10 @@ __all__ = [
     "na_hutchpp",
     "nystrompp",
     "probes",
+    "relative_distance",
     "rhutch",
     "save",
+    "target_alignment",
     "trace",
     "xnystrace",
     "xtrace",

@@ -122,8 +122,9 @@ class Estimate:
             )
         value = value.astype(np.float64)
         half = self.half_width(confidence)
-        low = np.clip(np.where(np.isnan(half), -np.inf, value - half), *self.bounds)
-        high = np.clip(np.where(np.isnan(half), np.inf, value + half), *self.bounds)
+        unknown = np.isnan(half) | np.isnan(value)
+        low = np.clip(np.where(unknown, -np.inf, value - half), *self.bounds)
+        high = np.clip(np.where(unknown, np.inf, value + half), *self.bounds)
         if value.ndim == 0:
             return ConfidenceInterval(float(low), float(high))
         return ConfidenceInterval(low, high)

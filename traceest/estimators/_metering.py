@@ -22,6 +22,7 @@ class Metered(Operator):
             symmetric=getattr(inner, "symmetric", False),
             psd=getattr(inner, "psd", False),
             n_blocks=getattr(inner, "n_blocks", None),
+            parameters=getattr(inner, "parameters", ()),
             name=repr(inner),
         )
         self.inner, self.n_matvecs, self.n_rmatvecs = inner, 0, 0
@@ -32,10 +33,10 @@ class Metered(Operator):
         product = getattr(self.inner, name)
         forward, reverse = COST.get(name, (0, 1))
 
-        def counted(X: Any) -> Any:
+        def counted(X: Any, *groups: Any) -> Any:
             self.n_matvecs += forward * X.shape[1]
             self.n_rmatvecs += reverse * X.shape[1]
-            return product(X)
+            return product(X, *groups)
 
         return counted
 

@@ -57,48 +57,77 @@ class LeftOut(NamedTuple):
         return Estimate(theta * size, stderr * unit[..., 0, 0] * size, df, None, **fields)
 
 
+class Basis(NamedTuple):
+    """A sketch's basis Q and its probes, and what leaving one or two of them out takes away.
+
+    Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ, sᵢ the normalised columns of R⁻ᴴ; xᵢ = (I − sᵢsᵢᴴ)Qᴴωᵢ, and ‖ωᵢ − Qxᵢ‖² is `length2`.
+    Of two left out, a = sᵢ (rows) and b = sⱼ (columns): b − a c, c = aᴴb, is orthogonal to a, of squared length d.
+    """
+
+    n: int
+    W: Any
+    S: Any
+    X: Any
+    length2: Any
+    c: Any
+    d: Any
+    parallel: Any
+
+    @classmethod
+    def of(cls, xp: Any, Omega: Any, Q: Any, R: Any) -> Basis:
+        """From Q, R = qr(AΩ)."""
+        S, W = left_out_directions(xp, R), aa.adjoint(xp, Q) @ Omega
+        X = W - S * aa.vdot(xp, S, W)[None, :]
+        length2 = xp.sum(aa.abs2(xp, Omega), axis=0) - xp.sum(aa.abs2(xp, X), axis=0)
+        c = aa.adjoint(xp, S) @ S
+        d = 1 - aa.abs2(xp, c)
+        parallel = d < 1e3 * xp.finfo(d.dtype).eps  # then leaving j out as well changes nothing
+        return cls(Omega.shape[0], W, S, X, length2, c, xp.where(parallel, xp.ones_like(d), d), parallel)
+
+    def traces(self, xp: Any, forms: Any, r: Any, t: Any, H: Any, normalise: bool) -> LeftOut:
+        """Estimates of tr C, for any C, from ωᵢᴴCωᵢ, rᵢ = QᴴCωᵢ, tᵢ = QᴴCᴴωᵢ and H = QᴴCQ.
+
+        eᵢ = tr(Q₍ᵢ₎ᴴCQ₍ᵢ₎) + uᵢᴴCuᵢ with uᵢ = ωᵢ − Qxᵢ. XTrace has C = A; the sketch may be of another operator.
+        """
+        _, _, S, X, length2, c, d, parallel = self
+        n, k = self.n, S.shape[1]
+        HX, HS = H @ X, H @ S
+        residual = forms - aa.vdot(xp, t, X) - aa.vdot(xp, X, r) + aa.vdot(xp, X, HX)
+        trace = xp.sum(xp.linalg.diagonal(H))
+        SHS = xp.linalg.diagonal(aa.adjoint(xp, S) @ HS)
+        one = trace - SHS + residual * _rescaling(xp, n - k + 1, length2, normalise)
+
+        beta = xp.matrix_transpose(aa.adjoint(xp, S) @ X)  # bᴴxᵢ
+        kept = xp.where(parallel, xp.zeros_like(beta), beta / d)
+        conj_kept = aa.conj(xp, kept)
+
+        def orthogonalised(M: Any) -> Any:
+            """[rowᵢ · (b − a c)] of M = (rows)ᴴS, (i, j)."""
+            return M - xp.linalg.diagonal(M)[:, None] * c
+
+        tb = orthogonalised(aa.adjoint(xp, t) @ S)
+        rb = aa.conj(xp, orthogonalised(aa.adjoint(xp, r) @ S))
+        XHb = orthogonalised(aa.adjoint(xp, X) @ HS)
+        HXb = aa.conj(xp, orthogonalised(aa.adjoint(xp, HX) @ S))
+        SHb = aa.adjoint(xp, S) @ HS  # aᴴHb
+        bHb = (
+            xp.linalg.diagonal(SHb)[None, :]
+            - c * xp.matrix_transpose(SHb)
+            - aa.conj(xp, c) * SHb
+            + _as(xp, aa.abs2(xp, c), SHb) * xp.linalg.diagonal(SHb)[:, None]
+        )
+        change = tb * kept + conj_kept * rb - XHb * kept - conj_kept * HXb + kept * conj_kept * bHb
+        taken = xp.where(parallel, xp.zeros_like(bHb), bHb / _as(xp, d, bHb))
+        length2 = length2[:, None] + aa.real(xp, beta * conj_kept)
+        residual = (residual[:, None] + change) * _rescaling(xp, n - k + 2, length2, normalise)
+        two = (trace - SHS)[:, None] - taken + residual
+        return LeftOut(one, two, xp.sum(xp.abs(xp.linalg.diagonal(H))))
+
+
 def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
-    """XTrace's estimates; S holds the unit vectors with Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ, normalised columns of R⁻ᴴ."""
-    n, k = Omega.shape
-    S = left_out_directions(xp, R)
-    W = aa.adjoint(xp, Q) @ Omega
-    X = W - S * aa.vdot(xp, S, W)[None, :]  # xᵢ = (I − sᵢsᵢᴴ)wᵢ
-    HX, HS = H @ X, H @ S
-    residual = aa.vdot(xp, W, R) - aa.vdot(xp, T, X) - aa.vdot(xp, X, R) + aa.vdot(xp, X, HX)
-    length2 = xp.sum(aa.abs2(xp, Omega), axis=0) - xp.sum(aa.abs2(xp, X), axis=0)
-    trace = xp.sum(xp.linalg.diagonal(H))
-    SHS = xp.linalg.diagonal(aa.adjoint(xp, S) @ HS)
-    one = trace - SHS + residual * _rescaling(xp, n - k + 1, length2, normalise)
-
-    # Two left out, a = sᵢ (rows) and b = sⱼ (columns): b − a c, c = aᴴb, is orthogonal to a and has squared length d.
-    c = aa.adjoint(xp, S) @ S
-    d = 1 - aa.abs2(xp, c)
-    parallel = d < 1e3 * xp.finfo(d.dtype).eps  # then leaving j out as well changes nothing
-    d = xp.where(parallel, xp.ones_like(d), d)
-    beta = xp.matrix_transpose(aa.adjoint(xp, S) @ X)  # bᴴxᵢ
-    kept = xp.where(parallel, xp.zeros_like(beta), beta / d)
-    conj_kept = aa.conj(xp, kept)
-
-    def orthogonalised(M: Any) -> Any:
-        """[rowᵢ · (b − a c)] of M = (rows)ᴴS, (i, j)."""
-        return M - xp.linalg.diagonal(M)[:, None] * c
-
-    Tb = orthogonalised(aa.adjoint(xp, T) @ S)
-    Rb = aa.conj(xp, orthogonalised(aa.adjoint(xp, R) @ S))
-    XHb = orthogonalised(aa.adjoint(xp, X) @ HS)
-    HXb = aa.conj(xp, orthogonalised(aa.adjoint(xp, HX) @ S))
-    SHb = aa.adjoint(xp, S) @ HS  # aᴴHb
-    bHb = (
-        xp.linalg.diagonal(SHb)[None, :]
-        - c * xp.matrix_transpose(SHb)
-        - aa.conj(xp, c) * SHb
-        + _as(xp, aa.abs2(xp, c), SHb) * xp.linalg.diagonal(SHb)[:, None]
-    )
-    change = Tb * kept + conj_kept * Rb - XHb * kept - conj_kept * HXb + kept * conj_kept * bHb
-    taken = xp.where(parallel, xp.zeros_like(bHb), bHb / _as(xp, d, bHb))
-    length2 = length2[:, None] + aa.real(xp, beta * conj_kept)
-    two = (trace - SHS)[:, None] - taken + (residual[:, None] + change) * _rescaling(xp, n - k + 2, length2, normalise)
-    return LeftOut(one, two, xp.sum(xp.abs(xp.linalg.diagonal(H))))
+    """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = Qrᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with R."""
+    basis = Basis.of(xp, Omega, Q, R)
+    return basis.traces(xp, aa.vdot(xp, basis.W, R), R, T, H, normalise)
 
 
 def left_out_directions(xp: Any, R: Any) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, _welch_satterthwaite
+from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom
 
 
 class Statistic(NamedTuple):
@@ -64,13 +64,11 @@ def squared_mean(xp: Any, x: Any) -> Statistic:
 
 def pair_mean(xp: Any, H: Any) -> Statistic:
     """Σ_{b≠c} mean_{i,j} H + Σ_b mean_{i≠j} H for H of shape (B, m, B, m), symmetric in its two pairs."""
-    B, m = H.shape[0], H.shape[1]
-    eye = xp.eye(B, dtype=H.dtype, device=aa.device(H))
-    own = xp.sum(H * eye[:, None, :, None], axis=2)  # (B, m, m): the blocks on the diagonal
-    own = own * (1 - xp.eye(m, dtype=H.dtype, device=aa.device(H)))
-    own_rows = xp.sum(own, axis=2)  # (B, m): Σ_{j≠i}
-    rows = xp.sum(H, axis=(2, 3)) - xp.sum(xp.sum(H * eye[:, None, :, None], axis=2), axis=2)
-    cross_rows = rows / m  # (B, m): Σ_{c≠b} mean_j
+    m = H.shape[1]
+    own = xp.linalg.diagonal(xp.permute_dims(H, (1, 3, 0, 2)))  # (m, m, B): the blocks on the diagonal
+    own_rows = xp.matrix_transpose(xp.sum(own, axis=1))  # (B, m): Σ_j
+    cross_rows = (xp.sum(H, axis=(2, 3)) - own_rows) / m  # (B, m): Σ_{c≠b} mean_j
+    own_rows = own_rows - xp.linalg.diagonal(xp.permute_dims(own, (2, 0, 1)))  # Σ_{j≠i}
     cross = xp.sum(cross_rows, axis=1, keepdims=True)  # (B, 1)
     inner = xp.sum(own_rows, axis=1, keepdims=True)
     pairs = max(m * (m - 1), 1)
@@ -82,14 +80,15 @@ def pair_mean(xp: Any, H: Any) -> Statistic:
     return Statistic(value, value + cross_change + inner_change)
 
 
-def jackknife(xp: Any, s: Statistic, **fields: Any) -> Estimate:
-    """Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), degrees of freedom by Welch–Satterthwaite."""
+def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+    """`size` times s; Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), df by Welch–Satterthwaite."""
     if s.left_out is None:
         nothing = s.value * math.nan
-        return Estimate(s.value, nothing, nothing, None, **fields)
+        return Estimate(s.value * size, nothing, nothing, None, **fields)
     m = s.left_out.shape[1]
     d = s.left_out - xp.sum(s.left_out, axis=1, keepdims=True) / m
     scale = aa.safe_scale(xp, d)
-    parts = xp.sqrt(xp.sum(aa.abs2(xp, d / scale), axis=1) * ((m - 1) / m)) * xp.sum(scale)
-    stderr, df = _welch_satterthwaite(xp, parts, xp.ones_like(parts) * (m - 1))
-    return Estimate(s.value, stderr, df, None, **fields)
+    squares = aa.abs2(xp, d / scale)
+    parts = xp.sqrt(xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
+    stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
+    return Estimate(s.value * size, stderr * size, df, None, **fields)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Number, Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -58,10 +58,13 @@ class Jacobian(_Shaped, Protocol):
         (n_rows, k) → (n_blocks, k, n_blocks, k): ⟨J_bᴴ v_{b,i}, J_cᴴ v_{c,j}⟩, with no n_cols×k array.
     ``gram_matmat(V)``
         (n_rows, k) → (n_rows, k): J(Jᴴ V) in one go.
+    ``parameters`` and ``grouped_gram(V, groups)``
+        Names of runs of columns, one an array of parameters; and of V, (n_rows, k), and tuples of indices into
+        them, (n_groups, n_blocks, k, n_blocks, k): the `sketch_gram` of each group's columns.
     """
 
 
-ABILITIES = ("block_rmatmat", "block_sqnorms", "sketch_gram", "gram_matmat")
+ABILITIES = ("block_rmatmat", "block_sqnorms", "sketch_gram", "grouped_gram", "gram_matmat")
 
 
 class Operator:
@@ -77,7 +80,7 @@ class Operator:
         (n_cols, k) → (n_rows, k), and its adjoint. A side not given does not exist on the object.
     symmetric, psd : bool
         What is known of the operator: self-adjoint; and positive semidefinite too.
-    n_blocks : int, optional
+    n_blocks, parameters : optional
         See `Jacobian`.
     name : str
         For `repr`.
@@ -106,6 +109,7 @@ class Operator:
     block_rmatmat: Product
     block_sqnorms: Product
     sketch_gram: Product
+    grouped_gram: Callable[[Array, tuple[tuple[int, ...], ...]], Array]
     gram_matmat: Product
 
     def __init__(
@@ -118,13 +122,14 @@ class Operator:
         symmetric: bool = False,
         psd: bool = False,
         n_blocks: int | None = None,
+        parameters: Iterable[str] = (),
         name: str = "Operator",
-        **abilities: Product | None,
+        **abilities: Callable[..., Array] | None,
     ) -> None:
         self.shape = (int(shape[0]), int(shape[1]))
         self._xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.symmetric, self.psd, self.name = symmetric or psd, psd, name
-        self.n_blocks = n_blocks
+        self.n_blocks, self.parameters = n_blocks, tuple(parameters)
         if unknown := abilities.keys() - set(ABILITIES):
             raise TypeError(
                 f"Operator: unknown products {', '.join(sorted(unknown))}; known are matmat, rmatmat, "

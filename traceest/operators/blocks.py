@@ -44,6 +44,15 @@ def sketch_gram(J: Any, V: Any) -> Any:
     return xp.reshape(aa.conj(xp, g) @ xp.matrix_transpose(g), (B, k, B, k))
 
 
+def grouped_gram(J: Any, V: Any, groups: tuple[tuple[int, ...], ...] | None) -> list[Any]:
+    """`sketch_gram` of the columns of each group of parameters and, last, of all columns; k vjps in all."""
+    if not groups:
+        return [sketch_gram(J, V)]
+    rest = tuple(sorted(set(range(len(J.parameters))).difference(*groups)))
+    parts = J.grouped_gram(V, (*groups, rest) if rest else groups)
+    return [*(parts[g, ...] for g in range(len(groups))), aa.namespace(V).sum(parts, axis=0)]
+
+
 def unit_probes(J: Any, start: int, stop: int, side: str = "rmatmat") -> Any:
     """Unit vectors start…stop−1 of every block at once (of the one block, on the column side): (n, stop − start)."""
     xp, dev = aa.namespace(J), aa.device(J)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import Any
 
 from traceest import _array_api as aa
@@ -22,13 +24,34 @@ class DenseOperator(Operator):
         What is known of it.
     n_blocks : int, optional
         Rows fall into this many contiguous runs of equal length.
+    parameters : mapping from names to sizes, optional
+        Columns fall into these contiguous runs, in order, for statistics by group (`summary`).
     """
 
-    def __init__(self, array: Any, *, symmetric: bool = False, psd: bool = False, n_blocks: int | None = None) -> None:
+    def __init__(
+        self,
+        array: Any,
+        *,
+        symmetric: bool = False,
+        psd: bool = False,
+        n_blocks: int | None = None,
+        parameters: Mapping[str, int] | None = None,
+    ) -> None:
+        names = parameters or {}
         super().__init__(
-            array.shape, like=array, symmetric=symmetric, psd=psd, n_blocks=n_blocks, name=type(self).__name__
+            array.shape,
+            like=array,
+            symmetric=symmetric,
+            psd=psd,
+            n_blocks=n_blocks,
+            parameters=names,
+            name=type(self).__name__,
         )
-        self.array = array
+        if names and sum(names.values()) != array.shape[1]:
+            raise ValueError(
+                f"DenseOperator: parameters have {sum(names.values())} columns in all, the array has {array.shape[1]}."
+            )
+        self.array, self._ends = array, list(pairwise(accumulate(names.values(), initial=0)))
 
     def matmat(self, X: Any) -> Any:
         """A X."""
@@ -44,3 +67,15 @@ class DenseOperator(Operator):
         A = xp.reshape(self.array, (B, -1, self.shape[1]))
         V = xp.reshape(V, (B, -1, V.shape[1]))
         return xp.matrix_transpose(V) @ aa.conj(xp, A)
+
+    def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
+        """(n_groups, n_blocks, k, n_blocks, k): inner products of the blocks' sketches over each group's columns."""
+        xp, g = self._xp, self.block_rmatmat(V)
+        B, k, _ = g.shape
+
+        def gram(group: tuple[int, ...]) -> Any:
+            part = aa.concat_columns(xp, [g[:, :, slice(*self._ends[i])] for i in group])
+            part = xp.reshape(part, (B * k, -1))
+            return xp.reshape(aa.conj(xp, part) @ xp.matrix_transpose(part), (B, k, B, k))
+
+        return xp.stack([gram(group) for group in groups])

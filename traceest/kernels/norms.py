@@ -1,0 +1,132 @@
+"""Frobenius norm and effective rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from traceest.estimate import Estimate
+from traceest.kernels import statistics
+from traceest.kernels._answer import answer
+from traceest.probes import Distribution
+from traceest.sketches import Method, Request, kernels_of_one_state
+
+
+def frobenius_norm(
+    K: Any,
+    n_probes: int | None = None,
+    *,
+    n_matvecs: int | None = None,
+    rtol: float | None = None,
+    method: Method = "auto",
+    rng: Any = None,
+    distribution: Distribution | None = None,
+    probes: Any = None,
+) -> Estimate:
+    """Estimate ‖K‖ = √(tr KᴴK).
+
+    * For K = JJᴴ by vjps alone (or jvps alone): √ of the U-statistic Σ_{b≠c} mean G² + Σ_b mean_{i≠j} G² over sketched
+      Gram entries G, unbiased for ‖K‖², b and c running over J's blocks (independent examples).
+    * Otherwise by products with K: √ of the mean over i of ‖KQ₍ᵢ₎‖² + ‖Ku₍ᵢ₎‖², a low-rank part and what it leaves,
+      one probe left out of the sketch at a time as in `xtrace`; below 8 products, √ of the mean of ‖Kv‖².
+
+    "auto" takes the one-sided route where J has blocks or one side only, and where the budget is given as `n_probes`;
+    without blocks and with both sides two-sided products are better, and `n_matvecs` or `rtol` takes them.
+
+    Parameters
+    ----------
+    K : operator, (n, n)
+        A Gram operator (`gram`, `ntk`), or anything square that `aslinearoperator` takes.
+    n_probes : int
+        Probes for the one-sided route, at least 2; an interval needs 3. Reaching n_b = n / n_blocks, the exact norm.
+    n_matvecs : int
+        The budget in products with K; give one of the two. Half of them go to the probes, half to what they span.
+    rtol : float
+        Grow until the 95 % interval is within rtol·‖K‖; a budget beside it is the most to spend (default: room for the
+        exact answer), and ``converged`` says whether it was enough.
+    method : {"auto", "one-sided", "two-sided", "hutchinson", "exact"}
+        Force a route; "hutchinson" is the two-sided one without a low-rank part, better on flat spectra.
+    rng
+        As in `hutchinson`.
+    distribution : {"rademacher", "gaussian", "sphere"}, optional
+        Law of the probes; default: Rademacher, and sphere for the low-rank route, which then gives what is left of a
+        probe the length that it should have.
+    probes : array, (n, k), optional
+        Explicit probes instead of `rng`; the two-sided route then makes no low-rank part.
+
+    Returns
+    -------
+    Estimate
+        Bounded below by 0, with jackknife (low-rank: leave-two-out) error. One-sided memory: (n_blocks · n_probes)² for
+        the Gram entries.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If K is not square, the budget is too small, or a needed product is missing.
+
+    References
+    ----------
+    Kong and Valiant (2017), Annals of Statistics 45(5), for one block; Epperly, Tropp, Webber (2024) for leaving one
+    out; the block form, and the low-rank form with its error bars, are this library's own.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> J = np.random.default_rng(0).standard_normal((80, 30))
+    >>> K = te.gram(J, n_blocks=8)
+    >>> bool(abs(float(te.frobenius_norm(K, 6, rng=0)) / np.linalg.norm(J @ J.T) - 1) < 0.1)
+    True
+    """
+    request = Request("frobenius_norm", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    return answer(kernels_of_one_state([K], request.caller), request, lambda s: statistics.frobenius_norm(s, 0))
+
+
+def effective_rank(
+    K: Any,
+    n_probes: int | None = None,
+    *,
+    n_matvecs: int | None = None,
+    rtol: float | None = None,
+    method: Method = "auto",
+    rng: Any = None,
+    distribution: Distribution | None = None,
+    probes: Any = None,
+) -> Estimate:
+    """Estimate the effective rank (tr K)² / ‖K‖², the participation ratio of the eigenvalues.
+
+    It is 1 for a kernel of rank one and n for a multiple of the identity. Numerator and denominator are
+    unbiased and come from the same probes: (tr K)² as the squared mean less its estimated variance, ‖K‖² as in
+    `frobenius_norm`. (The effective rank of the *sketch* is no estimate of it: at 16 probes and a true rank of 35
+    it answers 11.) The other effective rank, the exponential of the eigenvalues' entropy, takes products with K.
+
+    Parameters
+    ----------
+    K, n_probes, n_matvecs, rtol, method, rng, distribution, probes
+        As in `frobenius_norm`.
+
+    Returns
+    -------
+    Estimate
+        Bounded by 1 and n (of a Gram operator also by its factor's columns). NaN where the sketch is too small to tell
+        ‖K‖² from nothing; the interval is the whole range then.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `frobenius_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> e = te.effective_rank(te.gram(np.eye(50, 20), n_blocks=5), 8, rng=0)
+    >>> e.confidence_interval().low <= 20 <= e.confidence_interval().high
+    True
+    """
+    request = Request("effective_rank", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    Ks = kernels_of_one_state([K], request.caller)
+    return answer(Ks, request, lambda s: statistics.effective_rank(s, 0, largest_rank(Ks[0])))
+
+
+def largest_rank(K: Any) -> float:
+    """The smaller of K's rows and its factor's columns."""
+    return float(min(getattr(K, "factor", K).shape))

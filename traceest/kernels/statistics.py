@@ -1,0 +1,61 @@
+"""Statistics of kernels as functions of a sketch's unbiased ingredients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from traceest.estimate import Estimate
+from traceest.sketches import Sketch
+
+
+def trace(s: Sketch, a: int) -> Estimate:
+    """Tr K_a."""
+    return s.estimate(s.trace(a), s.units[a], bounds=(0.0, math.inf))
+
+
+def frobenius_norm(s: Sketch, a: int) -> Estimate:
+    """‖K_a‖."""
+    return s.estimate(s.product(a, a).map(lambda f: _sqrt(s.xp, f)), s.units[a], bounds=(0.0, math.inf))
+
+
+def effective_rank(s: Sketch, a: int, largest: float) -> Estimate:
+    """(tr K_a)² / ‖K_a‖², which is between 1 and `largest`."""
+    rank = s.squared_trace(a).map(lambda t, f: _ratio(s.xp, t, f), s.product(a, a))
+    return s.estimate(rank, bounds=(1.0, largest))
+
+
+def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
+    """⟨K_a, K_b⟩ / (‖K_a‖ ‖K_b‖)."""
+    xp = s.xp
+
+    def cosine(p: Any, f: Any, g: Any) -> Any:
+        return _ratio(xp, p, _sqrt(xp, f) * _sqrt(xp, g))
+
+    return s.estimate(s.product(a, b).map(cosine, s.product(a, a), s.product(b, b)), bounds=(0.0 if psd else -1.0, 1.0))
+
+
+def relative_distance(s: Sketch, a: int, b: int) -> Estimate:
+    """‖K_a − K_b‖ / ‖K_b‖."""
+    xp, (squared, unit) = s.xp, s.squared_distance(a, b)
+    ratio = squared.map(lambda d, f: _ratio(xp, _sqrt(xp, d), _sqrt(xp, f)), s.product(b, b))
+    return s.estimate(ratio, unit / s.units[b], bounds=(0.0, math.inf))
+
+
+def target_alignment(s: Sketch, a: int, target_norm: Any, psd: bool) -> Estimate:
+    """⟨K_a, YYᴴ⟩ / (‖K_a‖ ‖YYᴴ‖), its numerator exact."""
+    xp = s.xp
+    cosine = s.product(a, a).map(lambda f: _ratio(xp, s.targets[a] / target_norm, _sqrt(xp, f)))
+    return s.estimate(cosine, bounds=(0.0 if psd else -1.0, 1.0))
+
+
+def _sqrt(xp: Any, x: Any) -> Any:
+    """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative."""
+    positive = x > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+
+
+def _ratio(xp: Any, a: Any, b: Any) -> Any:
+    """a/b, and NaN where b is not positive (the zero kernel has no rank and no direction)."""
+    positive = b > 0
+    return xp.where(positive, a / xp.where(positive, b, xp.ones_like(b)), xp.ones_like(b) * math.nan)

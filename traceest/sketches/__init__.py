@@ -1,0 +1,57 @@
+"""Sketches of kernels: the same probes through one or several of them, from which every statistic is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from traceest.operators.blocks import n_blocks
+from traceest.sketches.base import Sketch
+from traceest.sketches.exact import exact
+from traceest.sketches.one_sided import one_sided
+from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
+from traceest.sketches.two_sided import two_sided
+
+__all__ = ["Groups", "Method", "Request", "Sketch", "exact_cost", "kernels_of_one_state", "route", "sketch"]
+
+
+def route(Ks: list[Any], request: Request) -> str:
+    """Which side of the kernels to take, "one-sided" or "two-sided", by the rules that `frobenius_norm` documents.
+
+    Raises
+    ------
+    TypeError
+        If one-sided products are asked for of kernels without factors.
+    """
+    factors = [getattr(K, "factor", None) for K in Ks]
+    factored = all(J is not None for J in factors)
+    if request.method in ("two-sided", "hutchinson"):
+        return "two-sided"
+    if request.method == "one-sided" and not factored:
+        raise TypeError(f"{request.caller}: method='one-sided' needs Gram operators, gram(J); got {Ks!r}.")
+    if not factored:
+        return "two-sided"
+    blocks = min(n_blocks(J) for J in factors) > 1
+    counts_one_side = request.n_matvecs is None and request.limit is not None
+    both = all(hasattr(K, "matmat") for K in Ks) if not (blocks or counts_one_side) else False
+    return "two-sided" if both and request.method == "auto" and not request.groups else "one-sided"
+
+
+def exact_cost(Ks: list[Any], request: Request) -> int:
+    """The budget at which the exact answer costs no more."""
+    J = getattr(Ks[0], "factor", None)
+    if J is None or route(Ks, request) == "two-sided":
+        return int(Ks[0].shape[0])
+    if not hasattr(J, "rmatmat"):
+        return int(J.shape[1])
+    counts = {n_blocks(K.factor) for K in Ks}
+    return int(J.shape[0]) // (counts.pop() if len(counts) == 1 else 1)
+
+
+def sketch(Ks: list[Any], request: Request) -> Sketch:
+    """Spend the budget, on the side and by the route that fits."""
+    if request.method == "exact":
+        return exact(Ks, request)
+    by = route(Ks, request)
+    if request.probes is None and request.n_drawn(2) + request.n_extra >= exact_cost(Ks, request):
+        return exact(Ks, request)
+    return one_sided(Ks, request) if by == "one-sided" else two_sided(Ks, request)

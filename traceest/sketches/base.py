@@ -1,0 +1,64 @@
+"""`Sketch`: what the same products with one or several kernels tell of them all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from traceest.estimate import Estimate
+from traceest.estimators.ustatistics import Statistic
+
+
+class Sketch(ABC):
+    """Unbiased traces and inner products of kernels K_a, all from the same products, with their common errors.
+
+    Kernel a is measured in its own unit, so that the squares of large and small ones stay in range: `trace` is in
+    units[a], what is of second degree in units[a]·units[b].
+
+    Attributes
+    ----------
+    xp : namespace
+    units : list of 0-d arrays
+    fields : dict
+        `method` and the counts, for the Estimates.
+    targets : list of 0-d arrays
+        ⟨K_a, YYᴴ⟩, in units[a], where targets Y were asked for: it takes no sampling.
+    groups : list of Sketch
+        The same for the parts of the kernels that belong to groups of their factors' columns, where asked for; the
+        whole kernels come behind the parts.
+    """
+
+    xp: Any
+    units: list[Any]
+    fields: dict[str, Any]
+    targets: list[Any]
+    groups: list[Sketch]
+
+    @abstractmethod
+    def trace(self, a: int) -> Statistic:
+        """Tr K_a."""
+
+    @abstractmethod
+    def squared_trace(self, a: int) -> Statistic:
+        """(tr K_a)²."""
+
+    @abstractmethod
+    def product(self, a: int, b: int) -> Statistic:
+        """⟨K_a, K_b⟩ = tr(K_aᴴK_b), its real part."""
+
+    @abstractmethod
+    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+        """‖K_a − K_b‖² and the unit it is the square of."""
+
+    @abstractmethod
+    def example_traces(self, a: int) -> Estimate | None:
+        """The traces of the blocks on the diagonal, (B,), where there are any to tell apart."""
+
+    @abstractmethod
+    def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+        """`size` times the statistic, with the error bar that its left-out values give."""
+
+
+def constant(value: Any) -> Statistic:
+    """What no probe changes."""
+    return Statistic(value, value)

@@ -1,0 +1,141 @@
+"""The same probes through the factors of one or several kernels: vjps alone, or jvps alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from traceest import _array_api as aa
+from traceest import _validation as check
+from traceest.estimate import Estimate, degrees_of_freedom
+from traceest.estimators._metering import Meter
+from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, pair_mean, squared_mean
+from traceest.operators import Operator
+from traceest.operators.blocks import grouped_gram, n_blocks
+from traceest.probes import Probes
+from traceest.sketches.base import Sketch
+from traceest.sketches.request import Request
+
+
+@dataclass
+class OneSided(Sketch):
+    """G_{(b,i),(c,j)} = ⟨J_bᴴs_{b,i}, J_cᴴs_{c,j}⟩ of each kernel, (B, m, B, m), in its unit."""
+
+    xp: Any
+    grams: list[Any]
+    units: list[Any]
+    fields: dict[str, Any]
+    targets: list[Any]
+    groups: list[Sketch] = field(default_factory=list)
+
+    def forms(self, a: int) -> Any:
+        """‖J_bᴴs_{b,i}‖², (B, m)."""
+        B, m = self.grams[a].shape[:2]
+        G = self.xp.reshape(self.grams[a], (B * m, B * m))
+        return aa.real(self.xp, self.xp.reshape(self.xp.linalg.diagonal(G), (B, m)))
+
+    def trace(self, a: int) -> Statistic:
+        """Σ_b mean_i ‖J_bᴴs_{b,i}‖²."""
+        return block_sum(self.xp, self.forms(a))
+
+    def squared_trace(self, a: int) -> Statistic:
+        """The trace's square less its variance."""
+        return squared_mean(self.xp, self.forms(a))
+
+    def product(self, a: int, b: int) -> Statistic:
+        """The U-statistic of G_a∘G_b."""
+        Ga, Gb = self.grams[a], self.grams[b]
+        return pair_mean(self.xp, aa.abs2(self.xp, Ga) if a == b else aa.real(self.xp, aa.conj(self.xp, Ga) * Gb))
+
+    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+        """The U-statistic of |G_a − G_b|², in the larger unit."""
+        unit = self.xp.maximum(self.units[a], self.units[b])
+        difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
+        return pair_mean(self.xp, aa.abs2(self.xp, difference)), unit
+
+    def example_traces(self, a: int) -> Estimate | None:
+        """mean_i ‖J_bᴴs_{b,i}‖² of every block."""
+        xp, x = self.xp, self.forms(a)
+        m = x.shape[1]
+        mean = xp.sum(x, axis=1, keepdims=True) / m
+        squares = aa.abs2(xp, x - mean)
+        stderr = xp.sqrt(xp.sum(squares, axis=1) / (m * max(m - 1, 1)))
+        stderr = stderr if m > 1 else stderr * math.nan
+        df = degrees_of_freedom(xp, squares)
+        return Estimate(
+            mean[:, 0] * self.units[a], stderr * self.units[a], df, None, bounds=(0.0, math.inf), **self.fields
+        )
+
+    def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+        """With the delete-one jackknife."""
+        return jackknife(self.xp, statistic, size, **self.fields, **fields)
+
+
+def one_sided(Ks: list[Any], request: Request) -> OneSided:
+    """Send the probes, and what else was asked for, through every factor.
+
+    Centred, s is replaced by Hs: JᴴHs_{b,i} = g_{b,i} − (1ᵀs_{b,i}/n) Jᴴ1, so that one more column, the ones, gives the
+    Gram matrix of the centred sketches without a difference of large numbers.
+    """
+    caller, Js, forward = request.caller, [K.factor for K in Ks], False
+    if not all(hasattr(J, "rmatmat") for J in Js):
+        if len(Js) > 1 or request.n_extra or request.groups:
+            check.require_side(next(J for J in Js if not hasattr(J, "rmatmat")), "rmatmat", caller)
+        J = Js[0]  # JᴴJ has the same trace and norm as JJᴴ, and its vjps are J's jvps
+        Js, forward = [Operator((J.shape[1], J.shape[0]), like=J, rmatmat=J.matmat)], True
+    counts = {n_blocks(J) for J in Js}
+    # Kernels that tell different blocks apart share probes, not blocks: all of them are one block then.
+    B, n = counts.pop() if len(counts) == 1 else 1, Js[0].shape[0]
+    xp, meters, m = aa.namespace(Js[0]), [Meter(J) for J in Js], request.n_drawn(2)
+    check.check_probes(request.probes, n, Js[0], caller)
+    law = request.distribution or "rademacher"
+    V = Probes(n, Js[0], rng=request.rng, distribution=law, n_blocks=B, probes=request.probes).take(m)
+    extra = request.extra_columns(xp, Js[0])
+    columns = V if extra is None else aa.concat_columns(xp, [V, extra])
+    per_kernel = [_grams(xp, meter.op, columns, B, request.groups) for meter in meters]
+    spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}
+    if forward:
+        spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
+    fields: dict[str, Any] = {"method": "block U-statistic" if B > 1 else "U-statistic", **spent}
+    drawn = xp.reshape(V, (B, n // B, m))
+    whole = _sketch(xp, [grams[-1] for grams in per_kernel], drawn, request, fields)
+    for g in range(len(request.groups or ())):
+        part = _sketch(xp, [grams[g] for grams in per_kernel], drawn, request, fields)
+        whole.groups.append(OneSided(xp, part.grams + whole.grams, part.units + whole.units, fields, part.targets))
+    return whole
+
+
+def _grams(xp: Any, J: Any, V: Any, B: int, groups: Any) -> list[Any]:
+    """The Gram arrays of every group and, last, of all columns."""
+    found = grouped_gram(J, V, groups)
+    return [_as_blocks(xp, G, B) for G in found]
+
+
+def _as_blocks(xp: Any, G: Any, B: int) -> Any:
+    """G of more blocks than B = 1 summed over them: the Gram matrix of the sums of the blocks' sketches."""
+    return G if G.shape[0] == B else xp.sum(G, axis=(0, 2))[None, :, None, :]
+
+
+def _sketch(xp: Any, grams: list[Any], V: Any, request: Request, fields: dict[str, Any]) -> OneSided:
+    """Units taken out, and the columns that were not drawn turned into what they are for."""
+    m, n = V.shape[2], V.shape[0] * V.shape[1]
+    first_target = m + int(request.centred)
+    kept, units, targets = [], [], []
+    for G in grams:
+        scale = aa.safe_scale(xp, G)
+        G = G / scale
+        kept.append(_centred(xp, G, xp.sum(V, axis=1) / n, m) if request.centred else G[:, :m, :, :m])
+        units.append(xp.sum(scale))
+        if request.targets is not None:
+            Y = xp.sum(G[:, first_target:, :, first_target:], axis=(0, 2))
+            targets.append(aa.real(xp, xp.sum(xp.linalg.diagonal(Y))))
+    return OneSided(xp, kept, units, fields, targets)
+
+
+def _centred(xp: Any, G: Any, sigma: Any, m: int) -> Any:
+    """⟨g_p − σ_p c, g_q − σ_q c⟩ with σ = 1ᵀs/n, (B, m), and c = Jᴴ1, whose blocks are G's column m."""
+    w = xp.sum(G[:, :m, :, m], axis=2)  # ⟨g_p, c⟩
+    square = xp.sum(G[:, m, :, m])  # ‖c‖², half of which goes with each of the two mixed terms
+    mixed = (w - aa.conj(xp, sigma) * (square / 2))[:, :, None, None] * sigma[None, None, :, :]
+    return G[:, :m, :, :m] - mixed - aa.conj(xp, xp.permute_dims(mixed, (2, 3, 0, 1)))
