@@ -38,7 +38,7 @@ def assert_close(value: Any, truth: Any, rtol: float) -> None:
 class Counter:
     """Any operator, with the columns counted that go through each of its products."""
 
-    PRODUCTS = ("matmat", "rmatmat", "block_rmatmat", "block_sqnorms", "sketch_gram", "gram_matmat")
+    PRODUCTS = ("matmat", "rmatmat", "block_rmatmat", "block_sqnorms", "sketch_gram", "grouped_gram", "gram_matmat")
 
     def __init__(self, A: Any) -> None:
         self._A = A
@@ -48,11 +48,11 @@ class Counter:
             if hasattr(A, name):
                 setattr(self, name, self._counted(name, getattr(A, name)))
 
-    def _counted(self, name: str, product: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def counted(X: Any) -> Any:
+    def _counted(self, name: str, product: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(X: Any, *groups: Any) -> Any:
             self.columns[name] += X.shape[1]
             self.widest = max(self.widest, X.shape[1])
-            return product(X)
+            return product(X, *groups)
 
         return counted
 

@@ -9,11 +9,13 @@ from traceest.diagonal import diagonal
 from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
 from traceest.kernels import (
+    Summary,
     alignment,
     centred_alignment,
     effective_rank,
     frobenius_norm,
     relative_distance,
+    summary,
     target_alignment,
 )
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
@@ -30,6 +32,7 @@ __all__ = [
     "Jacobian",
     "LinearOperator",
     "Operator",
+    "Summary",
     "alignment",
     "aslinearoperator",
     "centred_alignment",
@@ -49,6 +52,7 @@ __all__ = [
     "relative_distance",
     "rhutch",
     "save",
+    "summary",
     "target_alignment",
     "trace",
     "xnystrace",

@@ -1,10 +1,11 @@
-"""`Estimate` as a pytree: its arrays are children, the rest is static."""
+"""`Estimate` and `Summary` as pytrees: their arrays are children, the rest is static."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from traceest.estimate import ARRAYS, STATIC, Estimate
+from traceest.kernels.summary import Summary
 
 
 def flatten(e: Estimate) -> tuple[list[Any], tuple[Any, ...]]:
@@ -18,3 +19,17 @@ def unflatten(static: tuple[Any, ...], children: Any) -> Estimate:
     present, *rest = static
     arrays: dict[str, Any] = dict.fromkeys(ARRAYS) | dict(zip(present, children, strict=True))
     return Estimate(**arrays, **dict(zip(STATIC, rest, strict=True)))
+
+
+def flatten_summary(s: Summary) -> tuple[list[Any], tuple[Any, ...]]:
+    """The Estimates that are there, then the groups."""
+    estimates = s.estimates
+    return [*estimates.values(), *s.groups.values()], (tuple(estimates), tuple(s.groups), s.names)
+
+
+def unflatten_summary(static: tuple[Any, ...], children: Any) -> Summary:
+    """The inverse, in JAX's order of arguments."""
+    present, labels, names = static
+    children = list(children)
+    groups = dict(zip(labels, children[len(present) :], strict=True))
+    return Summary(**dict(zip(present, children, strict=False)), groups=groups, names=names)

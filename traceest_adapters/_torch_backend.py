@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
-from traceest import Estimate, _backends
-from traceest_adapters._pytrees import flatten, unflatten
+from traceest import Estimate, Summary, _backends
+from traceest_adapters._pytrees import flatten, flatten_summary, unflatten, unflatten_summary
 
 
 class TorchSource:
@@ -47,4 +47,5 @@ class _Backend:
 
 backend = _Backend()
 _pytree.register_pytree_node(Estimate, flatten, lambda children, static: unflatten(static, children))
+_pytree.register_pytree_node(Summary, flatten_summary, lambda children, static: unflatten_summary(static, children))
 _backends.register("torch", backend)

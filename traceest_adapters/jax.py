@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 
 import traceest as te
 from traceest_adapters import _jax_backend  # noqa: F401  (registers itself)
@@ -36,14 +37,22 @@ CHUNK = 4
 class JaxJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
-    def __init__(self, model: Model, trained: list[Any], fixed: list[Any], inputs: Any, chunk_size: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        names: list[str],
+        trained: list[Any],
+        fixed: list[Any],
+        inputs: Any,
+        chunk_size: int | None,
+    ) -> None:
         self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
         state = jax.eval_shape(model.rows, trained, fixed, inputs)
         dtype = jnp.result_type(state.dtype, *trained)
         P = sum(p.size for p in trained)
         like = jnp.zeros((), dtype)
         n_blocks = None if model.batch_axis is None else state.shape[0]
-        super().__init__((state.size, P), like=like, n_blocks=n_blocks, name="JaxJacobian")
+        super().__init__((state.size, P), like=like, n_blocks=n_blocks, parameters=names, name="JaxJacobian")
         if not traced(trained):
             self.device = trained[0].device
         self.chunk_size = CHUNK if chunk_size is None else chunk_size
@@ -96,19 +105,30 @@ class JaxJacobian(te.Operator):
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
     def sketch_gram(self, V: Any) -> Any:
-        """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over groups of layers.
+        """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
+        return self.grouped_gram(V, (tuple(range(len(self.trained))),))[0]
 
-        Held at a time: the gradients of one group, chosen to fit half a GiB, for every example and probe.
+    def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
+        """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
+
+        Held at a time: the gradients of a run of parameters, chosen to fit half a GiB, for every example and probe; of
+        one that is larger by itself, those of two pieces of the probes.
         """
         B, k, c = self._B, V.shape[1], self.chunk_size
         pieces = list(self._pieces(self._cotangents(V)))
-        sizes = [p.size for p in self.trained]
+        G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
+        G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
+        return G[:, :, :k, :, :k].astype(self.dtype)
+
+    def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
+        sizes, rows = [self.trained[i].size for i in group], self._B * self.chunk_size * len(pieces)
         G: Any = 0.0
-        for group in common.groups(sizes, B * c * len(pieces), self.dtype.itemsize):
-            g = [self._block_grads(tuple(group), piece) for piece in pieces]
-            G = G + jnp.stack([jnp.stack([steps.inner(a, b) for b in g]) for a in g])  # (pieces, pieces, B, c, B, c)
-        G = jnp.reshape(jnp.transpose(G, (2, 0, 3, 4, 1, 5)), (B, c * len(pieces), B, c * len(pieces)))
-        return G[:, :k, :, :k].astype(self.dtype)
+        for run in common.groups(sizes, rows, self.dtype.itemsize):
+            chosen = tuple(group[i] for i in run)
+            fits = rows * sum(sizes[i] for i in run) * self.dtype.itemsize <= common.GROUP_BYTES
+            grads = lambda piece, chosen=chosen: self._block_grads(chosen, piece)  # noqa: E731
+            G = G + (_inner_products if fits else _inner_products_by_pairs)(grads, pieces)
+        return G
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
@@ -140,6 +160,23 @@ class JaxJacobian(te.Operator):
         k = jax.tree.leaves(U)[0].shape[0]
         parts = [step(piece) for piece in self._pieces(U)]
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))[..., :k]
+
+
+def _inner_products(grads: Callable[[Any], Any], pieces: list[Any]) -> Any:
+    """⟨g_a, g_b⟩ for all pairs of pieces, whose gradients are all held: (pieces, pieces, B, c, B, c)."""
+    g = [grads(piece) for piece in pieces]
+    return jnp.stack([jnp.stack([steps.inner(a, b) for b in g]) for a in g])
+
+
+def _inner_products_by_pairs(grads: Callable[[Any], Any], pieces: list[Any]) -> Any:
+    """The same, two pieces' gradients held at a time and those of the second computed again for each first."""
+    G: list[list[Any]] = [[None] * len(pieces) for _ in pieces]
+    for i, piece in enumerate(pieces):
+        g = grads(piece)
+        for j in range(i, len(pieces)):
+            G[i][j] = steps.inner(g, g if i == j else grads(pieces[j]))
+            G[j][i] = jnp.transpose(G[i][j], (2, 3, 0, 1))
+    return jnp.stack([jnp.stack(row) for row in G])
 
 
 # -- the public calls -------------------------------------------------------------------------------------
@@ -198,7 +235,8 @@ def jacobian(
     >>> float(te.exact(te.gram(J)))
     6.0
     """
-    leaves, treedef = jax.tree.flatten(params)
+    paths, treedef = jax.tree.flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths]
     leaves = [jnp.asarray(p) for p in leaves]
     trainable = tuple(bool(jnp.issubdtype(p.dtype, jnp.inexact)) for p in leaves)
     trained = [p for p, t in zip(leaves, trainable, strict=True) if t and p.size]
@@ -213,7 +251,9 @@ def jacobian(
     inputs = jax.tree.map(jnp.asarray, inputs)
     model = Model(fn, output, batch_axis, trainable, treedef)
     checks.shapes(model, params, inputs)
-    J = JaxJacobian(model, trained, fixed, inputs, chunk_size)
+    names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
+    names = [name for name, t in zip(names, trainable, strict=True) if t]
+    J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size)
     if check and not traced((trained, fixed, inputs)):
         checks.values(J)
     return J

@@ -7,12 +7,15 @@ operator they come from products v ↦ Kv. Ratios carry jackknife errors.
 
 from traceest.kernels.alignments import alignment, centred_alignment, relative_distance, target_alignment
 from traceest.kernels.norms import effective_rank, frobenius_norm
+from traceest.kernels.summary import Summary, summary
 
 __all__ = [
+    "Summary",
     "alignment",
     "centred_alignment",
     "effective_rank",
     "frobenius_norm",
     "relative_distance",
+    "summary",
     "target_alignment",
 ]
