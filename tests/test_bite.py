@@ -159,7 +159,7 @@ def test_an_error_bar_of_the_wrong_size_is_caught(monkeypatch, factor, cls, rout
 
 
 def test_the_biased_norm_of_the_sketch_is_caught(monkeypatch):
-    def biased(xp, H):
+    def biased(xp, H, *law):
         e = test_unbiased.pair_mean(xp, H)
         diagonal = np.sum(np.einsum("bibi->bi", H)) / H.shape[1] ** 2
         return e.map(lambda value: value + diagonal)

@@ -10,8 +10,10 @@ from assertions import Counter, assert_close, assert_counts, unbiased
 import traceest as te
 from traceest._array_api import namespace
 from traceest.estimate import degrees_of_freedom
-from traceest.estimators.ustatistics import block_sum, pair_mean, squared_mean
+from traceest.estimators.ustatistics import Invariant, block_sum, pair_mean, squared_mean
 from traceest.operators import sketch_gram
+from traceest.sketches import Request
+from traceest.sketches.one_sided import one_sided
 
 J1, J2 = zoo.jacobian(20, 4, 60), zoo.jacobian(20, 4, 60) + 0.8 * zoo.jacobian(20, 4, 60, seed=1)
 K1, K2 = J1 @ J1.T, J2 @ J2.T
@@ -159,6 +161,74 @@ def test_leave_one_out_values_are_those_of_deleting_one_probe_of_one_block(backe
         assert_close(backend.host(value), naive(data), 1e-12)
         expected = [[naive(data, gone=(b, i)) for i in range(m)] for b in range(B)]
         assert_close(backend.host(left_out), expected, 1e-12)
+
+
+LAWS = {"gaussian": Invariant.of("gaussian", 9, False), "sphere": Invariant.of("sphere", 9, False)}
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("m", [3, 5])
+def test_leave_one_out_values_with_the_equal_terms_are_those_of_deleting_one_probe(backend, law, m):
+    B = 3
+    G1, G2 = symmetric_sketch(B, m), symmetric_sketch(B, m, seed=1)
+
+    def diagonal(G):
+        return np.einsum("bibi->bi", G)
+
+    def naive(gone=None):
+        H, left = G1 * G2, [[i for i in range(m) if (b, i) != gone] for b in range(B)]
+        cross = sum(np.mean(H[b][left[b]][:, c][:, left[c]]) for b in range(B) for c in range(B) if b != c)
+        own = 0.0
+        for b in range(B):
+            T = np.sum(diagonal(G1)[b, left[b]]) * np.sum(diagonal(G2)[b, left[b]])
+            own += LAWS[law].product(len(left[b]), np.sum(H[b][left[b]][:, b][:, left[b]]), T)
+        return cross + own
+
+    def closed(H, x, y):
+        return tuple(pair_mean(namespace(H), H, (x, y), LAWS[law]))
+
+    value, left_out = backend.call(closed, G1 * G2, diagonal(G1), diagonal(G2))
+    assert_close(backend.host(value), naive(), 1e-12)
+    assert_close(backend.host(left_out), [[naive((b, i)) for i in range(m)] for b in range(B)], 1e-11)
+
+
+def test_the_equal_terms_are_the_average_over_all_rotations_of_the_probes():
+    G = symmetric_sketch(1, 2)[0, :, 0, :]
+    angles = np.arange(8) * np.pi / 8  # a polynomial of degree four in sine and cosine has its mean over these
+    turned = [R.T @ G @ R for R in (np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) for t in angles)]
+    average = np.mean([H[0, 1] ** 2 for H in turned])
+    assert LAWS["gaussian"].product(2, np.sum(G**2), np.trace(G) ** 2) == pytest.approx(average, rel=1e-12)
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("law", ["gaussian", "sphere"])
+@pytest.mark.parametrize("m", [2, 3])
+def test_norms_by_all_pairs_are_unbiased(m, law, complex_):
+    J = zoo.jacobian(3, 5, 12, complex_=complex_)
+    K, true = te.gram(J, n_blocks=3), np.linalg.norm(J @ J.conj().T) ** 2
+    unbiased(lambda seed: float(sketch_norm2(K, m, seed, law)), true, seeds=1500)
+
+
+def sketch_norm2(K, m, seed, law):
+    """The estimate of ‖K‖² itself: the norm's is cut off at zero."""
+    s = one_sided([K], Request("test", n_probes=m, rng=seed, distribution=law))
+    return s.product(0, 0).value * s.units[0] ** 2
+
+
+def test_a_wrong_law_is_caught(monkeypatch):
+    monkeypatch.setattr(Invariant, "of", classmethod(lambda cls, *args: Invariant(1.0, 2)))
+    with pytest.raises(AssertionError, match="off"):
+        test_norms_by_all_pairs_are_unbiased(2, "sphere", False)
+
+
+def test_all_pairs_tell_more_than_unequal_ones():
+    J = zoo.haar(60)[:, :40]
+    K, true = te.gram(J, n_blocks=1), 40.0
+    errors = {
+        law: np.sqrt(np.mean([(sketch_norm2(K, 3, seed, law) - true) ** 2 for seed in range(300)]))
+        for law in ("rademacher", "gaussian")
+    }
+    assert errors["gaussian"] < 0.9 * errors["rademacher"]  # five independent numbers against three
 
 
 def test_too_few_probes_have_no_leave_one_out_value():

@@ -62,22 +62,56 @@ def squared_mean(xp: Any, x: Any) -> Statistic:
     return Statistic(value, mean.left_out**2 - var_without)
 
 
-def pair_mean(xp: Any, H: Any) -> Statistic:
-    """Σ_{b≠c} mean_{i,j} H + Σ_b mean_{i≠j} H for H of shape (B, m, B, m), symmetric in its two pairs."""
+class Invariant(NamedTuple):
+    """A law that no rotation changes: E[s₁ᴴA s₁ · s₁ᴴB s₁] = a (tr A tr B + κ tr AB) for self-adjoint A and B."""
+
+    a: float
+    kappa: int
+
+    @classmethod
+    def of(cls, distribution: str, n: int, is_complex: bool) -> Invariant | None:
+        """For probes of length n; None for laws that single out axes."""
+        kappa = 1 if is_complex else 2
+        return {"gaussian": cls(1.0, kappa), "sphere": cls(n / (n + kappa), kappa)}.get(distribution)
+
+    def product(self, m: int, S: Any, T: Any) -> Any:
+        """Tr AB without bias from S = Σ_ij G⁽¹⁾G⁽²⁾, of all pairs, and T = tr G⁽¹⁾ tr G⁽²⁾, of m probes.
+
+        E S = (m(m−1) + κam) tr AB + am tr A tr B and E T = κam tr AB + (m(m−1) + am) tr A tr B, solved for tr AB.
+        """
+        am, pairs = self.a * m, m * (m - 1)
+        s, t = pairs + self.kappa * am, pairs + am
+        return (t * S - am * T) / (s * t - self.kappa * am * am)
+
+
+def pair_mean(xp: Any, H: Any, forms: tuple[Any, Any] | None = None, law: Invariant | None = None) -> Statistic:
+    """Σ_{b≠c} mean_{i,j} H + Σ_b mean_{i≠j} H for H of shape (B, m, B, m), symmetric in its two pairs.
+
+    With probes of an invariant law, and `forms` the diagonals (B, m) of G⁽¹⁾ and G⁽²⁾, H = G⁽¹⁾∘G⁽²⁾, the blocks on the
+    diagonal are averaged over all rotations of their probes among themselves: i = j tells as much as any i ≠ j does
+    once tr K_b tr L_b is taken off, and m(m+1)/2 − 1 independent numbers take the place of m(m−1)/2.
+    """
     m = H.shape[1]
     own = xp.linalg.diagonal(xp.permute_dims(H, (1, 3, 0, 2)))  # (m, m, B): the blocks on the diagonal
-    own_rows = xp.matrix_transpose(xp.sum(own, axis=1))  # (B, m): Σ_j
-    cross_rows = (xp.sum(H, axis=(2, 3)) - own_rows) / m  # (B, m): Σ_{c≠b} mean_j
-    own_rows = own_rows - xp.linalg.diagonal(xp.permute_dims(own, (2, 0, 1)))  # Σ_{j≠i}
+    rows = xp.matrix_transpose(xp.sum(own, axis=1))  # (B, m): Σ_j within the block
+    equal = xp.linalg.diagonal(xp.permute_dims(own, (2, 0, 1)))  # (B, m): i = j
+    cross_rows = (xp.sum(H, axis=(2, 3)) - rows) / m  # (B, m): Σ_{c≠b} mean_j
     cross = xp.sum(cross_rows, axis=1, keepdims=True)  # (B, 1)
-    inner = xp.sum(own_rows, axis=1, keepdims=True)
-    pairs = max(m * (m - 1), 1)
-    value = xp.sum(cross) / m + xp.sum(inner) / pairs
+    total, diagonal = (xp.sum(x, axis=1, keepdims=True) for x in (rows, equal))
+
+    def inner(k: int, S: Any, E: Any, T: Any) -> Any:
+        """A block's own term from k probes: Σ_ij H, Σ_i H_ii, and the product of the traces."""
+        return (S - E) / max(k * (k - 1), 1) if law is None else law.product(k, S, T)
+
+    x, y = forms if forms is not None else (equal, equal)
+    X, Y = (xp.sum(z, axis=1, keepdims=True) for z in (x, y))
+    whole = inner(m, total, diagonal, X * Y)
+    value = xp.sum(cross) / m + xp.sum(whole)
     if m < 3:
         return Statistic(value, None)
     cross_change = 2 * ((cross - cross_rows) / (m - 1) - cross / m)
-    inner_change = (inner - 2 * own_rows) / ((m - 1) * (m - 2)) - inner / pairs
-    return Statistic(value, value + cross_change + inner_change)
+    without = inner(m - 1, total - 2 * rows + equal, diagonal - equal, (X - x) * (Y - y))
+    return Statistic(value, value + cross_change + without - whole)
 
 
 def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, degrees_of_freedom
 from traceest.estimators._metering import Meter
-from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, pair_mean, squared_mean
+from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
 from traceest.operators import Operator
 from traceest.operators.blocks import grouped_gram, n_blocks
-from traceest.probes import Probes
+from traceest.probes import Distribution, Probes
 from traceest.sketches.base import Sketch
 from traceest.sketches.request import Request
+
+DISTRIBUTION: Distribution = "rademacher"
+"""Law of the probes unless told otherwise.
+
+Signs make no error in what the diagonals of the blocks hold; sphere and Gaussian probes make one, but use i = j for the
+norm too. On MLPs signs have 0–40 % less error, on recurrent networks sphere probes up to 15 % less.
+"""
 
 
 @dataclass
@@ -28,11 +35,15 @@ class OneSided(Sketch):
     fields: dict[str, Any]
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
+    law: Invariant | None = None
 
     def forms(self, a: int) -> Any:
         """‖J_bᴴs_{b,i}‖², (B, m)."""
-        B, m = self.grams[a].shape[:2]
-        G = self.xp.reshape(self.grams[a], (B * m, B * m))
+        return self._diagonal(self.grams[a])
+
+    def _diagonal(self, G: Any) -> Any:
+        B, m = G.shape[:2]
+        G = self.xp.reshape(G, (B * m, B * m))
         return aa.real(self.xp, self.xp.reshape(self.xp.linalg.diagonal(G), (B, m)))
 
     def trace(self, a: int) -> Statistic:
@@ -43,16 +54,22 @@ class OneSided(Sketch):
         """The trace's square less its variance."""
         return squared_mean(self.xp, self.forms(a))
 
+    def pairs(self, Ga: Any, Gb: Any) -> Statistic:
+        """Tr K_aK_b from both Gram arrays."""
+        xp = self.xp
+        H = aa.abs2(xp, Ga) if Ga is Gb else aa.real(xp, aa.conj(xp, Ga) * Gb)
+        forms = None if self.law is None else (self._diagonal(Ga), self._diagonal(Gb))
+        return pair_mean(xp, H, forms, self.law)
+
     def product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
-        Ga, Gb = self.grams[a], self.grams[b]
-        return pair_mean(self.xp, aa.abs2(self.xp, Ga) if a == b else aa.real(self.xp, aa.conj(self.xp, Ga) * Gb))
+        return self.pairs(self.grams[a], self.grams[b])
 
     def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
-        return pair_mean(self.xp, aa.abs2(self.xp, difference)), unit
+        return self.pairs(difference, difference), unit
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""
@@ -89,8 +106,10 @@ def one_sided(Ks: list[Any], request: Request) -> OneSided:
     B, n = counts.pop() if len(counts) == 1 else 1, Js[0].shape[0]
     xp, meters, m = aa.namespace(Js[0]), [Meter(J) for J in Js], request.n_drawn(2)
     check.check_probes(request.probes, n, Js[0], caller)
-    law = request.distribution or "rademacher"
-    V = Probes(n, Js[0], rng=request.rng, distribution=law, n_blocks=B, probes=request.probes).take(m)
+    distribution = request.distribution or DISTRIBUTION
+    V = Probes(n, Js[0], rng=request.rng, distribution=distribution, n_blocks=B, probes=request.probes).take(m)
+    known = request.probes is None or request.distribution is not None
+    law = Invariant.of(distribution, n // B, aa.is_complex(xp, V.dtype)) if known else None
     extra = request.extra_columns(xp, Js[0])
     columns = V if extra is None else aa.concat_columns(xp, [V, extra])
     per_kernel = [_grams(xp, meter.op, columns, B, request.groups) for meter in meters]
@@ -99,10 +118,10 @@ def one_sided(Ks: list[Any], request: Request) -> OneSided:
         spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
     fields: dict[str, Any] = {"method": "block U-statistic" if B > 1 else "U-statistic", **spent}
     drawn = xp.reshape(V, (B, n // B, m))
-    whole = _sketch(xp, [grams[-1] for grams in per_kernel], drawn, request, fields)
+    whole = _sketch(xp, [grams[-1] for grams in per_kernel], drawn, request, fields, law)
     for g in range(len(request.groups or ())):
-        part = _sketch(xp, [grams[g] for grams in per_kernel], drawn, request, fields)
-        whole.groups.append(OneSided(xp, part.grams + whole.grams, part.units + whole.units, fields, part.targets))
+        part = _sketch(xp, [grams[g] for grams in per_kernel], drawn, request, fields, law)
+        whole.groups.append(replace(part, grams=part.grams + whole.grams, units=part.units + whole.units))
     return whole
 
 
@@ -117,7 +136,9 @@ def _as_blocks(xp: Any, G: Any, B: int) -> Any:
     return G if G.shape[0] == B else xp.sum(G, axis=(0, 2))[None, :, None, :]
 
 
-def _sketch(xp: Any, grams: list[Any], V: Any, request: Request, fields: dict[str, Any]) -> OneSided:
+def _sketch(
+    xp: Any, grams: list[Any], V: Any, request: Request, fields: dict[str, Any], law: Invariant | None
+) -> OneSided:
     """Units taken out, and the columns that were not drawn turned into what they are for."""
     m, n = V.shape[2], V.shape[0] * V.shape[1]
     first_target = m + int(request.centred)
@@ -130,7 +151,7 @@ def _sketch(xp: Any, grams: list[Any], V: Any, request: Request, fields: dict[st
         if request.targets is not None:
             Y = xp.sum(G[:, first_target:, :, first_target:], axis=(0, 2))
             targets.append(aa.real(xp, xp.sum(xp.linalg.diagonal(Y))))
-    return OneSided(xp, kept, units, fields, targets)
+    return OneSided(xp, kept, units, fields, targets, law=law)
 
 
 def _centred(xp: Any, G: Any, sigma: Any, m: int) -> Any:
