@@ -21,10 +21,12 @@ from traceest.kernels import (
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
 from traceest.storage import load, save
 from traceest.trace import trace
+from traceest.tracking import Checkpoint, Tracker
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Checkpoint",
     "ConfidenceInterval",
     "DenseOperator",
     "Estimate",
@@ -33,6 +35,7 @@ __all__ = [
     "LinearOperator",
     "Operator",
     "Summary",
+    "Tracker",
     "alignment",
     "aslinearoperator",
     "centred_alignment",

@@ -49,6 +49,34 @@ def target_alignment(s: Sketch, a: int, target_norm: Any, psd: bool) -> Estimate
     return s.estimate(cosine, bounds=(0.0 if psd else -1.0, 1.0))
 
 
+def trace_change(s: Sketch, a: int, b: int) -> Estimate:
+    """Tr K_a − tr K_b."""
+    x, y, unit = _shares(s, a, b)
+    return s.estimate(s.trace(a).map(lambda t, u: t * x - u * y, s.trace(b)), unit)
+
+
+def frobenius_norm_change(s: Sketch, a: int, b: int) -> Estimate:
+    """‖K_a‖ − ‖K_b‖."""
+    x, y, unit = _shares(s, a, b)
+    change = s.product(a, a).map(lambda f, g: _sqrt(s.xp, f) * x - _sqrt(s.xp, g) * y, s.product(b, b))
+    return s.estimate(change, unit)
+
+
+def effective_rank_change(s: Sketch, a: int, b: int) -> Estimate:
+    """The difference of (tr K)² / ‖K‖²."""
+
+    def change(t: Any, f: Any, u: Any, g: Any) -> Any:
+        return _ratio(s.xp, t, f) - _ratio(s.xp, u, g)
+
+    return s.estimate(s.squared_trace(a).map(change, s.product(a, a), s.squared_trace(b), s.product(b, b)))
+
+
+def _shares(s: Sketch, a: int, b: int) -> tuple[Any, Any, Any]:
+    """The units of both in the larger one, and that."""
+    unit = s.xp.maximum(s.units[a], s.units[b])
+    return s.units[a] / unit, s.units[b] / unit, unit
+
+
 def _sqrt(xp: Any, x: Any) -> Any:
     """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative."""
     positive = x > 0

@@ -88,6 +88,20 @@ def exact(Ks: list[Any], request: Request) -> Exact:
     return found
 
 
+def dense_kernel(K: Any, caller: str) -> tuple[Any, dict[str, int]]:
+    """The n×n kernel, and the products it took."""
+    meter = Meter(K)
+    (D,) = _dense(aa.namespace(K), meter.op, Request(caller))
+    return D, meter.spent
+
+
+def of_dense_kernels(dense: list[Any], n_blocks: int) -> Exact:
+    """Every statistic of kernels that are there as arrays."""
+    found = _row_side(aa.namespace(dense[0]), dense, n_blocks, Request(""), None)
+    found.fields["method"] = "exact"
+    return found
+
+
 def _column_side(xp: Any, Js: list[Any], request: Request, extra: Any) -> Exact:
     """C_ab = J_aᴴJ_b, and F_a = J_aᴴE of the extra columns E, from the rows of J, a chunk of unit vectors at a time."""
     B, (n, P) = n_blocks(Js[0]), Js[0].shape
