@@ -29,9 +29,9 @@ class PerExample:
 
         return self._over_examples(mapped, lambda example: self.model.row(self.params, example), (), 0)
 
-    def sqnorms(self, U: torch.Tensor) -> torch.Tensor:
-        """‖J_bᵀ u_{b,i}‖² for U of shape (c, B, n_b): (B, c)."""
-        return self._reduced(list(self.params), squares, U)
+    def sqnorms(self, U: torch.Tensor, names: list[str]) -> torch.Tensor:
+        """‖J_bᵀ u_{b,i}‖² over the parameters named, for U of shape (c, B, n_b): (B, c)."""
+        return self._reduced(names, squares, U)
 
     def grads(self, U: torch.Tensor, names: list[str]) -> torch.Tensor:
         """J_bᵀ u_{b,i} with respect to the parameters named, (B, c, P_names)."""

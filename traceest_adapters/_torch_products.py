@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
 import torch
 
+T = TypeVar("T")
 
-def vjp(outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
+
+def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch.Tensor]) -> list[torch.Tensor | None]:
     """(c, …) of every input for (c, …) of every output; one at a time where a backward pass cannot be batched.
 
-    Inputs that no output depends on get zeros.
+    Inputs are tensors or edges of the graph; those that no output depends on get None.
     """
 
     def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor | None, ...]:
         return torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
 
-    c = len(cotangents[0])
     try:
-        grads = grad(cotangents, True)
+        return list(grad(cotangents, True))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        rows = [grad([v[i] for v in cotangents], False) for i in range(c)]
-        grads = tuple(None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True))
-    return [x.new_zeros(c, *x.shape) if g is None else g for g, x in zip(grads, inputs, strict=True)]
+        rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def vjp(outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same, with zeros for inputs that no output depends on."""
+    c, found = len(cotangents[0]), grads(outputs, inputs, cotangents)
+    return [x.new_zeros(c, *x.shape) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def pairs(U: torch.Tensor, chunk: int, compute: Callable[[torch.Tensor], T]) -> Iterator[tuple[slice, slice, T, T]]:
+    """Every two chunks of U's rows, and what `compute` makes of them: two results are held at a time.
+
+    With k rows, k/chunk results are computed (k/chunk + 1)/2 times: the price for not holding them all.
+    """
+    runs = [slice(i, min(i + chunk, len(U))) for i in range(0, len(U), chunk)]
+    for a, first in enumerate(runs):
+        one = compute(U[first])
+        yield first, first, one, one
+        for second in runs[a + 1 :]:
+            other = compute(U[second])
+            yield first, second, one, other
+            del other
 
 
 def flat(grads: list[torch.Tensor]) -> torch.Tensor:

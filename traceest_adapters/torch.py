@@ -12,8 +12,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters import _torch_backend  # noqa: F401  (registers itself)
 from traceest_adapters._torch_examples import PerExample
+from traceest_adapters._torch_ghost import Ghost
 from traceest_adapters._torch_model import Model, Params, math_attention
-from traceest_adapters._torch_products import flat, squares, vjp
+from traceest_adapters._torch_products import flat, pairs, squares, vjp
+from traceest_adapters._torch_taps import Recorder, Use
 
 CHUNK = 8
 """Probes to a batched backward pass."""
@@ -35,6 +38,7 @@ class TorchJacobian(te.Operator):
     def __init__(self, model: Model, params: Params, inputs: Any, chunk_size: int | None) -> None:
         self.model, self.inputs = model, inputs
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
+        self.parameters = tuple(self.params)
         state = self._state.detach()
         dtype = torch.result_type(state, next(iter(params.values())))
         n, P = state.numel(), sum(p.numel() for p in params.values())
@@ -44,14 +48,26 @@ class TorchJacobian(te.Operator):
         )
         affordable = common.GROUP_BYTES // (P * dtype.itemsize)
         self.chunk_size = max(1, min(CHUNK, affordable)) if chunk_size is None else chunk_size
+        self._chunk_asked = chunk_size
         self._examples = PerExample(model, self.params, inputs, len(state))
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
+    def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]]]:
+        """One forward pass over the whole batch, and the uses of parameters seen in it."""
+        with torch.enable_grad(), Recorder(self.params) as recorder:
+            return self.model.rows(self.params, self.inputs), recorder.uses
+
+    @property
     def _state(self) -> torch.Tensor:
         """The state, (B, n_b), with the graph that every vjp runs through backwards."""
-        with torch.enable_grad():
-            return self.model.rows(self.params, self.inputs)
+        return self._recorded[0]
+
+    @cached_property
+    def _ghost(self) -> Ghost:
+        """The parameters whose per-example gradients need not be formed."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        return Ghost(*self._recorded, self.params, dtype, self._chunk_asked)
 
     @cached_property
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -111,7 +127,9 @@ class TorchJacobian(te.Operator):
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
             return self._by_chunks(lambda U: squares(self._vjp(U))[None, :], self._cotangents(V))
-        return self._by_chunks(self._examples.sqnorms, self._cotangents(V))
+        U, rest = self._cotangents(V), self._ghost.rest
+        out = self._ghost.sqnorms(U).to(self.dtype)
+        return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U) if rest else out
 
     def block_rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
@@ -119,20 +137,44 @@ class TorchJacobian(te.Operator):
         return torch.cat([self._examples.grads(U, list(self.params)) for U in parts], dim=1).to(self.dtype)
 
     def sketch_gram(self, V: torch.Tensor) -> torch.Tensor:
-        """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over groups of layers.
+        """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), the sum over all parameters."""
+        return self.grouped_gram(V, (tuple(range(len(self.parameters))),))[0]
 
-        Held at a time: the gradients of one group, chosen to fit half a GiB, for every example and probe.
+    def grouped_gram(self, V: torch.Tensor, groups: tuple[tuple[int, ...], ...]) -> torch.Tensor:
+        """The same of some parameters only, `groups` of indices into `parameters`: (len(groups), B, k, B, k).
+
+        Held at a time: half a GiB of derivatives by the outputs of layers, or, for the parameters whose gradients have
+        to be formed, of these.
         """
         U = self._cotangents(V)
         k, B = U.shape[:2]
-        names, sizes = list(self.params), [p.numel() for p in self.params.values()]
-        G = torch.zeros(B * k, B * k, dtype=self.dtype, device=self.device)
-        for group in common.groups(sizes, B * k, self.dtype.itemsize):
-            chosen = [names[i] for i in group]
-            g = torch.cat([self._examples.grads(part, chosen) for part in U.split(self.chunk_size)], dim=1)
-            g = g.reshape(B * k, -1).to(self.dtype)
-            G += g @ g.T
-        return G.reshape(B, k, B, k)
+        member = {name: [g for g, group in enumerate(groups) if i in group] for i, name in enumerate(self.parameters)}
+        asked = {name for name, of in member.items() if of}
+        total = torch.zeros(len(groups), B, k, B, k, dtype=self._ghost.dtype, device=self.device)
+        for name, P, Q, G in chain(self._ghost.grams(U, asked), self._formed_grams(U, asked)):
+            for g in member[name]:
+                total[g, :, P, :, Q] += G
+                if P != Q:
+                    total[g, :, Q, :, P] += G.permute(2, 3, 0, 1)
+        return total.to(self.dtype)
+
+    def _formed_grams(self, U: torch.Tensor, asked: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
+        """As `Ghost.grams`, from gradients that are formed example by example, a group of parameters at a time."""
+        names = [name for name in self._ghost.rest if name in asked]
+        sizes, itemsize = [self.params[name].numel() for name in names], self._ghost.dtype.itemsize
+        k, B = U.shape[:2]
+        for group in common.groups(sizes, B * k, itemsize):
+            chosen = {names[i]: sizes[i] for i in group}
+            room = common.GROUP_BYTES // (B * sum(chosen.values()) * itemsize)
+            chunk = k if k <= room else max(1, room // 2)
+            for P, Q, g, h in pairs(U, chunk, partial(self._formed, names=list(chosen))):
+                parts = (x.split(list(chosen.values()), dim=2) for x in (g, h))
+                for name, x, y in zip(chosen, *parts, strict=True):
+                    yield name, P, Q, torch.einsum("bip,cjp->bicj", x, y)
+
+    def _formed(self, U: torch.Tensor, names: list[str]) -> torch.Tensor:
+        parts = [self._examples.grads(part, names) for part in U.split(self.chunk_size)]
+        return torch.cat(parts, dim=1).to(self._ghost.dtype)
 
     # -- one batched pass -----------------------------------------------------------------------------
     def _vjp(self, U: torch.Tensor) -> list[torch.Tensor]:

@@ -1,0 +1,164 @@
+"""Norms and Gram matrices of per-example gradients from one pass over the whole batch: ghost norms.
+
+For cotangents U, one batched backward pass gives δ = ∂⟨u, state⟩/∂z at the output z of every call that is understood.
+Examples being independent, what δ holds for example b is that example's alone, and with the call's input it makes up
+the example's gradient, which is never formed as a whole. Nothing is taken on trust: on random cotangents, δ must be
+where its example is said to be, and the gradient that it makes up must be PyTorch's own. A parameter for which that
+fails is left to be treated example by example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+
+from traceest_adapters import _state as common
+from traceest_adapters._torch_layers import Factor, gram, merge, sqnorms, total
+from traceest_adapters._torch_model import Params
+from traceest_adapters._torch_products import grads, pairs
+from traceest_adapters._torch_taps import Call, Layout, Use, layouts
+
+Tensor = torch.Tensor
+Deltas = dict[Call, Tensor]
+
+AT_ONCE = 32
+"""Most probes to a batched backward pass that ends at activations."""
+
+SAFE = 2.0**40
+"""Inputs of a layer beyond this, or below its inverse, are not squared by themselves."""
+
+
+class Ghost:
+    """The per-example gradients of the parameters that are understood; the names of all others are in `rest`."""
+
+    def __init__(
+        self, state: Tensor, uses: dict[str, list[Use]], params: Params, dtype: torch.dtype, chunk_size: int | None
+    ) -> None:
+        self.state, self.B, self.dtype, self.chunk_size = state, len(state), dtype, chunk_size
+        self.uses: dict[str, list[Use]] = {}
+        self.rest: list[str] = []
+        if state.requires_grad:
+            self._verify(params, uses)
+        else:
+            self.rest = list(params)
+
+    # -- what is understood --------------------------------------------------------------------------------
+    def _verify(self, params: Params, uses: dict[str, list[Use]]) -> None:
+        calls = _calls(uses.values())
+        random = torch.Generator(self.state.device).manual_seed(0)
+        u, r = (
+            torch.randn(*shape, generator=random, dtype=self.state.dtype, device=self.state.device)
+            for shape in (self.state.shape, (2, self.B, 1))
+        )
+        found = grads([self.state], [*(call.edge for call in calls), *params.values()], [u[None]])
+        at, by = dict(zip(calls, found, strict=False)), dict(zip(params, found[len(calls) :], strict=True))
+        reached = {call: d.to(self.dtype) for call, d in at.items() if d is not None}
+        scaled = self.deltas(list(reached), r * u)
+        for call, d in reached.items():
+            call.layout = _layout(call, d, scaled[call], r, self.B)
+        for name, p in params.items():
+            g, chosen = by[name], [use for use in uses[name] if use.call in reached]
+            if g is None:
+                continue  # the state does not depend on it
+            if chosen and all(map(_usable, chosen)) and self._is_gradient(chosen, reached, g[0], p):
+                self.uses[name] = chosen
+            else:
+                self.rest.append(name)
+
+    def _is_gradient(self, uses: list[Use], deltas: Deltas, g: Tensor, p: Tensor) -> bool:
+        try:
+            error = total(partial(self._factors, uses, deltas), self.B) - g.reshape(-1)
+        except ValueError:
+            return False
+        eps = max(torch.finfo(dtype).eps for dtype in (p.dtype, *(use.call.dtype for use in uses)))
+        return bool(error.norm() <= eps ** (2 / 3) * g.norm())
+
+    def _factors(self, uses: list[Use], deltas: Deltas, examples: slice) -> Factor:
+        return merge([self._factor(use, deltas[use.call], examples) for use in uses])
+
+    def _factor(self, use: Use, delta: Tensor, examples: slice) -> Factor:
+        layout, rows = use.call.layout, use.call.rows
+        assert layout is not None, "only calls whose layout was found are used"
+        x = use.x if use.x is None else layout.arrange(use.x, rows, 0, examples)
+        if x is not None and x.is_floating_point():
+            x = x.to(self.dtype)
+        return use.factor(x, layout.arrange(delta, rows, 1, examples))
+
+    # -- what is asked for ---------------------------------------------------------------------------------
+    def deltas(self, calls: list[Call], U: Tensor) -> Deltas:
+        """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`."""
+        if not calls:
+            return {}
+        affordable = common.GROUP_BYTES // (4 * self._bytes(_calls(self.uses.values()) or calls))
+        chunk = self.chunk_size or max(1, min(AT_ONCE, affordable))
+        edges = [call.edge for call in calls]
+        parts = [grads([self.state], edges, [part]) for part in U.split(chunk)]
+        whole = (torch.cat([d for d in column if d is not None]) for column in zip(*parts, strict=True))
+        return {call: d.to(self.dtype) for call, d in zip(calls, whole, strict=True)}
+
+    def sqnorms(self, U: Tensor) -> Tensor:
+        """‖J_bᵀ u_{b,i}‖² over the parameters understood, for U of shape (k, B, n_b): (B, k)."""
+        calls = _calls(self.uses.values())
+        out = torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
+        if not calls:
+            return out
+        chunk = max(1, common.GROUP_BYTES // self._bytes(calls))
+        for part, columns in zip(U.split(chunk), out.split(chunk, dim=1), strict=True):
+            deltas = self.deltas(calls, part)
+            for uses in self.uses.values():
+                columns += sqnorms(partial(self._factors, uses, deltas), self.B)
+        return out
+
+    def grams(self, U: Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, Tensor]]:
+        """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).
+
+        Held at a time: the derivatives at the outputs of some layers, at most `GROUP_BYTES` of them; where those of a
+        single parameter are more, of two chunks of probes.
+        """
+        asked = [name for name in self.uses if name in names]
+        seen: set[Call] = set()
+        sizes = []
+        for name in asked:
+            new = [call for call in _calls([self.uses[name]]) if call not in seen]
+            seen.update(new)
+            sizes.append(self._bytes(new))
+        for group in common.groups(sizes, len(U), 1):
+            chosen = {asked[i]: self.uses[asked[i]] for i in group}
+            calls = _calls(chosen.values())
+            room = common.GROUP_BYTES // self._bytes(calls)
+            chunk = len(U) if len(U) <= room else max(1, room // 2)
+            for P, Q, d, e in pairs(U, chunk, partial(self.deltas, calls)):
+                for name, uses in chosen.items():
+                    f = partial(self._factors, uses, d)
+                    yield name, P, Q, gram(f, f if d is e else partial(self._factors, uses, e), self.B)
+
+    def _bytes(self, calls: list[Call]) -> int:
+        """What one probe's derivatives take."""
+        return sum(call.shape.numel() for call in calls) * self.dtype.itemsize
+
+
+def _calls(uses: Iterable[list[Use]]) -> list[Call]:
+    """The calls among uses, each once, in order."""
+    return list(dict.fromkeys(use.call for some in uses for use in some))
+
+
+def _layout(call: Call, d: Tensor, scaled: Tensor, r: Tensor, B: int) -> Layout | None:
+    """The layout by which `scaled`, which is for cotangents times a number an example, is `d` times that number."""
+    tolerance = common.tolerance(max(torch.finfo(t).eps for t in (call.dtype, r.dtype)))
+    for layout in layouts(call.shape[: call.rows], B):
+        one, two = (layout.arrange(x, call.rows, 1, slice(None)).flatten(2) for x in (d, scaled))
+        if bool(((two - r * one).norm(dim=2) <= tolerance * one.norm(dim=2).max()).all()):
+            return layout
+    return None
+
+
+def _usable(use: Use) -> bool:
+    """Whether the examples were found in it, and its input is as it was and of a size that can be squared."""
+    if use.call.layout is None or (use.x is not None and use.x._version != use.version):
+        return False
+    if use.x is None or not use.x.is_floating_point():
+        return True
+    size = float(use.x.abs().max())
+    return size == 0 or 1 / SAFE <= size <= SAFE

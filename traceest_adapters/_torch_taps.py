@@ -1,0 +1,128 @@
+"""What a forward pass does with each parameter: the calls of functions whose derivative by it is known.
+
+Functions are watched, not layers: `F.linear(x, layer.weight)` and ``x @ p["w"]`` are seen as `nn.Linear` is, and so are
+the projections inside `nn.MultiheadAttention`. A parameter is told by identity, so that one that reaches a function
+changed (normalised, masked, cast) is none that is understood.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from traceest_adapters._torch_functions import UNDERSTOOD, Term, swapped
+from traceest_adapters._torch_layers import Factor
+from traceest_adapters._torch_model import Params
+
+Tensor = torch.Tensor
+
+
+class Layout(NamedTuple):
+    """Which of the leading axes is the examples': `axis`, once the first is split in two."""
+
+    split: tuple[int, int] | None
+    axis: int
+
+    def arrange(self, x: Tensor, rows: int, lead: int, examples: slice) -> Tensor:
+        """(…, *rows, …) with `lead` axes before and any number behind → (…, B, M, …)."""
+        if self.split is not None:
+            x, rows = x.unflatten(lead, self.split), rows + 1
+        x = x.movedim(lead + self.axis, lead)[(slice(None),) * lead + (examples,)]
+        others = prod(x.shape[lead + 1 : lead + rows])
+        return x.reshape(*x.shape[: lead + 1], others, *x.shape[lead + rows :])
+
+
+def layouts(shape: tuple[int, ...], B: int) -> list[Layout]:
+    """Where B examples may lie among leading axes of that shape."""
+    found = [Layout(None, axis) for axis, size in enumerate(shape) if size == B]
+    if shape[0] % B == 0 and shape[0] > B:
+        m = shape[0] // B
+        found += [Layout((B, m), 0), Layout((m, B), 1)]
+    return found
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of an understood function: its output's place in the graph, and its shape, of which `rows` axes lead."""
+
+    edge: Any
+    shape: torch.Size
+    dtype: torch.dtype
+    rows: int
+    layout: Layout | None = None
+
+
+class Use(NamedTuple):
+    """A term of a parameter's gradient, see `Term`; `version` tells whether `x` was overwritten since."""
+
+    call: Call
+    x: Tensor | None
+    version: int
+    factor: Callable[[Any, Tensor], Factor]
+
+
+class Recorder(TorchFunctionMode):
+    """While active, notes in `uses` every use of the parameters that is understood."""
+
+    def __init__(self, params: Params) -> None:
+        super().__init__()
+        self.uses: dict[str, list[Use]] = {name: [] for name in params}
+        self._names = {id(p): name for name, p in params.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _seen_through(func)(*args, **kwargs)
+        z = func(*args, **kwargs)
+        describe = UNDERSTOOD.get(func)
+        if describe is not None and isinstance(z, Tensor) and z.grad_fn is not None and not _transformed(z):
+            try:
+                bound = inspect.signature(describe).bind(z, *args, **kwargs)
+            except TypeError:  # a form of the call that is not known here, such as one with out=
+                return z
+            self._note(z, list(describe(*bound.args, **bound.kwargs)))
+        return z
+
+    def _note(self, z: Tensor, terms: list[Term]) -> None:
+        call = None
+        for p, rows, x, factor in terms:
+            name, transposed = self._owner(p)
+            turned = swapped(factor) if transposed else factor
+            if name is None or turned is None or rows <= 0 or (x is not None and x.is_inference()):
+                continue
+            if call is None or call.rows != rows:
+                call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, rows)
+            version = 0 if x is None else x._version
+            self.uses[name].append(Use(call, None if x is None else x.detach(), version, turned))
+
+    def _owner(self, p: Any) -> tuple[str | None, bool]:
+        """Which parameter `p` is, and whether it is that one's transpose."""
+        if id(p) in self._names:
+            return self._names[id(p)], False
+        base = p._base if isinstance(p, Tensor) else None
+        if base is None or p.ndim != 2 or base.ndim != 2 or p.storage_offset() != base.storage_offset():
+            return None, False
+        turned = (p.shape[::-1], p.stride()[::-1]) == (base.shape, base.stride())
+        return (self._names.get(id(base)), True) if turned else (None, False)
+
+
+def _seen_through(func: Any) -> Any:
+    """A Python function of PyTorch's whose inner calls are watched: the same code, less its own dispatch."""
+    seen = {**func.__globals__, "has_torch_function": lambda _: False}
+    copy = types.FunctionType(func.__code__, seen, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether `x` lives inside `torch.func.vmap` or `grad`, where it has no place in the outer graph."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
