@@ -9,6 +9,7 @@ fails is left to be treated example by example.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 
@@ -27,7 +28,10 @@ AT_ONCE = 32
 """Most probes to a batched backward pass that ends at activations."""
 
 SAFE = 2.0**40
-"""Inputs of a layer beyond this, or below its inverse, are not squared by themselves."""
+"""Inputs of a layer beyond this, or below its inverse, are not squared by themselves; derivatives are, in a unit."""
+
+UNSCALED = 2.0**20
+"""Derivatives up to this size, and down to its inverse, are taken as they are."""
 
 
 class Ghost:
@@ -39,6 +43,7 @@ class Ghost:
         self.state, self.B, self.dtype, self.chunk_size = state, len(state), dtype, chunk_size
         self.uses: dict[str, list[Use]] = {}
         self.rest: list[str] = []
+        self.unit = 1.0
         if state.requires_grad:
             self._verify(params, uses)
         else:
@@ -56,6 +61,7 @@ class Ghost:
         at, by = dict(zip(calls, found, strict=False)), dict(zip(params, found[len(calls) :], strict=True))
         reached = {call: d.to(self.dtype) for call, d in at.items() if d is not None}
         scaled = self.deltas(list(reached), r * u)
+        self.unit = _unit([float(d.abs().max()) for d in reached.values()])
         for call, d in reached.items():
             call.layout = _layout(call, d, scaled[call], r, self.B)
         for name, p in params.items():
@@ -73,7 +79,7 @@ class Ghost:
         except ValueError:
             return False
         eps = max(torch.finfo(dtype).eps for dtype in (p.dtype, *(use.call.dtype for use in uses)))
-        return bool(error.norm() <= eps ** (2 / 3) * g.norm())
+        return bool(error.abs().max() <= eps ** (2 / 3) * g.abs().max())
 
     def _factors(self, uses: list[Use], deltas: Deltas, examples: slice) -> Factor:
         return merge([self._factor(use, deltas[use.call], examples) for use in uses])
@@ -88,15 +94,17 @@ class Ghost:
 
     # -- what is asked for ---------------------------------------------------------------------------------
     def deltas(self, calls: list[Call], U: Tensor) -> Deltas:
-        """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`."""
+        """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`, in units of `unit`."""
         if not calls:
             return {}
         affordable = common.GROUP_BYTES // (4 * self._bytes(_calls(self.uses.values()) or calls))
         chunk = self.chunk_size or max(1, min(AT_ONCE, affordable))
         edges = [call.edge for call in calls]
-        parts = [grads([self.state], edges, [part]) for part in U.split(chunk)]
-        whole = (torch.cat([d for d in column if d is not None]) for column in zip(*parts, strict=True))
-        return {call: d.to(self.dtype) for call, d in zip(calls, whole, strict=True)}
+        found = {call: U.new_empty(len(U), *call.shape, dtype=self.dtype) for call in calls}
+        for start in range(0, len(U), chunk):
+            for d, g in zip(found.values(), grads([self.state], edges, [U[start : start + chunk]]), strict=True):
+                d[start : start + chunk] = 0.0 if g is None else g
+        return found if self.unit == 1 else {call: d.div_(self.unit) for call, d in found.items()}
 
     def sqnorms(self, U: Tensor) -> Tensor:
         """‖J_bᵀ u_{b,i}‖² over the parameters understood, for U of shape (k, B, n_b): (B, k)."""
@@ -108,7 +116,7 @@ class Ghost:
         for part, columns in zip(U.split(chunk), out.split(chunk, dim=1), strict=True):
             deltas = self.deltas(calls, part)
             for uses in self.uses.values():
-                columns += sqnorms(partial(self._factors, uses, deltas), self.B)
+                columns += sqnorms(partial(self._factors, uses, deltas), self.B) * self.unit * self.unit
         return out
 
     def grams(self, U: Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, Tensor]]:
@@ -132,7 +140,8 @@ class Ghost:
             for P, Q, d, e in pairs(U, chunk, partial(self.deltas, calls)):
                 for name, uses in chosen.items():
                     f = partial(self._factors, uses, d)
-                    yield name, P, Q, gram(f, f if d is e else partial(self._factors, uses, e), self.B)
+                    G = gram(f, f if d is e else partial(self._factors, uses, e), self.B)
+                    yield name, P, Q, G if self.unit == 1 else G * self.unit * self.unit
 
     def _bytes(self, calls: list[Call]) -> int:
         """What one probe's derivatives take."""
@@ -149,9 +158,17 @@ def _layout(call: Call, d: Tensor, scaled: Tensor, r: Tensor, B: int) -> Layout 
     tolerance = common.tolerance(max(torch.finfo(t).eps for t in (call.dtype, r.dtype)))
     for layout in layouts(call.shape[: call.rows], B):
         one, two = (layout.arrange(x, call.rows, 1, slice(None)).flatten(2) for x in (d, scaled))
-        if bool(((two - r * one).norm(dim=2) <= tolerance * one.norm(dim=2).max()).all()):
+        if bool((two - r * one).abs().max() <= tolerance * one.abs().max()):
             return layout
     return None
+
+
+def _unit(sizes: list[float]) -> float:
+    """A power of two near the largest derivative, where its square might leave float32's range; else 1."""
+    largest = max(sizes, default=0.0)
+    if largest == 0 or not math.isfinite(largest) or 1 / UNSCALED <= largest <= UNSCALED:
+        return 1.0
+    return 2.0 ** math.frexp(largest)[1]
 
 
 def _usable(use: Use) -> bool:

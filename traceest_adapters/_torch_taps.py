@@ -8,8 +8,10 @@ changed (normalised, masked, cast) is none that is understood.
 from __future__ import annotations
 
 import inspect
+import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -84,7 +86,7 @@ class Recorder(TorchFunctionMode):
                 return _seen_through(func)(*args, **kwargs)
         z = func(*args, **kwargs)
         describe = UNDERSTOOD.get(func)
-        if describe is not None and isinstance(z, Tensor) and z.grad_fn is not None and not _transformed(z):
+        if describe is not None and isinstance(z, Tensor) and z.grad_fn is not None and _is_plain(z):
             try:
                 bound = inspect.signature(describe).bind(z, *args, **kwargs)
             except TypeError:  # a form of the call that is not known here, such as one with out=
@@ -115,6 +117,14 @@ class Recorder(TorchFunctionMode):
         return (self._names.get(id(base)), True) if turned else (None, False)
 
 
+@contextmanager
+def recording(params: Params) -> Iterator[Recorder]:
+    """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
+    compiled = "torch._dynamo" in sys.modules  # which takes seconds to import, and without which nothing is compiled
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params) as recorder:
+        yield recorder
+
+
 def _seen_through(func: Any) -> Any:
     """A Python function of PyTorch's whose inner calls are watched: the same code, less its own dispatch."""
     seen = {**func.__globals__, "has_torch_function": lambda _: False}
@@ -123,6 +133,6 @@ def _seen_through(func: Any) -> Any:
     return copy
 
 
-def _transformed(x: Tensor) -> bool:
-    """Whether `x` lives inside `torch.func.vmap` or `grad`, where it has no place in the outer graph."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _is_plain(z: Tensor) -> bool:
+    """Whether `z` is an ordinary tensor of the outer graph: not ragged, not inside `torch.func.vmap` or `grad`."""
+    return not z.is_nested and not torch._C._functorch.is_functorch_wrapped_tensor(z)

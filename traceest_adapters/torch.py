@@ -26,7 +26,7 @@ from traceest_adapters._torch_examples import PerExample
 from traceest_adapters._torch_ghost import Ghost
 from traceest_adapters._torch_model import Model, Params, math_attention
 from traceest_adapters._torch_products import flat, pairs, squares, vjp
-from traceest_adapters._torch_taps import Recorder, Use
+from traceest_adapters._torch_taps import Use, recording
 
 CHUNK = 8
 """Probes to a batched backward pass."""
@@ -55,7 +55,7 @@ class TorchJacobian(te.Operator):
     @cached_property
     def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]]]:
         """One forward pass over the whole batch, and the uses of parameters seen in it."""
-        with torch.enable_grad(), Recorder(self.params) as recorder:
+        with torch.enable_grad(), recording(self.params) as recorder:
             return self.model.rows(self.params, self.inputs), recorder.uses
 
     @property
