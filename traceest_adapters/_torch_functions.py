@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from traceest_adapters._torch_layers import Factor, Outer, Vector
 from traceest_adapters._torch_lookup import Lookup
 
-Tensor = torch.Tensor
-
 
 class Term(NamedTuple):
     """A parameter's gradient by one call: ``factor(x, δ)``.
@@ -28,31 +26,32 @@ class Term(NamedTuple):
 
     parameter: Any
     rows: int
-    x: Tensor | None
-    factor: Callable[[Any, Tensor], Factor]
+    x: torch.Tensor | None
+    factor: Callable[[Any, torch.Tensor], Factor]
 
 
-def _matrix(x: Any, d: Tensor) -> Outer:
+def _matrix(x: Any, d: torch.Tensor) -> Outer:
     """W in z = x Wᵀ."""
     return Outer(d[..., None, :], x[None, ..., None, :])
 
 
-def swapped(factor: Callable[[Any, Tensor], Factor]) -> Callable[[Any, Tensor], Factor] | None:
+def swapped(factor: Callable[[Any, torch.Tensor], Factor]) -> Callable[[Any, torch.Tensor], Factor] | None:
     """The same of the transposed parameter, where there is one."""
-    return {_matrix: _transposed, _transposed: _matrix}.get(factor)
+    turned: dict[Any, Any] = {_matrix: _transposed, _transposed: _matrix}
+    return turned.get(factor)
 
 
-def _transposed(x: Any, d: Tensor) -> Outer:
+def _transposed(x: Any, d: torch.Tensor) -> Outer:
     """W in z = x W."""
     return Outer(*reversed(_matrix(x, d)))
 
 
-def _elementwise(shape: tuple[int, ...], of: Callable[[Tensor], Tensor] | None = None) -> Any:
+def _elementwise(shape: tuple[int, ...], of: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
     """The factor of s in z = of(x) ∘ s, or in z = x + s (where x is not needed), for s of that shape."""
     core = _without_leading_ones(shape)
     summed = [2, *(3 + j for j, n in enumerate(core) if n == 1)]
 
-    def factor(x: Tensor | None, d: Tensor) -> Vector:
+    def factor(x: torch.Tensor | None, d: torch.Tensor) -> Vector:
         if x is not None:
             d = d * (x if of is None else of(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
         return Vector(d.sum(summed).reshape(*d.shape[:2], -1))
@@ -66,19 +65,19 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 # -- one describer a function, with the function's own arguments -------------------------------------------
-def _linear(z: Tensor, input: Tensor, weight: Tensor, bias: Any = None) -> Iterator[Term]:
+def _linear(z: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> Iterator[Term]:
     yield Term(weight, z.ndim - 1, input, _matrix)
     if bias is not None:
         yield Term(bias, z.ndim - 1, None, _elementwise(bias.shape))
 
 
-def _matmul(z: Tensor, input: Tensor, other: Tensor) -> Iterator[Term]:
+def _matmul(z: torch.Tensor, input: torch.Tensor, other: torch.Tensor) -> Iterator[Term]:
     if other.ndim == 2 and input.ndim > 1:
         yield Term(other, z.ndim - 1, input, _transposed)
 
 
 def _addmm(
-    z: Tensor, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+    z: torch.Tensor, input: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Iterator[Term]:
     if beta == alpha == 1:
         yield from _broadcast(z, input, None)
@@ -86,9 +85,9 @@ def _addmm(
 
 
 def _embedding(
-    z: Tensor,
-    input: Tensor,
-    weight: Tensor,
+    z: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
@@ -99,7 +98,7 @@ def _embedding(
     if max_norm is not None or scale_grad_by_freq or sparse:
         return
 
-    def factor(words: Any, d: Tensor) -> Lookup:
+    def factor(words: Any, d: torch.Tensor) -> Lookup:
         if padding_idx is not None:
             d = d * (words != padding_idx % size)[..., None]
         return Lookup(words, d, size)
@@ -108,9 +107,9 @@ def _embedding(
 
 
 def _conv(
-    z: Tensor,
-    input: Tensor,
-    weight: Tensor,
+    z: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
     bias: Any = None,
     stride: Any = 1,
     padding: Any = 0,
@@ -123,7 +122,7 @@ def _conv(
     kernel, stride, dilation = weight.shape[2:], _tuple(stride, n), _tuple(dilation, n)
     pads = _padding(padding, kernel, dilation)
 
-    def patches(x: Tensor) -> Tensor:
+    def patches(x: torch.Tensor) -> torch.Tensor:
         """(N, C, *S) → (N, T, groups, C/groups · kernel)."""
         x = F.pad(x, [side for pair in reversed(pads) for side in pair])
         for j, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True)):
@@ -131,7 +130,7 @@ def _conv(
         x = x.movedim(1, 1 + n)  # (N, *positions, C, *kernel)
         return x.reshape(len(x), prod(x.shape[1 : 1 + n]), groups, -1)
 
-    def factor(x: Tensor, d: Tensor) -> Outer:
+    def factor(x: torch.Tensor, d: torch.Tensor) -> Outer:
         right = patches(x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1, 2)
         left = d.flatten(4).mT.flatten(2, 3).unflatten(-1, (groups, -1))
         return Outer(left, right[None])
@@ -154,14 +153,14 @@ def _padding(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -
 
 
 def _layer_norm(
-    z: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    z: torch.Tensor, input: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Iterator[Term]:
     shape = tuple(normalized_shape)
     yield from _normalised(z, input, weight, bias, shape, lambda x: F.layer_norm(x, shape, eps=eps))
 
 
 def _rms_norm(
-    z: Tensor, input: Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
+    z: torch.Tensor, input: torch.Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
 ) -> Iterator[Term]:
     shape = tuple(normalized_shape)
     eps = torch.finfo(input.dtype).eps if eps is None else eps
@@ -169,15 +168,15 @@ def _rms_norm(
 
 
 def _group_norm(
-    z: Tensor, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    z: torch.Tensor, input: torch.Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Iterator[Term]:
     shape = (z.shape[1], *(1 for _ in z.shape[2:]))
     yield from _normalised(z, input, weight, bias, shape, lambda x: F.group_norm(x, num_groups, eps=eps))
 
 
 def _batch_norm(
-    z: Tensor,
-    input: Tensor,
+    z: torch.Tensor,
+    input: torch.Tensor,
     running_mean: Any,
     running_var: Any,
     weight: Any = None,
@@ -190,15 +189,15 @@ def _batch_norm(
         return
     mean, var = (t.detach().clone() for t in (running_mean, running_var))
 
-    def normalise(x: Tensor) -> Tensor:
+    def normalise(x: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(x, mean.to(x.dtype), var.to(x.dtype), eps=eps)
 
     yield from _normalised(z, input, weight, bias, (z.shape[1], *(1 for _ in z.shape[2:])), normalise)
 
 
 def _instance_norm(
-    z: Tensor,
-    input: Tensor,
+    z: torch.Tensor,
+    input: torch.Tensor,
     running_mean: Any = None,
     running_var: Any = None,
     weight: Any = None,
@@ -213,7 +212,12 @@ def _instance_norm(
 
 
 def _normalised(
-    z: Tensor, input: Tensor, weight: Any, bias: Any, shape: tuple[int, ...], normalise: Callable[[Tensor], Tensor]
+    z: torch.Tensor,
+    input: torch.Tensor,
+    weight: Any,
+    bias: Any,
+    shape: tuple[int, ...],
+    normalise: Callable[[torch.Tensor], torch.Tensor],
 ) -> Iterator[Term]:
     """γ and β in z = normalise(x) ∘ γ + β."""
     rows = z.ndim - len(shape)
@@ -221,31 +225,31 @@ def _normalised(
     yield Term(bias, rows, None, _elementwise(shape))
 
 
-def _mul(z: Tensor, input: Any, other: Any) -> Iterator[Term]:
+def _mul(z: torch.Tensor, input: Any, other: Any) -> Iterator[Term]:
     for p, x in ((input, other), (other, input)):
-        if isinstance(x, Tensor):
+        if isinstance(x, torch.Tensor):
             yield from _broadcast(z, p, x.expand_as(z))
 
 
-def _add(z: Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Term]:
+def _add(z: torch.Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Term]:
     yield from _broadcast(z, input, None)
     if alpha == 1:
         yield from _broadcast(z, other, None)
 
 
-def _expand(z: Tensor, input: Tensor, *sizes: Any) -> Iterator[Term]:
+def _expand(z: torch.Tensor, input: torch.Tensor, *sizes: Any) -> Iterator[Term]:
     yield from _broadcast(z, input, None)
 
 
-def _broadcast(z: Tensor, p: Any, x: Tensor | None) -> Iterator[Term]:
-    if isinstance(p, Tensor):
+def _broadcast(z: torch.Tensor, p: Any, x: torch.Tensor | None) -> Iterator[Term]:
+    if isinstance(p, torch.Tensor):
         yield Term(p, z.ndim - len(_without_leading_ones(p.shape)), x, _elementwise(p.shape))
 
 
 UNDERSTOOD: dict[Any, Callable[..., Iterator[Term]]] = {
     F.linear: _linear,
-    **dict.fromkeys([torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__], _matmul),
-    **dict.fromkeys([torch.addmm, Tensor.addmm], _addmm),
+    **dict.fromkeys([torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__], _matmul),
+    **dict.fromkeys([torch.addmm, torch.Tensor.addmm], _addmm),
     F.embedding: _embedding,
     **dict.fromkeys([torch.conv1d, torch.conv2d, torch.conv3d], _conv),
     F.layer_norm: _layer_norm,
@@ -253,7 +257,7 @@ UNDERSTOOD: dict[Any, Callable[..., Iterator[Term]]] = {
     F.group_norm: _group_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
-    **dict.fromkeys([torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__], _mul),
-    **dict.fromkeys([torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__], _add),
-    Tensor.expand: _expand,
+    **dict.fromkeys([torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__], _mul),
+    **dict.fromkeys([torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__], _add),
+    torch.Tensor.expand: _expand,
 }

@@ -21,8 +21,7 @@ from traceest_adapters._torch_model import Params
 from traceest_adapters._torch_products import grads, pairs
 from traceest_adapters._torch_taps import Call, Layout, Use, layouts
 
-Tensor = torch.Tensor
-Deltas = dict[Call, Tensor]
+Deltas = dict[Call, torch.Tensor]
 
 AT_ONCE = 32
 """Most probes to a batched backward pass that ends at activations."""
@@ -38,7 +37,12 @@ class Ghost:
     """The per-example gradients of the parameters that are understood; the names of all others are in `rest`."""
 
     def __init__(
-        self, state: Tensor, uses: dict[str, list[Use]], params: Params, dtype: torch.dtype, chunk_size: int | None
+        self,
+        state: torch.Tensor,
+        uses: dict[str, list[Use]],
+        params: Params,
+        dtype: torch.dtype,
+        chunk_size: int | None,
     ) -> None:
         self.state, self.B, self.dtype, self.chunk_size = state, len(state), dtype, chunk_size
         self.uses: dict[str, list[Use]] = {}
@@ -73,7 +77,7 @@ class Ghost:
             else:
                 self.rest.append(name)
 
-    def _is_gradient(self, uses: list[Use], deltas: Deltas, g: Tensor, p: Tensor) -> bool:
+    def _is_gradient(self, uses: list[Use], deltas: Deltas, g: torch.Tensor, p: torch.Tensor) -> bool:
         try:
             error = total(partial(self._factors, uses, deltas), self.B) - g.reshape(-1)
         except ValueError:
@@ -84,7 +88,7 @@ class Ghost:
     def _factors(self, uses: list[Use], deltas: Deltas, examples: slice) -> Factor:
         return merge([self._factor(use, deltas[use.call], examples) for use in uses])
 
-    def _factor(self, use: Use, delta: Tensor, examples: slice) -> Factor:
+    def _factor(self, use: Use, delta: torch.Tensor, examples: slice) -> Factor:
         layout, rows = use.call.layout, use.call.rows
         assert layout is not None, "only calls whose layout was found are used"
         x = use.x if use.x is None else layout.arrange(use.x, rows, 0, examples)
@@ -93,7 +97,7 @@ class Ghost:
         return use.factor(x, layout.arrange(delta, rows, 1, examples))
 
     # -- what is asked for ---------------------------------------------------------------------------------
-    def deltas(self, calls: list[Call], U: Tensor) -> Deltas:
+    def deltas(self, calls: list[Call], U: torch.Tensor) -> Deltas:
         """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`, in units of `unit`."""
         if not calls:
             return {}
@@ -106,7 +110,7 @@ class Ghost:
                 d[start : start + chunk] = 0.0 if g is None else g
         return found if self.unit == 1 else {call: d.div_(self.unit) for call, d in found.items()}
 
-    def sqnorms(self, U: Tensor) -> Tensor:
+    def sqnorms(self, U: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ u_{b,i}‖² over the parameters understood, for U of shape (k, B, n_b): (B, k)."""
         calls = _calls(self.uses.values())
         out = torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
@@ -119,7 +123,7 @@ class Ghost:
                 columns += sqnorms(partial(self._factors, uses, deltas), self.B) * self.unit * self.unit
         return out
 
-    def grams(self, U: Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, Tensor]]:
+    def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).
 
         Held at a time: the derivatives at the outputs of some layers, at most `GROUP_BYTES` of them; where those of a
@@ -153,7 +157,7 @@ def _calls(uses: Iterable[list[Use]]) -> list[Call]:
     return list(dict.fromkeys(use.call for some in uses for use in some))
 
 
-def _layout(call: Call, d: Tensor, scaled: Tensor, r: Tensor, B: int) -> Layout | None:
+def _layout(call: Call, d: torch.Tensor, scaled: torch.Tensor, r: torch.Tensor, B: int) -> Layout | None:
     """The layout by which `scaled`, which is for cotangents times a number an example, is `d` times that number."""
     tolerance = common.tolerance(max(torch.finfo(t).eps for t in (call.dtype, r.dtype)))
     for layout in layouts(call.shape[: call.rows], B):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -20,28 +20,26 @@ from torch.nn import functional as F
 from traceest_adapters import _state as common
 from traceest_adapters._torch_lookup import Lookup, lookup_gram, lookup_sqnorms
 
-Tensor = torch.Tensor
-
 
 class Outer(NamedTuple):
     """g = Σ_t l_t r_tᵀ in each of G groups of channels; a factor that all probes share has 1 for c."""
 
-    left: Tensor  # (c or 1, B, T, G, o)
-    right: Tensor  # (c or 1, B, T, G, i)
+    left: torch.Tensor  # (c or 1, B, T, G, o)
+    right: torch.Tensor  # (c or 1, B, T, G, i)
 
 
 class Vector(NamedTuple):
     """g itself, of a parameter that is no larger than the layer's output."""
 
-    g: Tensor  # (c, B, F)
+    g: torch.Tensor  # (c, B, F)
 
 
 Factor = Outer | Lookup | Vector
-Factors = Callable[[slice], Factor]
-"""The factors of a run of examples."""
+Factors = Callable[[slice], Any]
+"""The factor of a run of examples, always of the same kind."""
 
 
-def merge(factors: list[Factor]) -> Factor:
+def merge(factors: list[Any]) -> Factor:
     """The sum of a parameter's gradients over all its uses: more positions.
 
     Raises
@@ -63,7 +61,7 @@ def merge(factors: list[Factor]) -> Factor:
     return Outer(_along_positions(left), _along_positions(right))
 
 
-def total(factors: Factors, B: int) -> Tensor:
+def total(factors: Factors, B: int) -> torch.Tensor:
     """Σ_b g_b of the first probe, flat."""
     first = factors(slice(0, 1))
     if isinstance(first, Vector):
@@ -76,7 +74,7 @@ def total(factors: Factors, B: int) -> Tensor:
     return torch.stack(sums).sum(0).reshape(-1)
 
 
-def sqnorms(factors: Factors, B: int) -> Tensor:
+def sqnorms(factors: Factors, B: int) -> torch.Tensor:
     """‖g_{b,i}‖²: (B, c)."""
     first = factors(slice(0, 1))
     if isinstance(first, Vector):
@@ -92,7 +90,7 @@ def sqnorms(factors: Factors, B: int) -> Tensor:
     return torch.cat([_sqnorms(part, ghost) for part in parts])
 
 
-def gram(P: Factors, Q: Factors, B: int) -> Tensor:
+def gram(P: Factors, Q: Factors, B: int) -> torch.Tensor:
     """⟨g_{b,i}, g_{c,j}⟩ for the probes i of one set of factors and j of another: (B, c_I, B, c_J)."""
     first, second = P(slice(0, 1)), Q(slice(0, 1))
     if isinstance(first, Vector):
@@ -130,7 +128,8 @@ class _Sizes(NamedTuple):
 
     @classmethod
     def of(cls, f: Outer) -> _Sizes:
-        return cls(len(f.left), len(f.right), *f.left.shape[2:], f.right.shape[-1])
+        _, _, T, G, o = f.left.shape
+        return cls(len(f.left), len(f.right), T, G, o, f.right.shape[-1])
 
     @property
     def numbers(self) -> int:
@@ -138,7 +137,7 @@ class _Sizes(NamedTuple):
         return self.T * self.G * (self.c_left * self.o + self.c_right * self.i)
 
 
-def _whole(factors: Factors) -> Factor:
+def _whole(factors: Factors) -> Any:
     return factors(slice(None))
 
 
@@ -148,14 +147,14 @@ def _dense(f: Lookup) -> Outer:
     return Outer(words[None, :, :, None, :], f.right[:, :, :, None, :])
 
 
-def _along_positions(parts: tuple[Tensor, ...]) -> Tensor:
+def _along_positions(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
     c = max(len(x) for x in parts)
     if any(len(x) < c for x in parts):
         parts = tuple(x.expand(c, *x.shape[1:]) for x in parts)
     return torch.cat(parts, dim=2)
 
 
-def _formed(f: Outer) -> Tensor:
+def _formed(f: Outer) -> torch.Tensor:
     """g: (B, c, G, o, i)."""
     left, right = (x[0] if len(x) == 1 else x for x in f)
     if left.ndim == right.ndim == 4:
@@ -173,11 +172,11 @@ def _tiles(rows: int, s: _Sizes, most: int) -> Iterator[tuple[slice, slice]]:
             yield slice(o, o + height), slice(i, i + width)
 
 
-def _tile(f: Factor, tile: tuple[slice, slice]) -> Outer:
+def _tile(f: Outer, tile: tuple[slice, slice]) -> Outer:
     return Outer(f.left[..., tile[0]], f.right[..., tile[1]])
 
 
-def _sqnorms(f: Factor, ghost: bool) -> Tensor:
+def _sqnorms(f: Outer, ghost: bool) -> torch.Tensor:
     """(B, c) of a run of examples."""
     s = _Sizes.of(f)
     if s.T == 1:
@@ -190,7 +189,7 @@ def _sqnorms(f: Factor, ghost: bool) -> Tensor:
     return torch.stack([g.square().sum((2, 3, 4)) for g in tiles]).sum(0)
 
 
-def _ghost_gram(P: Factors, Q: Factors, B: int, step: int) -> Tensor:
+def _ghost_gram(P: Factors, Q: Factors, B: int, step: int) -> torch.Tensor:
     runs = [slice(b, min(b + step, B)) for b in range(0, B, step)]
     rows = []
     for run in runs:
@@ -199,7 +198,7 @@ def _ghost_gram(P: Factors, Q: Factors, B: int, step: int) -> Tensor:
     return torch.cat(rows)
 
 
-def _ghost(f: Factor, h: Factor) -> Tensor:
+def _ghost(f: Outer, h: Outer) -> torch.Tensor:
     """Σ_{t,t′} ⟨l_t, l′_{t′}⟩⟨r_t, r′_{t′}⟩: (B, c, B′, c′) of two runs of examples."""
     left, right = (_products(x, y) for x, y in zip(f, h, strict=True))
     products = left * right  # (G, B, c, T, B′, c′, T′)
@@ -207,7 +206,7 @@ def _ghost(f: Factor, h: Factor) -> Tensor:
     return products[0, :, :, 0, :, :, 0] if one else products.sum((0, 3, 6))
 
 
-def _products(x: Tensor, y: Tensor) -> Tensor:
+def _products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """⟨x_{i,b,t}, y_{j,c,t′}⟩: (G, B, c, T, B′, c′, T′)."""
     sizes = [(z.shape[1], z.shape[0], z.shape[2]) for z in (x, y)]
     x, y = (z.permute(3, 1, 0, 2, 4).reshape(z.shape[3], -1, z.shape[4]) for z in (x, y))
@@ -222,12 +221,12 @@ def _direct_gram(
     s: _Sizes,
     probes: int,
     most: int,
-) -> Tensor:
-    def formed(factors: Factors, tile: tuple[slice, slice]) -> Tensor:
+) -> torch.Tensor:
+    def formed(factors: Factors, tile: tuple[slice, slice]) -> torch.Tensor:
         runs = (factors(slice(b, b + step)) for b in range(0, B, step))
         return torch.cat([_formed(_tile(f, tile)).flatten(2) for f in runs])
 
-    total: Tensor | float = 0.0
+    total: torch.Tensor | float = 0.0
     for tile in _tiles(B * probes, s, most):
         g = formed(P, tile)
         h = g if P is Q else formed(Q, tile)

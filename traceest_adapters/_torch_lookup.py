@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 import torch
 
-Tensor = torch.Tensor
-
 
 class Lookup(NamedTuple):
     """g = Σ_t e_{w_t} r_tᵀ, of a table with `size` rows."""
 
-    words: Tensor  # (B, T)
-    right: Tensor  # (c, B, T, d)
+    words: torch.Tensor  # (B, T)
+    right: torch.Tensor  # (c, B, T, d)
     size: int
 
-    def total(self) -> Tensor:
+    def total(self) -> torch.Tensor:
         """Σ_b g_b of the first probe, (size, d)."""
         r = self.right[0].flatten(0, 1)
         return r.new_zeros(self.size, r.shape[1]).index_add_(0, self.words.flatten(), r)
@@ -25,9 +23,9 @@ class Lookup(NamedTuple):
 class _Rows(NamedTuple):
     """The N rows that differ from zero, of all examples' gradients, ordered by word."""
 
-    g: Tensor  # (c, N, d)
-    word: Tensor  # (N,)
-    owner: Tensor  # (N,)
+    g: torch.Tensor  # (c, N, d)
+    word: torch.Tensor  # (N,)
+    owner: torch.Tensor  # (N,)
 
     @classmethod
     def of(cls, f: Lookup) -> _Rows:
@@ -39,13 +37,13 @@ class _Rows(NamedTuple):
         return cls(g, found // B, found % B)
 
 
-def lookup_sqnorms(f: Lookup) -> Tensor:
+def lookup_sqnorms(f: Lookup) -> torch.Tensor:
     """‖g_{b,i}‖²: (B, c)."""
     g, _, owner = _Rows.of(f)
     return g.new_zeros(len(f.words), len(g)).index_add_(0, owner, g.square().sum(-1).T)
 
 
-def lookup_gram(P: Lookup, Q: Lookup, most: int) -> Tensor:
+def lookup_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
     """⟨g_{b,i}, g_{c,j}⟩: (B, c_I, B, c_J), in steps of about `most` numbers.
 
     Row against row of the same word. Words that as many examples share, up to a factor of two, are taken together.

@@ -24,8 +24,6 @@ from traceest_adapters._torch_functions import UNDERSTOOD, Term, swapped
 from traceest_adapters._torch_layers import Factor
 from traceest_adapters._torch_model import Params
 
-Tensor = torch.Tensor
-
 
 class Layout(NamedTuple):
     """Which of the leading axes is the examples': `axis`, once the first is split in two."""
@@ -33,7 +31,7 @@ class Layout(NamedTuple):
     split: tuple[int, int] | None
     axis: int
 
-    def arrange(self, x: Tensor, rows: int, lead: int, examples: slice) -> Tensor:
+    def arrange(self, x: torch.Tensor, rows: int, lead: int, examples: slice) -> torch.Tensor:
         """(…, *rows, …) with `lead` axes before and any number behind → (…, B, M, …)."""
         if self.split is not None:
             x, rows = x.unflatten(lead, self.split), rows + 1
@@ -66,12 +64,12 @@ class Use(NamedTuple):
     """A term of a parameter's gradient, see `Term`; `version` tells whether `x` was overwritten since."""
 
     call: Call
-    x: Tensor | None
+    x: torch.Tensor | None
     version: int
-    factor: Callable[[Any, Tensor], Factor]
+    factor: Callable[[Any, torch.Tensor], Factor]
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):  # type: ignore[misc]
     """While active, notes in `uses` every use of the parameters that is understood."""
 
     def __init__(self, params: Params) -> None:
@@ -86,7 +84,7 @@ class Recorder(TorchFunctionMode):
                 return _seen_through(func)(*args, **kwargs)
         z = func(*args, **kwargs)
         describe = UNDERSTOOD.get(func)
-        if describe is not None and isinstance(z, Tensor) and z.grad_fn is not None and _is_plain(z):
+        if describe is not None and isinstance(z, torch.Tensor) and z.grad_fn is not None and _is_plain(z):
             try:
                 bound = inspect.signature(describe).bind(z, *args, **kwargs)
             except TypeError:  # a form of the call that is not known here, such as one with out=
@@ -94,7 +92,7 @@ class Recorder(TorchFunctionMode):
             self._note(z, list(describe(*bound.args, **bound.kwargs)))
         return z
 
-    def _note(self, z: Tensor, terms: list[Term]) -> None:
+    def _note(self, z: torch.Tensor, terms: list[Term]) -> None:
         call = None
         for p, rows, x, factor in terms:
             name, transposed = self._owner(p)
@@ -110,7 +108,7 @@ class Recorder(TorchFunctionMode):
         """Which parameter `p` is, and whether it is that one's transpose."""
         if id(p) in self._names:
             return self._names[id(p)], False
-        base = p._base if isinstance(p, Tensor) else None
+        base = p._base if isinstance(p, torch.Tensor) else None
         if base is None or p.ndim != 2 or base.ndim != 2 or p.storage_offset() != base.storage_offset():
             return None, False
         turned = (p.shape[::-1], p.stride()[::-1]) == (base.shape, base.stride())
@@ -133,6 +131,6 @@ def _seen_through(func: Any) -> Any:
     return copy
 
 
-def _is_plain(z: Tensor) -> bool:
+def _is_plain(z: torch.Tensor) -> bool:
     """Whether `z` is an ordinary tensor of the outer graph: not ragged, not inside `torch.func.vmap` or `grad`."""
     return not z.is_nested and not torch._C._functorch.is_functorch_wrapped_tensor(z)

@@ -214,6 +214,12 @@ def jacobian(
     Nothing of its size is formed. One forward pass is kept and serves all vjps of the whole batch; one backward
     pass, differentiated in its cotangent, serves all jvps. Train or eval mode is respected, buffers stay untouched.
 
+    Norms and inner products of per-example gradients (`block_sqnorms`, `sketch_gram`, `grouped_gram`) come from the
+    inputs and output derivatives of the layers, at about one or two backward passes a probe, for the parameters of
+    linear, convolutional, embedding, normalisation and attention layers, of matrix products, scales and shifts. That
+    the gradient is made of these is verified at first use, parameter by parameter; for all others (recurrent layers,
+    for one) gradients are formed example by example, which gives the same result more slowly.
+
     Parameters
     ----------
     model : nn.Module, or callable
@@ -239,7 +245,7 @@ def jacobian(
     -------
     TorchJacobian
         With `rmatmat` (vjps), the per-block abilities, and `matmat` (jvps) where the model can be differentiated
-        twice.
+        twice. `parameters` are the names, in the order of the columns.
 
     Raises
     ------
