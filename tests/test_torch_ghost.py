@@ -16,6 +16,7 @@ from test_torch_adapter import Twice, dense, x
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from traceest_adapters import _state, _torch_examples
 from traceest_adapters.torch import TorchJacobian, jacobian
@@ -227,6 +228,28 @@ CASES: dict[str, Case] = {
     "detached": Case(Of(lambda m, a: m.l(a).tanh() + m.l(a).detach(), l=linear(3, 2)), x(5, 3)),
     "overwritten output": Case(Of(lambda m, a: m.l(a).mul_(2).tanh(), l=linear(3, 2)), x(5, 3)),
     "partly overwritten output": Case(Of(lambda m, a: _first_doubled(m.l(a)).tanh(), l=linear(3, 2)), x(5, 3)),
+    "output of several positions overwritten": Case(
+        Of(lambda m, a: m.l(a).relu_() + m.h(a), l=linear(3, 2), h=linear(3, 2)), x(5, 4, 3), {"l.weight", "l.bias"}
+    ),
+    "examples in another order": Case(
+        Of(lambda m, a: m.h(m.l(a.flip(0)).tanh().flip(0)), l=linear(3, 2), h=linear(2, 2)),
+        x(5, 4, 3),
+        {"l.weight", "l.bias"},
+    ),
+    "two examples exchanged": Case(
+        Of(lambda m, a: _exchanged(m.l(_exchanged(a)).tanh()), l=linear(3, 2)), x(9, 4, 3), {"l.weight", "l.bias"}
+    ),
+    "mapped inside": Case(
+        Of(lambda m, a: torch.func.vmap(lambda one: F.linear(one, m.w).tanh())(a), w=weights(2, 3)), x(5, 4, 3), {"w"}
+    ),
+    "checkpointed": Case(
+        Of(
+            lambda m, a: m.h(checkpoint(lambda b: m.l(b).tanh(), a, use_reentrant=False)),
+            l=linear(3, 4),
+            h=linear(4, 2),
+        ),
+        x(5, 4, 3),
+    ),
     "dead units": Case(nn.Sequential(linear(3, 4), nn.ReLU(), linear(4, 2)), -100 * x(5, 3).abs()),
 }
 
@@ -241,6 +264,11 @@ def _unrolled(m: Any, a: torch.Tensor) -> torch.Tensor:
 def _first_doubled(z: torch.Tensor) -> torch.Tensor:
     z[:, 0] *= 2
     return z
+
+
+def _exchanged(a: torch.Tensor) -> torch.Tensor:
+    """The first two examples change places, where there are two."""
+    return torch.cat([a[:2].flip(0), a[2:]])
 
 
 def check(J: TorchJacobian, k: int = 3, atol: float = 1e-10) -> None:
@@ -258,6 +286,7 @@ def check(J: TorchJacobian, k: int = 3, atol: float = 1e-10) -> None:
         np.testing.assert_allclose(G, np.einsum("bip,cjp->bicj", part, part), rtol=0, atol=atol * scale)
 
 
+@pytest.mark.filterwarnings("ignore:this model cannot be mapped")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", CASES)
 def test_norms_and_grams_are_those_of_the_dense_jacobian(case: str) -> None:
