@@ -11,10 +11,11 @@ import operators_zoo as zoo
 import pytest
 import torch
 from assertions import Counter, assert_close, assert_counts, assert_unbiased
-from models import as_jax, jax_mlp, torch_mlp
+from models import as_jax, jax_gru, jax_mlp, torch_gru, torch_mlp
 
 import traceest as te
 from traceest_adapters.jax import ntk as jax_ntk
+from traceest_adapters.torch import ntk as torch_ntk
 
 B, N_B, P = 20, 4, 60
 J1, J2 = zoo.jacobian(B, N_B, P), zoo.jacobian(B, N_B, P) + 0.8 * zoo.jacobian(B, N_B, P, seed=1)
@@ -206,6 +207,30 @@ def test_a_jax_parameter_too_large_to_hold_is_taken_by_pairs_of_probes(monkeypat
     again = te.summary(jax_ntk(jax_mlp, params, x, chunk_size=2), n_probes=4, groups=True, rng=0)
     for s, t in ((once, again), *((once.groups[label], again.groups[label]) for label in once.groups)):
         assert float(s.frobenius_norm) == pytest.approx(float(t.frobenius_norm), rel=1e-12)
+
+
+@pytest.mark.parametrize("groups", [True, 1])
+def test_layers_are_the_same_in_both_frameworks(groups):
+    module, x = torch_mlp(), np.random.default_rng(0).standard_normal((9, 6))
+    s = te.summary(torch_ntk(module, torch.from_numpy(x)), n_probes=3, groups=groups, rng=0)
+    t = te.summary(jax_ntk(jax_mlp, as_jax(module), jnp.asarray(x)), n_probes=3, groups=groups, rng=0)
+    assert sorted(s.groups) == sorted(t.groups)
+    for label, group in s.groups.items():
+        for name in ("trace", "frobenius_norm", "effective_rank", "alignment_with_whole"):
+            ours, theirs = getattr(group, name), getattr(t.groups[label], name)
+            assert float(ours) == pytest.approx(float(theirs), rel=1e-9)
+            assert float(ours.stderr) == pytest.approx(float(theirs.stderr), rel=1e-6, abs=1e-12)
+
+
+def test_models_tell_the_shape_of_their_state_example_first():
+    module, x = torch_gru(3, 4), torch.randn(7, 5, 3, dtype=torch.float64)
+    for K in (
+        torch_ntk(module, x, batch_axis=1, output=0),
+        jax_ntk(jax_gru, as_jax(module), jnp.asarray(x.numpy()), batch_axis=1),
+    ):
+        assert K.factor.state_shape == (5, 7, 4)
+    assert torch_ntk(module, x, batch_axis=None, output=0).factor.state_shape == (7, 5, 4)
+    assert torch_ntk(module, x, batch_axis=1, output=lambda o: (o[0], o[0][:1])).factor.state_shape is None
 
 
 def test_it_passes_through_jit_vmap_and_torchs_pytrees():

@@ -12,8 +12,14 @@ from traceest_adapters import _state as common
 from traceest_adapters._jax_model import Model
 
 
-def shapes(model: Model, params: Any, inputs: Any) -> None:
-    """Raise unless the state is real floating and inputs and state share their batch axis."""
+def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:
+    """The shapes of the state's arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless the state is real floating, and inputs and state share their batch axis.
+    """
     state = jax.eval_shape(lambda p, x: common.selector(model.output)(model.fn(p, *x)), params, inputs)
     arrays = jax.tree.leaves(state)
     if not arrays:
@@ -24,17 +30,19 @@ def shapes(model: Model, params: Any, inputs: Any) -> None:
                 f"jacobian: the state has dtype {a.dtype}, derivatives are defined for real floating states only; "
                 "select or convert a part of it with output=."
             )
+    found = [a.shape for a in arrays]
     if model.batch_axis is None:
-        return
+        return found
     if not jax.tree.leaves(inputs):
         raise ValueError("jacobian: there are no inputs, hence no batch; give batch_axis=None.")
     B = common.batch_size([x.shape for x in jax.tree.leaves(inputs)], model.batch_axis, "the inputs")
-    B_out = common.batch_size([a.shape for a in arrays], model.batch_axis, "the state")
+    B_out = common.batch_size(found, model.batch_axis, "the state")
     if B_out != B:
         raise ValueError(
             f"batch_axis={model.batch_axis}: {B} examples go in and {B_out} come out; give the right axis, select a "
             "part of the output with output=, or give batch_axis=None."
         )
+    return found
 
 
 def values(J: Any) -> None:

@@ -79,6 +79,17 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
     return lengths.pop()
 
 
+def example_first(shapes: list[tuple[int, ...]], axis: int | None) -> tuple[int, ...] | None:
+    """The shape of a state that is one array, its examples leading as the rows' order has them; None of several."""
+    if len(shapes) != 1:
+        return None
+    (shape,) = shapes
+    if axis is None:
+        return tuple(shape)
+    axis %= len(shape)
+    return (shape[axis], *shape[:axis], *shape[axis + 1 :])
+
+
 def not_independent(axis: int, why: str) -> ValueError:
     """The error for examples that influence each other."""
     return ValueError(

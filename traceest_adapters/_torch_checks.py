@@ -29,8 +29,14 @@ def parameters(params: Params, inputs: Any) -> None:
         )
 
 
-def state(model: Model, params: Params, inputs: Any) -> None:
-    """Raise unless the state is real floating and shares the inputs' batch axis."""
+def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
+    """The shapes of the state's tensors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless the state is real floating and shares the inputs' batch axis.
+    """
     tensors = model.tensors(params, inputs)
     if not tensors:
         raise TypeError("jacobian: the model returned no tensor; select one with output=.")
@@ -40,18 +46,20 @@ def state(model: Model, params: Params, inputs: Any) -> None:
                 f"jacobian: the state has dtype {x.dtype}, derivatives are defined for real floating states only; "
                 "select or convert a part of it with output=."
             )
+    found = [tuple(x.shape) for x in tensors]
     if model.batch_axis is None:
-        return
+        return found
     shapes = [tuple(x.shape) for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)]
     if not shapes:
         raise ValueError("jacobian: there are no input tensors, hence no batch; give batch_axis=None.")
     B = common.batch_size(shapes, model.batch_axis, "the inputs")
-    B_out = common.batch_size([tuple(x.shape) for x in tensors], model.batch_axis, "the state")
+    B_out = common.batch_size(found, model.batch_axis, "the state")
     if B_out != B:
         raise ValueError(
             f"batch_axis={model.batch_axis}: {B} examples go in and {B_out} come out; give the right axis, select a "
             "part of the output with output= (output=0 for the outputs of nn.GRU), or give batch_axis=None."
         )
+    return found
 
 
 def deterministic(model: Model, params: Params, inputs: Any) -> None:

@@ -37,6 +37,9 @@ CHUNK = 4
 class JaxJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
+    state_shape: tuple[int, ...] | None = None
+    """Of the state, example first, where it is one array."""
+
     def __init__(
         self,
         model: Model,
@@ -250,10 +253,11 @@ def jacobian(
         raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
     inputs = jax.tree.map(jnp.asarray, inputs)
     model = Model(fn, output, batch_axis, trainable, treedef)
-    checks.shapes(model, params, inputs)
+    state_shapes = checks.shapes(model, params, inputs)
     names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
     names = [name for name, t in zip(names, trainable, strict=True) if t]
     J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size)
+    J.state_shape = common.example_first(state_shapes, batch_axis)
     if check and not traced((trained, fixed, inputs)):
         checks.values(J)
     return J

@@ -35,16 +35,22 @@ CHUNK = 8
 class TorchJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
+    state_shape: tuple[int, ...] | None = None
+    """Of the state, example first, where it is one tensor."""
+
     def __init__(self, model: Model, params: Params, inputs: Any, chunk_size: int | None) -> None:
         self.model, self.inputs = model, inputs
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
-        self.parameters = tuple(self.params)
         state = self._state.detach()
         dtype = torch.result_type(state, next(iter(params.values())))
         n, P = state.numel(), sum(p.numel() for p in params.values())
         like = torch.empty(0, dtype=dtype, device=state.device)
         super().__init__(
-            (n, P), like=like, n_blocks=None if model.batch_axis is None else len(state), name="TorchJacobian"
+            (n, P),
+            like=like,
+            n_blocks=None if model.batch_axis is None else len(state),
+            parameters=self.params,
+            name="TorchJacobian",
         )
         affordable = common.GROUP_BYTES // (P * dtype.itemsize)
         self.chunk_size = max(1, min(CHUNK, affordable)) if chunk_size is None else chunk_size
@@ -269,11 +275,12 @@ def jacobian(
     wrapped, chosen = Model.of(model, params, output, batch_axis)
     checks.parameters(chosen, inputs)
     with torch.no_grad():
-        checks.state(wrapped, chosen, inputs)
+        shapes = checks.state(wrapped, chosen, inputs)
     if check:
         with torch.no_grad():
             checks.deterministic(wrapped, chosen, inputs)
     J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
+    J.state_shape = common.example_first(shapes, batch_axis)
     if check:
         checks.independent(J)
         checks.depends(J)
