@@ -19,6 +19,17 @@ from traceest.kernels import (
     target_alignment,
 )
 from traceest.operators import DenseOperator, Gram, Jacobian, LinearOperator, Operator, aslinearoperator, gram
+from traceest.spectrum import (
+    Eigenvalues,
+    SpectralDensity,
+    eigenvalues,
+    entropy_rank,
+    logdet,
+    schatten_norm,
+    spectral_density,
+    spectral_norm,
+    trace_of_function,
+)
 from traceest.storage import load, save
 from traceest.trace import trace
 from traceest.tracking import Checkpoint, Tracker
@@ -29,11 +40,13 @@ __all__ = [
     "Checkpoint",
     "ConfidenceInterval",
     "DenseOperator",
+    "Eigenvalues",
     "Estimate",
     "Gram",
     "Jacobian",
     "LinearOperator",
     "Operator",
+    "SpectralDensity",
     "Summary",
     "Tracker",
     "alignment",
@@ -41,6 +54,8 @@ __all__ = [
     "centred_alignment",
     "diagonal",
     "effective_rank",
+    "eigenvalues",
+    "entropy_rank",
     "exact",
     "fhutch",
     "frobenius_norm",
@@ -48,6 +63,7 @@ __all__ = [
     "hutchinson",
     "hutchpp",
     "load",
+    "logdet",
     "merge",
     "na_hutchpp",
     "nystrompp",
@@ -55,9 +71,13 @@ __all__ = [
     "relative_distance",
     "rhutch",
     "save",
+    "schatten_norm",
+    "spectral_density",
+    "spectral_norm",
     "summary",
     "target_alignment",
     "trace",
+    "trace_of_function",
     "xnystrace",
     "xtrace",
 ]

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceest import Estimate, Summary, _backends
-from traceest_adapters._pytrees import flatten, flatten_summary, unflatten, unflatten_summary
+from traceest import _backends
+from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 
 
 class JaxSource:
@@ -43,7 +43,7 @@ class _Backend:
 
 
 backend = _Backend()
-jax.tree_util.register_pytree_node(Estimate, flatten, unflatten)
-jax.tree_util.register_pytree_node(Summary, flatten_summary, unflatten_summary)
+for _kind in RESULTS:
+    jax.tree_util.register_pytree_node(_kind, flatten, unflatten(_kind))
 for _package in ("jax", "jaxlib"):
     _backends.register(_package, backend)

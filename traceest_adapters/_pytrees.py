@@ -1,35 +1,43 @@
-"""`Estimate` and `Summary` as pytrees: their arrays are children, the rest is static."""
+"""Results as pytrees: their arrays are children, the rest is static."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from traceest.estimate import ARRAYS, STATIC, Estimate
-from traceest.kernels.summary import Summary
+from traceest import Eigenvalues, Estimate, SpectralDensity, Summary
+from traceest.estimate import ARRAYS, STATIC
+
+RESULTS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    Estimate: (ARRAYS, STATIC),
+    Eigenvalues: (
+        ("values", "vectors", "residuals", "bounds"),
+        ("n_matvecs", "n_rmatvecs", "converged", "method"),
+    ),
+    SpectralDensity: (
+        ("grid", "density", "stderr", "df", "width", "nodes", "weights"),
+        ("n_matvecs", "n_rmatvecs", "method"),
+    ),
+    Summary: (tuple(f.name for f in fields(Summary) if f.name != "names"), ("names",)),
+}
+"""Each kind of result, with the fields that are arrays and those that stay outside of traces."""
 
 
-def flatten(e: Estimate) -> tuple[list[Any], tuple[Any, ...]]:
+def flatten(result: Any) -> tuple[list[Any], tuple[Any, ...]]:
     """Children and static part; an absent array is no child, since PyTorch takes None for a leaf."""
-    present = tuple(name for name in ARRAYS if getattr(e, name) is not None)
-    return [getattr(e, name) for name in present], (present, *(getattr(e, name) for name in STATIC))
+    arrays, static = RESULTS[type(result)]
+    present = tuple(name for name in arrays if getattr(result, name) is not None)
+    return [getattr(result, name) for name in present], (present, *(getattr(result, name) for name in static))
 
 
-def unflatten(static: tuple[Any, ...], children: Any) -> Estimate:
-    """The inverse, in JAX's order of arguments."""
-    present, *rest = static
-    arrays: dict[str, Any] = dict.fromkeys(ARRAYS) | dict(zip(present, children, strict=True))
-    return Estimate(**arrays, **dict(zip(STATIC, rest, strict=True)))
+def unflatten(kind: type) -> Callable[[tuple[Any, ...], Any], Any]:
+    """The inverse for one kind of result, in JAX's order of arguments."""
+    arrays, names = RESULTS[kind]
 
+    def build(static: tuple[Any, ...], children: Any) -> Any:
+        present, *rest = static
+        given: dict[str, Any] = dict.fromkeys(arrays) | dict(zip(present, children, strict=True))
+        return kind(**given, **dict(zip(names, rest, strict=True)))
 
-def flatten_summary(s: Summary) -> tuple[list[Any], tuple[Any, ...]]:
-    """The Estimates that are there, then the groups."""
-    estimates = s.estimates
-    return [*estimates.values(), *s.groups.values()], (tuple(estimates), tuple(s.groups), s.names)
-
-
-def unflatten_summary(static: tuple[Any, ...], children: Any) -> Summary:
-    """The inverse, in JAX's order of arguments."""
-    present, labels, names = static
-    children = list(children)
-    groups = dict(zip(labels, children[len(present) :], strict=True))
-    return Summary(**dict(zip(present, children, strict=False)), groups=groups, names=names)
+    return build

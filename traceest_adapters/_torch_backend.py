@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
-from traceest import Estimate, Summary, _backends
-from traceest_adapters._pytrees import flatten, flatten_summary, unflatten, unflatten_summary
+from traceest import _backends
+from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 
 
 class TorchSource:
@@ -46,6 +46,13 @@ class _Backend:
 
 
 backend = _Backend()
-_pytree.register_pytree_node(Estimate, flatten, lambda children, static: unflatten(static, children))
-_pytree.register_pytree_node(Summary, flatten_summary, lambda children, static: unflatten_summary(static, children))
+
+
+def _register(kind: type) -> None:
+    build = unflatten(kind)
+    _pytree.register_pytree_node(kind, flatten, lambda children, static: build(static, children))
+
+
+for _kind in RESULTS:
+    _register(_kind)
 _backends.register("torch", backend)

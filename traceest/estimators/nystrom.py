@@ -257,15 +257,23 @@ def _stderr(xp: Any, G: Any, BG: Any, forms: Any, sphere: bool, hermitian: bool)
     slope = BG - G * (forms / n)[None, :] if sphere else BG
     unit = aa.safe_scale(xp, slope)  # squares stay in range
     squares = xp.sum(aa.abs2(xp, slope / unit), axis=0)
-    variance = xp.sum(squares) / s
-    spread = xp.sum((squares - variance) ** 2) / max(s - 1, 1)
-    least = (spread == 0) | (spread > 2 * variance**2)
-    df = s * xp.where(least, xp.ones_like(spread), 2 * variance**2 / xp.where(least, xp.ones_like(spread), spread))
+    variance, df = mean_square(xp, squares)
     if not aa.is_complex(xp, G.dtype):
         variance = 2 * variance
         if not hermitian:
             variance = variance * _symmetric_share(xp, G, (BG - G * (xp.sum(forms) / (s * n))) / unit)
     return xp.sqrt(variance / s) * xp.sum(unit), df
+
+
+def mean_square(xp: Any, squares: Any) -> tuple[Any, Any]:
+    """The mean of squared gradients, along the last axis, and its degrees of freedom, as the module's head says."""
+    s = squares.shape[-1]
+    variance = xp.sum(squares, axis=-1, keepdims=True) / s
+    spread = xp.sum((squares - variance) ** 2, axis=-1) / max(s - 1, 1)
+    variance = variance[..., 0]
+    least = (spread == 0) | (spread > 2 * variance**2)
+    df = s * xp.where(least, xp.ones_like(spread), 2 * variance**2 / xp.where(least, xp.ones_like(spread), spread))
+    return variance, df
 
 
 def _symmetric_share(xp: Any, G: Any, BG: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -50,7 +51,7 @@ class Summary:
     target_alignment: Estimate | None = None
     example_traces: Estimate | None = None
     alignment_with_whole: Estimate | None = None
-    groups: dict[str, Summary] = field(default_factory=dict)
+    groups: dict[str, Summary] = field(default_factory=OrderedDict)
     names: tuple[str, ...] = ()
 
     @property
@@ -163,7 +164,8 @@ def summary(
     ).checked()
     s = sketch(Ks, request)
     norm = None if Y is None else target_norm(Y, centred)
-    found = dict(zip(labels, (_summary(part, Ks, norm, True, {}, names) for part in s.groups), strict=True))
+    parts = (_summary(part, Ks, norm, True, OrderedDict(), names) for part in s.groups)
+    found = OrderedDict(zip(labels, parts, strict=True))  # whose order survives in a pytree
     return _summary(s, Ks, norm, False, found, names)
 
 

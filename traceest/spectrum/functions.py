@@ -1,0 +1,238 @@
+"""Traces of functions of an operator, by stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from traceest import _validation as check
+from traceest.estimate import Estimate
+from traceest.operators import gram
+from traceest.probes import Distribution
+from traceest.spectrum.quadrature import Function, quadrature
+
+
+def trace_of_function(
+    A: Any,
+    f: Function,
+    n_matvecs: int | None = None,
+    *,
+    n_probes: int | None = None,
+    steps: int | None = None,
+    rng: Any = None,
+    distribution: Distribution = "sphere",
+    probes: Any = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """Estimate tr f(A) = Σ f(λᵢ) of a self-adjoint A by stochastic Lanczos quadrature.
+
+    n times the mean over `n_probes` random unit vectors v of Σ τ f(θ), the Gauss quadrature of vᴴf(A)v that `steps`
+    steps of Lanczos from v give. All probes advance together, one product of `n_probes` columns a step.
+
+    Choose it for any function but f(λ) = λ, for which `trace` is better, and λ², for which `frobenius_norm` is. More
+    probes lower the sampling error, as 1/√n_probes; more steps lower the truncation error, geometrically where f is
+    smooth on the spectrum (10 do for exp), slowly where it is not (√ and log of eigenvalues that fall to 0).
+
+    Parameters
+    ----------
+    A : operator, (n, n), self-adjoint
+        Anything that `aslinearoperator` takes, with `matmat`; calling it declares A self-adjoint. Of a Gram operator a
+        product costs one vjp and one jvp.
+    f : callable
+        Function of an array of eigenvalues, in A's namespace, elementwise. It is asked for values within the range of
+        the spectrum to rounding; of a positive semidefinite A (`psd`), for none below 0.
+    n_matvecs : int
+        Products, at least 2. From n on (of a Gram operator with blocks of n_b rows: n_b, where the (n, n) array fits
+        the memory of a chunk), the exact answer is returned, by `eigvalsh`.
+    n_probes, steps : int, optional
+        Split the budget otherwise than n_probes ≈ 2/5·√n_matvecs; two of the three are enough.
+    rng
+        As in `hutchinson`.
+    distribution : {"sphere", "gaussian", "rademacher", "orthogonal"}
+        Law of the probes, of which only the directions are used. The error bars of the first two come from the nodes
+        and are the more reliable ones; of the last two from the spread of the samples, which takes ten probes or more.
+    probes : array, (n, n_probes), optional
+        Explicit probes of that law.
+    chunk_size : int, optional
+        Probes that advance together; chosen from memory if absent.
+
+    Returns
+    -------
+    Estimate
+        With Student-t error, to which what the last third of the steps has changed is added in quadrature. Memory
+        n · steps · chunk_size, time 4n · steps² · n_probes beside the products.
+
+    Raises
+    ------
+    ValueError
+        If A is not square, or the budget is below 2 or smaller than n_probes · steps.
+    TypeError
+        If A has no `matmat` (of a Gram operator: if J lacks either side, and the budget is below the exact cost).
+
+    References
+    ----------
+    Ubaru, Chen, Saad (2017), Fast estimation of tr(f(A)) via stochastic Lanczos quadrature. SIAM J. Matrix Anal. 38(4).
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> A = np.diag(np.linspace(1.0, 3.0, 500))
+    >>> e = te.trace_of_function(A, np.sqrt, 60, rng=0)
+    >>> low, high = e.confidence_interval()
+    >>> low < np.sum(np.sqrt(np.linspace(1.0, 3.0, 500))) < high
+    True
+    """
+    A = check.square(A, "trace_of_function")
+    q = quadrature(
+        A, n_matvecs, caller="trace_of_function", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size,
+    )  # fmt: skip
+    return (q.clipped(0.0) if getattr(A, "psd", False) else q).trace(f)  # rounding makes zeros negative
+
+
+def logdet(
+    A: Any,
+    n_matvecs: int | None = None,
+    *,
+    shift: float = 0.0,
+    n_probes: int | None = None,
+    steps: int | None = None,
+    rng: Any = None,
+    distribution: Distribution = "sphere",
+    probes: Any = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """Estimate log det(A + shift·I) = Σ log(λᵢ + shift) of a positive definite A + shift·I.
+
+    By `trace_of_function`, whose arguments, costs and errors are these. Eigenvalues below n·ε times the largest, which
+    rounding has made, are taken for that: of a numerically singular A the answer is finite and tells no more than that.
+    Truncation converges as exp(−4·steps/√κ) at worst, κ the condition number of A + shift·I.
+
+    Parameters
+    ----------
+    A : operator, (n, n), positive semidefinite
+        Calling it declares A self-adjoint and A + shift·I positive.
+    n_matvecs, n_probes, steps, rng, distribution, probes, chunk_size
+        As in `trace_of_function`.
+    shift : float
+        Added to every eigenvalue; a ridge.
+
+    Returns
+    -------
+    Estimate
+        Memory n · steps · chunk_size.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `trace_of_function`.
+
+    References
+    ----------
+    Ubaru, Chen, Saad (2017), section 5.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> A = np.diag(np.linspace(1.0, 3.0, 500))
+    >>> e = te.logdet(A, 60, shift=0.5, rng=0)
+    >>> abs(float(e) - np.linalg.slogdet(A + 0.5 * np.eye(500))[1]) < 3 * float(e.stderr)
+    True
+    """
+    A = check.square(A, "logdet")
+    q = quadrature(
+        A, n_matvecs, caller="logdet", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size,
+    )  # fmt: skip
+    xp, n = q.xp, A.shape[0]
+    unit, q = q.map_nodes(lambda x: x + shift).scaled()
+    e = q.clipped(n * xp.finfo(A.dtype).eps).trace(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
+    return replace(e, value=e.value + n * xp.log(unit))
+
+
+def schatten_norm(
+    A: Any,
+    p: float,
+    n_matvecs: int | None = None,
+    *,
+    n_probes: int | None = None,
+    steps: int | None = None,
+    rng: Any = None,
+    distribution: Distribution = "sphere",
+    probes: Any = None,
+    chunk_size: int | None = None,
+) -> Estimate:
+    """Estimate ‖A‖ₚ = (Σ σᵢᵖ)^{1/p}, σ the singular values; p = 1 is the nuclear norm.
+
+    Of an A known to be self-adjoint Σ |λ|ᵖ, by `trace_of_function`; of any other from AAᴴ, whose products
+    take one with A and one with Aᴴ, as tr (AAᴴ)^{p/2}. The error is carried through the root by the delta method. For
+    p = 2 `frobenius_norm` is better, for p = ∞ there is `spectral_norm`.
+
+    Parameters
+    ----------
+    A : operator, (m, n)
+        With `matmat`, and `rmatmat` unless A is known to be self-adjoint (`symmetric=True`).
+    p : float
+        Positive and finite.
+    n_matvecs, n_probes, steps, rng, distribution, probes, chunk_size
+        As in `trace_of_function`, for A or AAᴴ.
+
+    Returns
+    -------
+    Estimate
+        Bounded below by 0. Memory m · steps · chunk_size.
+
+    Raises
+    ------
+    ValueError
+        If p is not positive and finite, or as `trace_of_function`.
+    TypeError
+        If A lacks a side.
+
+    References
+    ----------
+    Ubaru, Chen, Saad (2017), section 5.
+
+    Examples
+    --------
+    >>> import numpy as np, traceest as te
+    >>> A = te.aslinearoperator(np.diag(np.linspace(-1.0, 3.0, 500)), symmetric=True)
+    >>> e = te.schatten_norm(A, 1, 100, rng=0)
+    >>> abs(float(e) - np.abs(np.linspace(-1.0, 3.0, 500)).sum()) < 3 * float(e.stderr)
+    True
+    """
+    A = check.operator(A, "schatten_norm")
+    if not 0 < p < math.inf:
+        raise ValueError(f"schatten_norm: p must be positive and finite, got {p!r}; p = ∞ is spectral_norm.")
+    A, power = self_adjoint(A, "schatten_norm")
+    q = quadrature(
+        A, n_matvecs, caller="schatten_norm", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size,
+    )  # fmt: skip
+    xp = q.xp
+    unit, q = q.scaled()
+    e = q.trace(lambda x: _power(xp, xp.abs(x), p * power))
+    root = _power(xp, e.value, 1 / p)
+    positive = e.value > 0
+    slope = xp.where(positive, root / (p * xp.where(positive, e.value, xp.ones_like(e.value))), e.value)
+    unit = _power(xp, unit, power)
+    return replace(e, value=root * unit, stderr=e.stderr * slope * unit, bounds=(0.0, math.inf))
+
+
+def self_adjoint(A: Any, caller: str) -> tuple[Any, float]:
+    """A itself and 1, or AAᴴ and 1/2: the operator, and the power of its eigenvalues that gives A's singular values."""
+    if getattr(A, "symmetric", False):
+        return A, 1.0
+    if not (hasattr(A, "matmat") and hasattr(A, "rmatmat")):
+        raise TypeError(
+            f"{caller}: needs matmat and rmatmat for the singular values of {A!r}; give it both, or, if it is "
+            "self-adjoint, say so: aslinearoperator(…, symmetric=True)."
+        )
+    return gram(A), 0.5
+
+
+def _power(xp: Any, x: Any, p: float) -> Any:
+    """xᵖ for x ≥ 0, with a derivative at 0."""
+    positive = x > 0
+    return xp.where(positive, xp.where(positive, x, xp.ones_like(x)) ** p, xp.zeros_like(x))

@@ -1,0 +1,201 @@
+"""Stochastic Lanczos quadrature: eigenvalues seen from random directions, and traces of functions of them.
+
+Lanczos from a unit vector v gives nodes θ and weights τ with Σ τ f(θ) ≈ vᴴf(A)v; n times that, averaged over random v,
+estimates tr f(A) (Ubaru, Chen and Saad 2017). Two things keep it from the truth.
+
+Sampling. Of v uniform on the sphere the same nodes know the variance. For B = f(A) and g = √n v (the head of
+`traceest.estimators.nystrom`), Var gᴴBg = 2 E‖Bg − g·gᴴBg/n‖², and that squared length is n times the variance of f
+under the quadrature, Σ τ f² − (Σ τ f)²: no spread of samples is needed, and one probe has an error bar.
+
+Truncation. t steps integrate polynomials of degree 2t − 1; what is missed of f is of one sign for many f (log, √,
+x log x) and does not average out. The allowance for it is how far the answer has moved over the last third of the
+steps, added to the standard error in quadrature: what is still to come is less than that wherever the error falls as
+1/t or faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from traceest import _array_api as aa
+from traceest import _validation as check
+from traceest.estimate import Estimate, from_samples
+from traceest.estimators._metering import MEMORY, Meter, chunk_columns
+from traceest.estimators.nystrom import mean_square
+from traceest.probes import Distribution, Probes
+from traceest.spectrum.dense import dense_cost, to_dense
+from traceest.spectrum.lanczos import Tridiagonals, gauss, lanczos
+
+Function = Callable[[Any], Any]
+
+
+class Quadrature(NamedTuple):
+    """Nodes and weights, (s, t), of s probes, at full and at less depth; exact ones are all n eigenvalues, (1, n)."""
+
+    xp: Any
+    n: int
+    fine: tuple[Any, Any]
+    coarse: tuple[Any, Any] | None  # None: exact
+    gradient: float  # Var gᴴBg is so many times the mean squared gradient; 0: by the spread of the samples
+    population: int | None
+    fields: dict[str, Any]
+
+    @property
+    def nodes(self) -> Any:
+        """Of full depth."""
+        return self.fine[0]
+
+    def map_nodes(self, change: Function) -> Quadrature:
+        """With every node changed."""
+        coarse = None if self.coarse is None else (change(self.coarse[0]), self.coarse[1])
+        return self._replace(fine=(change(self.nodes), self.fine[1]), coarse=coarse)
+
+    def clipped(self, least: float) -> Quadrature:
+        """With nodes below `least` times the largest |node| lifted to it."""
+        xp = self.xp
+        floor = xp.max(xp.abs(self.nodes)) * least
+        return self.map_nodes(lambda x: xp.where(x < floor, floor, x))
+
+    def scaled(self) -> tuple[Any, Quadrature]:
+        """The largest |node| (1 where that is 0), and the quadrature in its units."""
+        xp = self.xp
+        unit = xp.max(xp.abs(self.nodes))
+        unit = xp.where(unit > 0, unit, xp.ones_like(unit))
+        return unit, self.map_nodes(lambda x: x / unit)
+
+    def mean(self, f: Function) -> Any:
+        """The estimate of tr f(A) alone; f may put axes before those of the nodes, (…, s, t) → (…)."""
+        return self._mean(f, self.fine)
+
+    def trace(self, f: Function, **fields: Any) -> Estimate:
+        """Tr f(A), with the error that the module's head derives."""
+        xp = self.xp
+        values = f(self.nodes)
+        forms = self._forms(values, self.fine[1])  # (…, s)
+        value = xp.sum(forms, axis=-1) / forms.shape[-1]
+        fields = {"method": "Lanczos quadrature", **self.fields, **fields}
+        if self.coarse is None:
+            return Estimate(value, xp.zeros_like(value), xp.ones_like(value), None, **{**fields, "method": "exact"})
+        stderr, df = self._sampling(values, forms)
+        truncation = xp.abs(value - self._mean(f, self.coarse))
+        return Estimate(value, _hypot(xp, stderr, truncation), df, None, **fields)
+
+    def _mean(self, f: Function, rule: tuple[Any, Any]) -> Any:
+        forms = self._forms(f(rule[0]), rule[1])
+        return self.xp.sum(forms, axis=-1) / forms.shape[-1]
+
+    def _forms(self, values: Any, weights: Any) -> Any:
+        """gᴴf(A)g for each probe."""
+        return self.xp.sum(values * weights, axis=-1) * self.n
+
+    def _sampling(self, values: Any, forms: Any) -> tuple[Any, Any]:
+        """Standard error of the mean of the forms, and its degrees of freedom."""
+        xp, s = self.xp, forms.shape[-1]
+        if not self.gradient:
+            e = from_samples(forms[None, :], population=self.population)
+            return e.stderr, e.df
+        slope = values - forms[..., None] / self.n
+        unit = aa.safe_scale(xp, slope, (-2, -1))
+        squares = xp.sum(self.fine[1] * (slope / unit) ** 2, axis=-1) * self.n
+        variance, df = mean_square(xp, squares)
+        variance = variance * (self.gradient / s)
+        positive = variance > 0
+        stderr = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), variance)
+        return stderr * unit[..., 0, 0], df
+
+
+class Plan(NamedTuple):
+    """s probes, t steps of each; exact where no more products than that give the whole spectrum."""
+
+    probes: int
+    steps: int
+    exact: bool
+
+
+def quadrature(
+    A: Any,
+    n_matvecs: int | None,
+    *,
+    caller: str,
+    n_probes: int | None = None,
+    steps: int | None = None,
+    rng: Any = None,
+    distribution: Distribution = "sphere",
+    probes: Any = None,
+    chunk_size: int | None = None,
+) -> Quadrature:
+    """The nodes and weights that the budget affords."""
+    p = plan(A, n_matvecs, n_probes, steps, probes, caller)
+    xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
+    if p.exact:
+        theta = xp.linalg.eigvalsh(to_dense(xp, meter.op))[None, :]
+        return Quadrature(xp, n, (theta, xp.ones_like(theta) / n), None, 0.0, None, meter.spent)
+    check.check_probes(probes, n, A, caller)
+    stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
+    chunk = _chunk(A, p.steps, chunk_size)
+    runs = [lanczos(xp, meter.op, V, p.steps) for V in stream.chunks(p.probes, chunk)]
+    T = Tridiagonals(xp.concat([r.alpha for r in runs], axis=0), xp.concat([r.beta for r in runs], axis=0))
+    gradient = 0.0 if distribution in ("rademacher", "orthogonal") else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
+    coarse = gauss(xp, T, max(1, 2 * p.steps // 3))
+    return Quadrature(xp, n, gauss(xp, T), coarse, gradient, stream.population, meter.spent)
+
+
+def plan(A: Any, n_matvecs: int | None, n_probes: int | None, steps: int | None, probes: Any, caller: str) -> Plan:
+    """Split the budget: `n_probes` = 2/5 √n_matvecs, `steps` = n_matvecs / n_probes, where they are not given."""
+    for name, x, least in (("n_matvecs", n_matvecs, 2), ("n_probes", n_probes, 1), ("steps", steps, 2)):
+        if x is not None:
+            check.budget(x, None, least, name, caller)
+    if probes is not None:
+        n_probes = check.budget(n_probes, probes, 1, "n_probes", caller)
+    if n_matvecs is None:
+        if n_probes is None or steps is None:
+            raise TypeError(f"{caller}: give a budget, n_matvecs=100 for instance, or both n_probes= and steps=.")
+        n_matvecs = n_probes * steps
+    if n_probes is not None:
+        s = n_probes
+    elif steps is not None:
+        s = max(1, n_matvecs // steps)
+    else:
+        s = max(1, round(n_matvecs**0.5 / 2.5))
+    steps = max(2, n_matvecs // s) if steps is None else steps
+    if s * steps > n_matvecs:
+        raise ValueError(
+            f"{caller}: n_probes = {s} times steps = {steps} make {s * steps} products, n_matvecs = {n_matvecs} allows "
+            "fewer; give two of the three."
+        )
+    cost = dense_cost(A)
+    exact = probes is None and cost is not None and n_matvecs >= cost
+    if not exact:
+        require_matmat(A, caller)
+    return Plan(s, min(steps, A.shape[0]), exact)
+
+
+def require_matmat(A: Any, caller: str) -> None:
+    """Raise unless A can be multiplied again and again."""
+    if hasattr(A, "matmat"):
+        return
+    if hasattr(A, "factor"):
+        raise TypeError(
+            f"{caller}: Krylov spaces need K V = J(Jᴴ V), and {A.factor!r} has one side alone; give J both sides (jvp "
+            f"and vjp), or, of a kernel that fits in memory, a budget of {dense_cost(A) or A.shape[0]} products, for "
+            "which all of it is made by vjps."
+        )
+    check.require_side(A, "matmat", caller)
+
+
+def _chunk(A: Any, steps: int, chunk_size: int | None) -> int:
+    """Probes that run at a time: `chunk_size`, or as many as their bases fit `MEMORY`."""
+    if chunk_size is not None:
+        return chunk_columns(A, chunk_size)
+    itemsize = aa.namespace(A).finfo(A.dtype).bits // 8
+    return max(1, min(chunk_columns(A, None), MEMORY // (itemsize * A.shape[0] * (steps + 2))))
+
+
+def _hypot(xp: Any, a: Any, b: Any) -> Any:
+    """√(a² + b²) within range, with a derivative at 0."""
+    unit = xp.maximum(a, b)
+    positive = unit > 0
+    safe = xp.where(positive, unit, xp.ones_like(unit))
+    squares = (a / safe) ** 2 + (b / safe) ** 2
+    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * unit
