@@ -29,7 +29,8 @@ class Eigenvalues:
         ‖Ax − θx‖: within that of θ there is an eigenvalue of A.
     bounds : array, (k,)
         On |θ − λ|: at most the residual, and of the order of its square over the gap where the other
-        Ritz values show one.
+        Ritz values show one; with what rounding adds. That λ is the eigenvalue of θ's rank is presumed, and
+        not so sure with fewer than four blocks.
     n_matvecs, n_rmatvecs : int
         Products spent, as in `Estimate`.
     converged : bool or None
@@ -90,7 +91,7 @@ def eigenvalues(
     n_matvecs : int, optional
         Most products, at least k; default n, where the answer is exact.
     rtol : float or None
-        Tolerance on the bounds, relative to the largest |eigenvalue|; not below (64 + 2√n) ε. None: spend all of
+        Tolerance on the bounds, relative to the largest |eigenvalue|; not below (64 + 8√n) ε. None: spend all of
         `n_matvecs` without looking at values, which can be traced by `jax.jit`.
     which : {"largest", "smallest", "magnitude"}
         The largest, the smallest, or the largest |λ|. The smallest of a spectrum that falls towards 0 are hard to find.
@@ -200,7 +201,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
         if m == p.budget or (p.rtol is not None and m >= max(p.k, p.first_look, looked + looked // 8)):
             ritz = rayleigh_ritz(xp, space.V, space.AV, p.k, p.b, p.which)
             looked = m
-            tolerance = max(p.rtol or 0.0, (64 + 2 * n**0.5) * float(xp.finfo(A.dtype).eps))
+            tolerance = max(p.rtol or 0.0, (64 + 8 * n**0.5) * float(xp.finfo(A.dtype).eps))
             converged = None if p.rtol is None else bool(xp.max(ritz.bounds) <= tolerance * ritz.size)
             if converged or m == p.budget:
                 return ritz, meter, converged

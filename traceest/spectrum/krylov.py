@@ -75,7 +75,7 @@ def rayleigh_ritz(xp: Any, V: Any, AV: Any, k: int, spare: int, which: Which) ->
     theta, Y = xp.take(theta, order), xp.take(Y, order, axis=1)
     X = V @ Y
     r = norms(xp, AV @ Y - X * xp.astype(theta, X.dtype))
-    rounding = size * (xp.finfo(theta.dtype).eps * V.shape[0] ** 0.5)
+    rounding = size * (4 * xp.finfo(theta.dtype).eps * V.shape[0] ** 0.5)
     bounds = _bounds(xp, _key(xp, theta, which), r, k) + rounding
     return Ritz(theta[:k] * unit, X[:, :k], r[:k] * unit, bounds * unit, size * unit)
 

@@ -25,14 +25,14 @@ def lanczos(xp: Any, A: Any, Omega: Any, steps: int) -> Tridiagonals:
     eps = xp.finfo(Omega.dtype).eps
     V = Omega / xp.astype(norms(xp, Omega), Omega.dtype)
     basis = xp.matrix_transpose(V)[:, None, :]  # (k, t, n)
-    alpha, beta, alive = [], [], []
+    alpha: list[Any] = []
+    beta: list[Any] = []
     size = xp.zeros_like(aa.real(xp, V[0, :]))
     lives = size == 0
     for j in range(steps):
         W = A.matmat(V)
         a = aa.real(xp, aa.vdot(xp, V, W))
         alpha.append(xp.where(lives, a, alpha[0] * (1 - eps**0.5 * j)) if j else a)
-        alive.append(lives)
         if j == steps - 1:
             break
         W = _orthogonalised(xp, basis, _orthogonalised(xp, basis, W))
