@@ -80,7 +80,7 @@ def trace_of_function(
     >>> A = np.diag(np.linspace(1.0, 3.0, 500))
     >>> e = te.trace_of_function(A, np.sqrt, 60, rng=0)
     >>> low, high = e.confidence_interval()
-    >>> low < np.sum(np.sqrt(np.linspace(1.0, 3.0, 500))) < high
+    >>> bool(low < np.sum(np.sqrt(np.linspace(1.0, 3.0, 500))) < high)
     True
     """
     A = check.square(A, "trace_of_function")
@@ -137,7 +137,7 @@ def logdet(
     >>> import numpy as np, traceest as te
     >>> A = np.diag(np.linspace(1.0, 3.0, 500))
     >>> e = te.logdet(A, 60, shift=0.5, rng=0)
-    >>> abs(float(e) - np.linalg.slogdet(A + 0.5 * np.eye(500))[1]) < 3 * float(e.stderr)
+    >>> bool(abs(float(e) - np.linalg.slogdet(A + 0.5 * np.eye(500))[1]) < 3 * float(e.stderr))
     True
     """
     A = check.square(A, "logdet")
@@ -199,7 +199,7 @@ def schatten_norm(
     >>> import numpy as np, traceest as te
     >>> A = te.aslinearoperator(np.diag(np.linspace(-1.0, 3.0, 500)), symmetric=True)
     >>> e = te.schatten_norm(A, 1, 100, rng=0)
-    >>> abs(float(e) - np.abs(np.linspace(-1.0, 3.0, 500)).sum()) < 3 * float(e.stderr)
+    >>> bool(abs(float(e) - np.abs(np.linspace(-1.0, 3.0, 500)).sum()) < 3 * float(e.stderr))
     True
     """
     A = check.operator(A, "schatten_norm")
