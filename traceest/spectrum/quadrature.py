@@ -9,8 +9,8 @@ under the quadrature, Σ τ f² − (Σ τ f)²: no spread of samples is needed,
 
 Truncation. t steps integrate polynomials of degree 2t − 1; what is missed of f is of one sign for many f (log, √,
 x log x) and does not average out. The allowance for it is how far the answer has moved over the last third of the
-steps, added to the standard error in quadrature: what is still to come is less than that wherever the error falls as
-1/t or faster.
+steps, added to the standard error in quadrature: what is still to come is at most twice that, and so inside the
+95 % interval, wherever the error falls as 1/t or faster.
 """
 
 from __future__ import annotations
