@@ -98,7 +98,7 @@ def effective_rank(
     It is 1 for a kernel of rank one and n for a multiple of the identity. Numerator and denominator are
     unbiased and come from the same probes: (tr K)² as the squared mean less its estimated variance, ‖K‖² as in
     `frobenius_norm`. (The effective rank of the *sketch* is no estimate of it: at 16 probes and a true rank of 35
-    it answers 11.) The other effective rank, the exponential of the eigenvalues' entropy, takes products with K.
+    it answers 11.) The other effective rank, the exponential of the eigenvalues' entropy, is `entropy_rank`.
 
     Parameters
     ----------
