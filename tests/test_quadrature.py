@@ -68,6 +68,69 @@ def test_intervals_hold_over_many_seeds(spectrum):
     check_coverage(spectrum, 240, 400, 0.93 - 2 * 0.0125)
 
 
+def entropies(spectrum, m, seeds, **options):
+    lam = zoo.SPECTRA[spectrum](N)
+    A = diagonal(lam, psd=True)
+    p = lam / lam.sum()
+    return [te.entropy_rank(A, m, rng=seed, **options) for seed in range(seeds)], exp_entropy(p[p > 1e-300])
+
+
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_intervals_of_the_entropy_rank_hold(spectrum):
+    estimates, truth = entropies(spectrum, 120, 60)
+    assert held(estimates, truth) >= 0.84
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("m", [60, 120, 240])
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_intervals_of_the_entropy_rank_hold_over_many_seeds(spectrum, m):
+    estimates, truth = entropies(spectrum, m, 400)
+    assert held(estimates, truth) >= 0.93 - 2 * 0.0125
+
+
+@pytest.mark.parametrize("spectrum", ["poly", "fastexp"])
+def test_deflation_takes_what_rules_the_sum(spectrum):
+    lam = zoo.SPECTRA[spectrum](N)
+    A, truth = diagonal(lam, psd=True), np.sum(lam**2)
+
+    def errors(q):
+        runs = [te.trace_of_function(A, lambda x: x * x, 240, n_deflate=q, rng=seed) for seed in range(20)]
+        assert held(runs, truth) >= 0.75
+        return np.sqrt(np.mean([(float(e) / truth - 1) ** 2 for e in runs]))
+
+    assert errors(15) < 1e-3 * errors(0)
+    plain, better = (
+        np.std([float(e) for e in estimates]) / truth
+        for estimates, truth in (entropies(spectrum, 240, 20, **o) for o in ({"n_deflate": 0}, {}))
+    )
+    assert better < 0.2 * plain
+
+
+def test_a_deflated_quadrature_is_its_two_parts():
+    A, q, s, t = zoo.spectral("poly", 60), 3, 2, 12
+    Omega = te.probes.sphere(60, q + s, rng=1, like=A)
+    e = te.trace_of_function(A, np.exp, probes=Omega, steps=t, n_deflate=q)
+    V = np.linalg.qr(np.concatenate([Omega[:, :q], A @ Omega[:, :q], A @ A @ Omega[:, :q]], axis=1))[0]
+    theta, Y = np.linalg.eigh(V.T @ A @ V)
+    X = V @ Y[:, np.argsort(-np.abs(theta))[:q]]
+    lam, U = np.linalg.eigh(A)
+    f = (U * np.exp(lam)) @ U.T
+    G = Omega[:, q:] - X @ (X.T @ Omega[:, q:])
+    forms = [(60 - q) * (g @ f @ g) / (g @ g) for g in G.T]
+    assert float(e) == pytest.approx(np.trace(X.T @ f @ X) + np.mean(forms), rel=1e-8)
+
+
+def test_a_dropped_basis_is_caught(monkeypatch):
+    honest = QUADRATURE.Quadrature._mean
+    dropped = lambda self, f, rule, basis: honest(self, f, rule, None)  # noqa: E731
+    monkeypatch.setattr(QUADRATURE.Quadrature, "_mean", dropped)
+    with pytest.raises(AssertionError):
+        test_intervals_of_the_entropy_rank_hold("poly")
+    with pytest.raises(AssertionError):
+        test_a_deflated_quadrature_is_its_two_parts()
+
+
 @pytest.mark.parametrize("spectrum", ["flat", "slowexp", "smallstep"])
 def test_error_bars_have_the_size_of_the_errors(spectrum):
     lam = zoo.SPECTRA[spectrum](N)
@@ -158,7 +221,7 @@ def test_blocks_reach_it_by_vjps_at_the_length_of_one():
 
 @pytest.mark.parametrize("m", [2, 3, 7, 20, 35])
 def test_products_are_counted_and_the_budget_kept(m):
-    for split in ({}, {"steps": 2}, {"n_probes": 1}):
+    for split in ({}, {"steps": 2}, {"n_probes": 1}, {"n_deflate": (m - 2) // 7}):
         counter = Counter(te.aslinearoperator(zoo.spectral("poly", 60)))
         assert_counts(te.logdet(counter, m, shift=0.1, rng=0, **split), counter, budget=m)
     counter = Counter(te.aslinearoperator(zoo.jacobian(4, 15, 80)))
@@ -244,6 +307,7 @@ def test_scale_is_only_a_factor(backend, dtype, exponent):
 
 CALLS = {
     "square": lambda A: te.trace_of_function(A, lambda x: x * x, n_probes=2, steps=4, rng=0),
+    "square, deflated": lambda A: te.trace_of_function(A, lambda x: x * x, 22, n_deflate=2, rng=0),
     "logdet, rademacher": lambda A: te.logdet(A, n_probes=3, steps=4, shift=2.0, rng=0, distribution="rademacher"),
     "logdet, orthogonal": lambda A: te.logdet(A, n_probes=3, steps=4, shift=2.0, rng=0, distribution="orthogonal"),
     "nuclear norm of any": lambda A: te.schatten_norm(A, 1, n_probes=2, steps=4, rng=0),
@@ -340,6 +404,11 @@ ERRORS = {
     "oblong": (lambda: te.logdet(np.ones((3, 2)), 5), ValueError, "logdet: expected a square operator"),
     "no budget": (lambda: te.logdet(FLAT), TypeError, "give a budget, n_matvecs=100 for instance, or both n_probes="),
     "half a budget": (lambda: te.logdet(FLAT, steps=5), TypeError, "give a budget"),
+    "deflation": (
+        lambda: te.trace_of_function(FLAT, np.exp, 20, n_deflate=3),
+        ValueError,
+        "n_deflate = 3 directions take 21 products, n_matvecs = 20 leaves 0",
+    ),
     "budget": (lambda: te.entropy_rank(FLAT, 1), ValueError, "n_matvecs = 1 is below the method's minimum of 2"),
     "one step": (lambda: te.logdet(FLAT, 9, steps=1), ValueError, "steps = 1 is below the method's minimum of 2"),
     "overdrawn": (

@@ -17,6 +17,7 @@ def entropy_rank(
     *,
     n_probes: int | None = None,
     steps: int | None = None,
+    n_deflate: int | None = None,
     rng: Any = None,
     distribution: Distribution = "sphere",
     probes: Any = None,
@@ -36,6 +37,9 @@ def entropy_rank(
         Calling it declares K so. Eigenvalues that rounding makes negative count as 0.
     n_matvecs, n_probes, steps, rng, distribution, probes, chunk_size
         As in `trace_of_function`.
+    n_deflate : int, optional
+        As there; a sixteenth of the products if absent (none with explicit probes), since the largest eigenvalues rule
+        T and S.
 
     Returns
     -------
@@ -61,8 +65,8 @@ def entropy_rank(
     """
     K = check.square(K, "entropy_rank")
     q = quadrature(
-        K, n_matvecs, caller="entropy_rank", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
-        probes=probes, chunk_size=chunk_size,
+        K, n_matvecs, caller="entropy_rank", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
+        distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
     xp = q.xp
     _, q = q.clipped(0.0).scaled()

@@ -20,6 +20,7 @@ def trace_of_function(
     *,
     n_probes: int | None = None,
     steps: int | None = None,
+    n_deflate: int = 0,
     rng: Any = None,
     distribution: Distribution = "sphere",
     probes: Any = None,
@@ -47,13 +48,17 @@ def trace_of_function(
         the memory of a chunk), the exact answer is returned, by `eigvalsh`.
     n_probes, steps : int, optional
         Split the budget otherwise than n_probes ≈ 2/5·√n_matvecs; two of the three are enough.
+    n_deflate : int
+        Leading directions to sum over by themselves, 7 products each: where few large eigenvalues rule the sum (x²,
+        x log x), about a sixteenth of the products takes one to four digits off the error. Not for log or √ of
+        eigenvalues that fall to 0, for which the products go to steps.
     rng
         As in `hutchinson`.
     distribution : {"sphere", "gaussian", "rademacher", "orthogonal"}
         Law of the probes, of which only the directions are used. The error bars of the first two come from the nodes
         and are the more reliable ones; of the last two from the spread of the samples, which takes ten probes or more.
-    probes : array, (n, n_probes), optional
-        Explicit probes of that law.
+    probes : array, (n, n_deflate + n_probes), optional
+        Explicit probes of that law; the first `n_deflate` are what leading directions are found from.
     chunk_size : int, optional
         Probes that advance together; chosen from memory if absent.
 
@@ -85,8 +90,8 @@ def trace_of_function(
     """
     A = check.square(A, "trace_of_function")
     q = quadrature(
-        A, n_matvecs, caller="trace_of_function", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
-        probes=probes, chunk_size=chunk_size,
+        A, n_matvecs, caller="trace_of_function", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
+        distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
     return (q.clipped(0.0) if getattr(A, "psd", False) else q).trace(f)  # rounding makes zeros negative
 
@@ -98,6 +103,7 @@ def logdet(
     shift: float = 0.0,
     n_probes: int | None = None,
     steps: int | None = None,
+    n_deflate: int = 0,
     rng: Any = None,
     distribution: Distribution = "sphere",
     probes: Any = None,
@@ -113,7 +119,7 @@ def logdet(
     ----------
     A : operator, (n, n), positive semidefinite
         Calling it declares A self-adjoint and A + shift·I positive.
-    n_matvecs, n_probes, steps, rng, distribution, probes, chunk_size
+    n_matvecs, n_probes, steps, n_deflate, rng, distribution, probes, chunk_size
         As in `trace_of_function`.
     shift : float
         Added to every eigenvalue; a ridge.
@@ -142,8 +148,8 @@ def logdet(
     """
     A = check.square(A, "logdet")
     q = quadrature(
-        A, n_matvecs, caller="logdet", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
-        probes=probes, chunk_size=chunk_size,
+        A, n_matvecs, caller="logdet", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
+        distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
     xp, n = q.xp, A.shape[0]
     unit, q = q.map_nodes(lambda x: x + shift).scaled()
@@ -158,6 +164,7 @@ def schatten_norm(
     *,
     n_probes: int | None = None,
     steps: int | None = None,
+    n_deflate: int = 0,
     rng: Any = None,
     distribution: Distribution = "sphere",
     probes: Any = None,
@@ -207,8 +214,8 @@ def schatten_norm(
         raise ValueError(f"schatten_norm: p must be positive and finite, got {p!r}; p = ∞ is spectral_norm.")
     A, power = self_adjoint(A, "schatten_norm")
     q = quadrature(
-        A, n_matvecs, caller="schatten_norm", n_probes=n_probes, steps=steps, rng=rng, distribution=distribution,
-        probes=probes, chunk_size=chunk_size,
+        A, n_matvecs, caller="schatten_norm", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
+        distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
     xp = q.xp
     unit, q = q.scaled()

@@ -11,6 +11,9 @@ Truncation. t steps integrate polynomials of degree 2t − 1; what is missed of 
 x log x) and does not average out. The allowance for it is how far the answer has moved over the last third of the
 steps, added to the standard error in quadrature: what is still to come is at most twice that, and so inside the
 95 % interval, wherever the error falls as 1/t or faster.
+
+Where few eigenvalues rule tr f(A), directions X that lead can be deflated, as Hutch++ does: Σ xᵢᴴf(A)xᵢ by a few steps
+from each, and the probes' estimate of what X leaves, from (I − XXᴴ)g. No Ritz vector is taken for an eigenvector.
 """
 
 from __future__ import annotations
@@ -22,68 +25,90 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples
 from traceest.estimators._metering import MEMORY, Meter, chunk_columns
+from traceest.estimators._products import deflate
 from traceest.estimators.nystrom import mean_square
 from traceest.probes import Distribution, Probes
 from traceest.spectrum.dense import dense_cost, to_dense
+from traceest.spectrum.krylov import KrylovSpace, rayleigh_ritz
 from traceest.spectrum.lanczos import Tridiagonals, gauss, lanczos
 
 Function = Callable[[Any], Any]
 
 
+Rule = tuple[Any, Any]
+"""Nodes and weights, a row a run."""
+
+BASIS_BLOCKS, BASIS_STEPS = 3, 4
+"""Blocks of the Krylov space that leading directions are taken from, and steps of Lanczos from each of them."""
+
+DEFLATION = BASIS_BLOCKS + BASIS_STEPS
+"""Products that a deflated direction costs."""
+
+
 class Quadrature(NamedTuple):
-    """Nodes and weights, (s, t), of s probes, at full and at less depth; exact ones are all n eigenvalues, (1, n)."""
+    """Nodes and weights, (s, t), of s probes, at full and at less depth; exact ones are all n eigenvalues, (1, n).
+
+    `basis` has those of q deflated directions, if any; then n is the dimension of what they leave.
+    """
 
     xp: Any
     n: int
-    fine: tuple[Any, Any]
-    coarse: tuple[Any, Any] | None  # None: exact
+    fine: Rule
+    coarse: Rule | None  # None: exact
     gradient: float  # Var gᴴBg is so many times the mean squared gradient; 0: by the spread of the samples
     population: int | None
     fields: dict[str, Any]
+    basis: tuple[Rule, Rule] | None = None
 
     @property
-    def nodes(self) -> Any:
-        """Of full depth."""
-        return self.fine[0]
+    def largest(self) -> Any:
+        """The largest |node|."""
+        xp = self.xp
+        found = xp.max(xp.abs(self.fine[0]))
+        return found if self.basis is None else xp.maximum(found, xp.max(xp.abs(self.basis[0][0])))
 
     def map_nodes(self, change: Function) -> Quadrature:
         """With every node changed."""
-        coarse = None if self.coarse is None else (change(self.coarse[0]), self.coarse[1])
-        return self._replace(fine=(change(self.nodes), self.fine[1]), coarse=coarse)
+
+        def changed(rule: Rule) -> Rule:
+            return change(rule[0]), rule[1]
+
+        return self._replace(
+            fine=changed(self.fine),
+            coarse=None if self.coarse is None else changed(self.coarse),
+            basis=None if self.basis is None else (changed(self.basis[0]), changed(self.basis[1])),
+        )
 
     def clipped(self, least: float) -> Quadrature:
         """With nodes below `least` times the largest |node| lifted to it."""
-        xp = self.xp
-        floor = xp.max(xp.abs(self.nodes)) * least
+        xp, floor = self.xp, self.largest * least
         return self.map_nodes(lambda x: xp.where(x < floor, floor, x))
 
     def scaled(self) -> tuple[Any, Quadrature]:
         """The largest |node| (1 where that is 0), and the quadrature in its units."""
-        xp = self.xp
-        unit = xp.max(xp.abs(self.nodes))
+        xp, unit = self.xp, self.largest
         unit = xp.where(unit > 0, unit, xp.ones_like(unit))
         return unit, self.map_nodes(lambda x: x / unit)
 
     def mean(self, f: Function) -> Any:
         """The estimate of tr f(A) alone; f may put axes before those of the nodes, (…, s, t) → (…)."""
-        return self._mean(f, self.fine)
+        return self._mean(f, self.fine, self.basis[0] if self.basis is not None else None)
 
     def trace(self, f: Function, **fields: Any) -> Estimate:
         """Tr f(A), with the error that the module's head derives."""
-        xp = self.xp
-        values = f(self.nodes)
-        forms = self._forms(values, self.fine[1])  # (…, s)
-        value = xp.sum(forms, axis=-1) / forms.shape[-1]
+        xp, value = self.xp, self.mean(f)
         fields = {"method": "Lanczos quadrature", **self.fields, **fields}
         if self.coarse is None:
             return Estimate(value, xp.zeros_like(value), xp.ones_like(value), None, **{**fields, "method": "exact"})
-        stderr, df = self._sampling(values, forms)
-        truncation = xp.abs(value - self._mean(f, self.coarse))
+        values = f(self.fine[0])
+        stderr, df = self._sampling(values, self._forms(values, self.fine[1]))
+        truncation = xp.abs(value - self._mean(f, self.coarse, self.basis[1] if self.basis is not None else None))
         return Estimate(value, _hypot(xp, stderr, truncation), df, None, **fields)
 
-    def _mean(self, f: Function, rule: tuple[Any, Any]) -> Any:
-        forms = self._forms(f(rule[0]), rule[1])
-        return self.xp.sum(forms, axis=-1) / forms.shape[-1]
+    def _mean(self, f: Function, rule: Rule, basis: Rule | None) -> Any:
+        forms = self._forms(f(rule[0]), rule[1])  # (…, s)
+        mean = self.xp.sum(forms, axis=-1) / forms.shape[-1]
+        return mean if basis is None else mean + self.xp.sum(f(basis[0]) * basis[1], axis=(-2, -1))
 
     def _forms(self, values: Any, weights: Any) -> Any:
         """gᴴf(A)g for each probe."""
@@ -106,10 +131,11 @@ class Quadrature(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """s probes, t steps of each; exact where no more products than that give the whole spectrum."""
+    """s probes, t steps of each, q deflated; exact where no more products than that give the whole spectrum."""
 
     probes: int
     steps: int
+    deflated: int
     exact: bool
 
 
@@ -120,38 +146,77 @@ def quadrature(
     caller: str,
     n_probes: int | None = None,
     steps: int | None = None,
+    n_deflate: int | None = 0,
     rng: Any = None,
     distribution: Distribution = "sphere",
     probes: Any = None,
     chunk_size: int | None = None,
 ) -> Quadrature:
     """The nodes and weights that the budget affords."""
-    p = plan(A, n_matvecs, n_probes, steps, probes, caller)
+    p = plan(A, n_matvecs, n_probes, steps, n_deflate, probes, caller)
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
         theta = xp.linalg.eigvalsh(to_dense(xp, meter.op))[None, :]
         return Quadrature(xp, n, (theta, xp.ones_like(theta) / n), None, 0.0, None, meter.spent)
     check.check_probes(probes, n, A, caller)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
+    X, basis = _leading(xp, meter.op, stream.take(p.deflated)) if p.deflated else (None, None)
     chunk = _chunk(A, p.steps, chunk_size)
-    runs = [lanczos(xp, meter.op, V, p.steps) for V in stream.chunks(p.probes, chunk)]
+    starts = (V if X is None else deflate(xp, X, V) for V in stream.chunks(p.probes, chunk))
+    runs = [lanczos(xp, meter.op, V, p.steps) for V in starts]
     T = Tridiagonals(xp.concat([r.alpha for r in runs], axis=0), xp.concat([r.beta for r in runs], axis=0))
     gradient = 0.0 if distribution in ("rademacher", "orthogonal") else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
     coarse = gauss(xp, T, max(1, 2 * p.steps // 3))
-    return Quadrature(xp, n, gauss(xp, T), coarse, gradient, stream.population, meter.spent)
+    return Quadrature(xp, n - p.deflated, gauss(xp, T), coarse, gradient, stream.population, meter.spent, basis)
 
 
-def plan(A: Any, n_matvecs: int | None, n_probes: int | None, steps: int | None, probes: Any, caller: str) -> Plan:
-    """Split the budget: `n_probes` = 2/5 √n_matvecs, `steps` = n_matvecs / n_probes, where they are not given."""
+def _leading(xp: Any, A: Any, Omega: Any) -> tuple[Any, tuple[Rule, Rule]]:
+    """Ritz vectors X of the eigenvalues of largest modulus, and the quadratures of xᵢᴴf(A)xᵢ."""
+    q = Omega.shape[1]
+    space = KrylovSpace(xp, A, Omega)
+    for _ in range(BASIS_BLOCKS - 1):
+        space.grow(q)
+    X = rayleigh_ritz(xp, space.V, space.AV, q, 0, "magnitude").vectors
+    T = lanczos(xp, A, X, BASIS_STEPS)
+    return X, (gauss(xp, T), gauss(xp, T, BASIS_STEPS // 2))
+
+
+def plan(
+    A: Any,
+    n_matvecs: int | None,
+    n_probes: int | None,
+    steps: int | None,
+    n_deflate: int | None,
+    probes: Any,
+    caller: str,
+) -> Plan:
+    """Split the budget: `n_probes` = 2/5 √n_matvecs, `steps` = n_matvecs / n_probes, where they are not given.
+
+    Before that, each of the `n_deflate` directions takes its `DEFLATION` products; None is one of sixteen products.
+    """
     for name, x, least in (("n_matvecs", n_matvecs, 2), ("n_probes", n_probes, 1), ("steps", steps, 2)):
         if x is not None:
             check.budget(x, None, least, name, caller)
     if probes is not None:
-        n_probes = check.budget(n_probes, probes, 1, "n_probes", caller)
+        q = n_deflate or 0
+        drawn = check.budget(None if n_probes is None else n_probes + q, probes, 1 + q, "n_probes", caller)
+        n_deflate, n_probes = q, drawn - q
     if n_matvecs is None:
         if n_probes is None or steps is None:
             raise TypeError(f"{caller}: give a budget, n_matvecs=100 for instance, or both n_probes= and steps=.")
-        n_matvecs = n_probes * steps
+        n_matvecs = n_probes * steps + DEFLATION * (n_deflate or 0)
+    total = n_matvecs
+    if n_deflate is None:  # what the split leaves, where it is given
+        n_deflate = n_matvecs // 16
+        if n_probes is not None and steps is not None:
+            n_deflate = max(0, min(n_deflate, (n_matvecs - n_probes * steps) // DEFLATION))
+    q = min(check.budget(n_deflate, None, 0, "n_deflate", caller), A.shape[0] // BASIS_BLOCKS)
+    n_matvecs -= DEFLATION * q
+    if n_matvecs < 2:
+        raise ValueError(
+            f"{caller}: n_deflate = {q} directions take {DEFLATION * q} products, n_matvecs = {total} leaves "
+            f"{max(0, n_matvecs)} for the rest; raise it, or deflate fewer."
+        )
     if n_probes is not None:
         s = n_probes
     elif steps is not None:
@@ -165,10 +230,10 @@ def plan(A: Any, n_matvecs: int | None, n_probes: int | None, steps: int | None,
             "fewer; give two of the three."
         )
     cost = dense_cost(A)
-    exact = probes is None and cost is not None and n_matvecs >= cost
+    exact = probes is None and cost is not None and total >= cost
     if not exact:
         require_matmat(A, caller)
-    return Plan(s, min(steps, A.shape[0]), exact)
+    return Plan(s, min(steps, A.shape[0]), q, exact)
 
 
 def require_matmat(A: Any, caller: str) -> None:
