@@ -2,9 +2,12 @@
 
 from traceest.operators.base import Jacobian, LinearOperator, Operator
 from traceest.operators.blocks import block_rmatmat, block_sqnorms, sketch_gram
+from traceest.operators.composite import identity, polynomial, symmetric_part
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.dense import DenseOperator
+from traceest.operators.densify import to_dense
 from traceest.operators.gram import Gram, gram
+from traceest.operators.kronecker import kron
 
 __all__ = [
     "DenseOperator",
@@ -16,5 +19,10 @@ __all__ = [
     "block_rmatmat",
     "block_sqnorms",
     "gram",
+    "identity",
+    "kron",
+    "polynomial",
     "sketch_gram",
+    "symmetric_part",
+    "to_dense",
 ]

@@ -89,8 +89,8 @@ class Operator:
 
     Notes
     -----
-    ``A + B``, ``A - B``, ``c * A``, ``A / c``, ``A @ B``, ``A.T`` and ``A.H`` are lazy; ``A @ X`` with an
-    array is a product.
+    ``A + B``, ``A - B``, ``c * A``, ``A / c``, ``A @ B``, ``A ** p``, ``A.T`` and ``A.H`` are lazy; ``A @ X`` with
+    an array is a product.
 
     Examples
     --------
@@ -174,11 +174,7 @@ class Operator:
         other = _operand(other)
         if other is NotImplemented:
             return NotImplemented
-        if self.shape != other.shape:
-            raise ValueError(
-                f"A + B: shapes {self.shape} and {other.shape} differ; operators are added shape to shape."
-            )
-        check_compatible(self, other, "A + B")
+        check_addends(self, other)
         return _build(
             "A+B",
             self.shape,
@@ -244,10 +240,14 @@ class Operator:
         if self.shape[1] != other.shape[0]:
             raise ValueError(f"A @ B: {self.shape} and {other.shape} do not chain; A's columns must be B's rows.")
         check_compatible(self, other, "A @ B")
-        shape = (self.shape[0], other.shape[1])
-        forward = (lambda X: self.matmat(other.matmat(X))) if _both(self, other, "matmat") else None
-        backward = (lambda X: other.rmatmat(self.rmatmat(X))) if _both(self, other, "rmatmat") else None
-        return Operator(shape, like=self, matmat=forward, rmatmat=backward, name="A@B")
+        from traceest.operators.composite import Product
+
+        return Product(self, other)
+
+    def __pow__(self, p: Any) -> Operator:
+        from traceest.operators.composite import power
+
+        return power(self, p)
 
     def _apply(self, X: Array) -> Array:
         if X.shape[0] != self.shape[1]:
@@ -263,14 +263,17 @@ def check_compatible(A: Any, B: Any, where: str) -> None:
         raise TypeError(f"{where}: devices {aa.device(A)} and {aa.device(B)} differ; move one of them first.")
 
 
+def check_addends(A: Any, B: Any) -> None:
+    """Raise unless `A` and `B` can be added."""
+    if A.shape != B.shape:
+        raise ValueError(f"A + B: shapes {A.shape} and {B.shape} differ; operators are added shape to shape.")
+    check_compatible(A, B, "A + B")
+
+
 def _operand(other: Any) -> Any:
     from traceest.operators.convert import aslinearoperator, is_convertible
 
     return aslinearoperator(other) if is_convertible(other) else NotImplemented
-
-
-def _both(A: Any, B: Any, side: str) -> bool:
-    return hasattr(A, side) and hasattr(B, side)
 
 
 def _build(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
-from traceest.operators.base import Operator
+from traceest.operators.base import Operator, check_addends
 from traceest.operators.convert import aslinearoperator
+from traceest.operators.factors import Scaled, SideBySide
 
 
 class Gram(Operator):
@@ -13,6 +15,10 @@ class Gram(Operator):
 
     A product with K costs one vjp and one jvp. Estimators see `.factor` and use one side alone where that
     is enough: vᴴKv = ‖Jᴴv‖².
+
+    Sums of Gram operators, K₁ + K₂ = [J₁ J₂][J₁ J₂]ᴴ, and multiples c·K = (√c·J)(√c·J)ᴴ by a real number c ≥ 0 are
+    Gram operators again, with the sides and blocks of their terms. A product with a sum is one with each term; counts
+    are those of the sum, so that n_rmatvecs = 5 means five vjps with J₁ and five with J₂.
     """
 
     def __init__(self, factor: Any) -> None:
@@ -29,6 +35,24 @@ class Gram(Operator):
             if hasattr(factor, "rmatmat") and hasattr(factor, "matmat"):
                 return lambda V: factor.matmat(factor.rmatmat(V))
         raise AttributeError(f"Gram has no {name}; K V = J(Jᴴ V) needs both sides of J")
+
+    @property
+    def H(self) -> Operator:
+        """The adjoint: K itself."""
+        return self
+
+    def __add__(self, other: Any) -> Operator:
+        if not isinstance(other, Gram):
+            return super().__add__(other)
+        check_addends(self, other)
+        return Gram(SideBySide(self.factor, other.factor))
+
+    def __mul__(self, c: Any) -> Operator:
+        if not (isinstance(c, Real) and float(c) >= 0):
+            return super().__mul__(c)
+        return Gram(Scaled(self.factor, float(c) ** 0.5))
+
+    __rmul__ = __mul__
 
     def __repr__(self) -> str:
         return f"<Gram {self.shape[0]}×{self.shape[1]} of {self.factor!r}>"
