@@ -8,6 +8,7 @@ from traceest import probes
 from traceest.diagonal import diagonal
 from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
+from traceest.inner_product import inner_product
 from traceest.kernels import (
     Summary,
     alignment,
@@ -32,6 +33,8 @@ from traceest.operators import (
     symmetric_part,
     to_dense,
 )
+from traceest.partial import PartialTrace, partial_trace
+from traceest.powers import trace_of_polynomial
 from traceest.spectrum import (
     Eigenvalues,
     SpectralDensity,
@@ -59,6 +62,7 @@ __all__ = [
     "Jacobian",
     "LinearOperator",
     "Operator",
+    "PartialTrace",
     "SpectralDensity",
     "Summary",
     "Tracker",
@@ -76,12 +80,14 @@ __all__ = [
     "hutchinson",
     "hutchpp",
     "identity",
+    "inner_product",
     "kron",
     "load",
     "logdet",
     "merge",
     "na_hutchpp",
     "nystrompp",
+    "partial_trace",
     "polynomial",
     "probes",
     "relative_distance",
@@ -96,6 +102,7 @@ __all__ = [
     "to_dense",
     "trace",
     "trace_of_function",
+    "trace_of_polynomial",
     "xnystrace",
     "xtrace",
 ]

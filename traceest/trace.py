@@ -14,6 +14,7 @@ from traceest.checkpoint import Checkpoint
 from traceest.estimate import Estimate
 from traceest.estimators._metering import chunk_columns
 from traceest.estimators.exact import Route, cheapest, exact
+from traceest.inner_product import inner_product, one_sided_pair
 from traceest.probes import Distribution
 from traceest.samplers import (
     Deflating,
@@ -60,6 +61,9 @@ def trace(
       n ≤ 16) is computed at once;
     * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`);
     * one whose J has `matmat` alone: ‖Jw‖² (`fhutch`);
+    * a product K₁ @ K₂ of such Gram operators: `inner_product`, by vjps alone, with each of the two at most half of
+      `max_matvecs` (an absolute tolerance, another confidence, and runs that are watched or continued are for the
+      other ways, by products with K₁ @ K₂);
     * any other known to be positive semidefinite: XNysTrace, or Hutchinson of the same probes where the spectrum is
       flat, or XTrace, which takes as many products again, where a floor is left that more probes would not sketch away;
     * any other: Hutchinson, and XTrace of the same probes where that is found to pay.
@@ -124,6 +128,13 @@ def trace(
     check.tolerance(rtol, atol, confidence, "trace")
     if method not in get_args(Method):
         raise ValueError(f"trace: method must be one of {', '.join(get_args(Method))}, got {method!r}.")
+    say = explain if callable(explain) else print if explain else (lambda line: None)
+    plain = rtol > 0 and confidence == 0.95 and not (atol or callback or progress or start or checkpoint)
+    pair = one_sided_pair(A) if method == "auto" and plain else None
+    if pair is not None and (max_matvecs is None or max_matvecs >= 4):
+        say(f"trace of {A!r}\nby the inner product of two Gram operators, vjps alone")
+        most = None if max_matvecs is None else check.budget(max_matvecs, None, 4, "max_matvecs", "trace") // 2
+        return inner_product(*pair, most, rtol=rtol, rng=rng, distribution=distribution)
     chunk = chunk_columns(getattr(A, "factor", A), chunk_size)
     best = cheapest(A)
     if best is None:
@@ -131,7 +142,6 @@ def trace(
     if max_matvecs is None and best is not None:
         max_matvecs = 2 * best.cost + FIRST_LOOK
     budget = check.budget(max_matvecs, None, 1, "max_matvecs", "trace")
-    say = explain if callable(explain) else print if explain else (lambda line: None)
     say(f"trace of {A!r}, at most {budget} products" + (f"; exactly by {best.cost}" if best else ""))
     if method == "exact" or (method == "auto" and best and best.cost <= min(ALWAYS_EXACT, budget)):
         say("exactly (" + ("asked for)" if method == "exact" else f"at most {ALWAYS_EXACT} products)"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from traceest import Eigenvalues, Estimate, SpectralDensity, Summary
+from traceest import Eigenvalues, Estimate, PartialTrace, SpectralDensity, Summary
 from traceest.estimate import ARRAYS, STATIC
 
 RESULTS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -18,6 +18,10 @@ RESULTS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
     SpectralDensity: (
         ("grid", "density", "stderr", "df", "width", "nodes", "weights"),
         ("n_matvecs", "n_rmatvecs", "method"),
+    ),
+    PartialTrace: (
+        ("samples", "unit"),
+        ("kept_shape", "symmetric", "psd", "sample_rank", "n_matvecs", "n_rmatvecs", "method"),
     ),
     Summary: (tuple(f.name for f in fields(Summary) if f.name != "names"), ("names",)),
 }

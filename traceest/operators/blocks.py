@@ -44,6 +44,19 @@ def sketch_gram(J: Any, V: Any) -> Any:
     return xp.reshape(aa.conj(xp, g) @ xp.matrix_transpose(g), (B, k, B, k))
 
 
+def block_gram(J: Any, V: Any, d: int) -> Any:
+    """⟨J_bᴴ v_{b,i}, J_bᴴ v_{b,j}⟩ within each block and each run of d columns: (n, c·d) → (B, c, d, d), c·d vjps."""
+    xp, c = aa.namespace(V), V.shape[1] // d
+    if not hasattr(J, "sketch_gram"):
+        g = block_rmatmat(J, V)
+        g = xp.reshape(g, (g.shape[0], c, d, -1))
+        return aa.conj(xp, g) @ xp.matrix_transpose(g)
+    G = J.sketch_gram(V)
+    B = G.shape[0]
+    G = xp.permute_dims(xp.reshape(G, (B * c, d, B * c, d)), (1, 3, 0, 2))
+    return xp.reshape(xp.permute_dims(xp.linalg.diagonal(G), (2, 0, 1)), (B, c, d, d))
+
+
 def grouped_gram(J: Any, V: Any, groups: tuple[tuple[int, ...], ...] | None) -> list[Any]:
     """`sketch_gram` of the columns of each group of parameters and, last, of all columns; k vjps in all."""
     if not groups:

@@ -82,5 +82,5 @@ def dense_cost(A: Any) -> tuple[int, str]:
 
 
 def _columns(xp: Any, A: Any, n: int, product: Callable[[Any], Any]) -> Any:
-    I = xp.eye(n, dtype=A.dtype, device=aa.device(A))
-    return aa.concat_columns(xp, [product(I[:, i : min(i + COLUMNS, n)]) for i in range(0, n, COLUMNS)])
+    E = xp.eye(n, dtype=A.dtype, device=aa.device(A))
+    return aa.concat_columns(xp, [product(E[:, i : min(i + COLUMNS, n)]) for i in range(0, n, COLUMNS)])

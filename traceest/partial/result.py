@@ -1,0 +1,176 @@
+"""What is told of a partial trace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from traceest import _array_api as aa
+from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom, from_samples
+from traceest.estimators.ustatistics import Statistic, jackknife, pair_mean, squared_mean
+from traceest.kernels.statistics import _ratio, _sqrt
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PartialTrace:
+    """What `partial_trace` returns: independent samples of M, and statistics of M from them, computed when asked for.
+
+    Attributes
+    ----------
+    samples : array, (n_blocks, m, d, d)
+        In `unit`: M is the sum over blocks of the means over m. (1, 1, d, d) where M is exact.
+    unit : array, 0-d
+        What the samples are measured in, so that squares of large and small ones stay in range.
+    kept_shape : tuple of int
+        Lengths of the kept axes; d is their product, and M's indices run over them row by row.
+    symmetric, psd : bool
+        What is known of the operator, and so of M.
+    n_matvecs, n_rmatvecs : int
+        Products spent; of a Gram operator, on its factor.
+    method : str
+        How the samples were made.
+
+    Notes
+    -----
+    A PartialTrace is a pytree in JAX and in PyTorch.
+    """
+
+    samples: Any
+    unit: Any
+    kept_shape: tuple[int, ...] = ()
+    symmetric: bool = False
+    psd: bool = False
+    n_matvecs: int = 0
+    n_rmatvecs: int = 0
+    method: str = ""
+
+    @cached_property
+    def matrix(self) -> Estimate:
+        """M, (d, d), each entry with its own standard error."""
+        xp, m, mean = self._xp, self.samples.shape[1], self._block_means
+        value = xp.sum(mean, axis=(0, 1))
+        return self._entrywise(value, self.samples - mean, 1 / (m * max(m - 1, 1)))
+
+    @cached_property
+    def trace(self) -> Estimate:
+        """Tr M = tr K."""
+        forms = self._forms * self.unit
+        bounds = (0.0 if self.psd else -math.inf, math.inf)
+        if self._exact:
+            return self._certain(self._xp.sum(forms), bounds=bounds)
+        return from_samples(forms, bounds=bounds, **self._fields)
+
+    @cached_property
+    def frobenius_norm(self) -> Estimate:
+        """‖M‖, from the unbiased ‖M‖² = Σ_{b≠c} mean ⟨M_{b,i}, M_{c,j}⟩ + Σ_b mean_{i≠j} ⟨M_{b,i}, M_{b,j}⟩."""
+        norm = self._norm2.map(lambda f: _sqrt(self._xp, f))
+        return self._estimate(norm, self.unit, bounds=(0.0, math.inf))
+
+    @cached_property
+    def effective_rank(self) -> Estimate:
+        """|tr M|² / ‖M‖², the participation ratio: how many modes of the kept axes there are."""
+        xp = self._xp
+        rank = self._squared_trace.map(lambda t, f: _ratio(xp, t, f), self._norm2)
+        return self._estimate(rank, bounds=(1.0 if self.psd else 0.0, float(self.samples.shape[-1])))
+
+    @cached_property
+    def eigenvalues(self) -> Estimate:
+        """Those of the mean matrix, (d,), in descending order, with delete-one jackknife errors.
+
+        The noise of the samples pushes eigenvalues apart, so that the largest are biased upward and the smallest
+        downward, by about noise²/gap; where gaps are below the noise the intervals do not cover. Costs n_blocks·m
+        eigenvalue problems of size d.
+
+        Raises
+        ------
+        TypeError
+            If the operator is not known to be self-adjoint.
+        """
+        if not self.symmetric:
+            raise TypeError(
+                "eigenvalues: M need not be self-adjoint; declare the operator, aslinearoperator(K, symmetric=True), "
+                "or take those of .matrix.value."
+            )
+        xp, m, mean = self._xp, self.samples.shape[1], self._block_means
+        total = xp.sum(mean, axis=0, keepdims=True)
+        value = _descending(xp, total)[0, 0, :]
+        bounds = (0.0 if self.psd else -math.inf, math.inf)
+        if m < 2:
+            return self._entrywise(value, value[None, None, :], 0.0, bounds=bounds)
+        left_out = _descending(xp, total + (mean - self.samples) / (m - 1))
+        centred = left_out - xp.sum(left_out, axis=1, keepdims=True) / m
+        return self._entrywise(value, centred, (m - 1) / m, bounds=bounds)
+
+    def __repr__(self) -> str:
+        d = self.samples.shape[-1]
+        cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
+        return f"PartialTrace({d}×{d}, kept axes of length {self.kept_shape}, method={self.method!r}, {cost})"
+
+    # -- ingredients, in the samples' unit ---------------------------------------------------------
+    @property
+    def _xp(self) -> Any:
+        return aa.namespace(self.samples)
+
+    @property
+    def _exact(self) -> bool:
+        return self.method == "exact"
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        return {"method": self.method, "n_matvecs": self.n_matvecs, "n_rmatvecs": self.n_rmatvecs}
+
+    @property
+    def _block_means(self) -> Any:
+        return self._xp.sum(self.samples, axis=1, keepdims=True) / self.samples.shape[1]
+
+    @property
+    def _forms(self) -> Any:
+        """Tr M_{b,i}, (n_blocks, m)."""
+        forms = self._xp.sum(self._xp.linalg.diagonal(self.samples), axis=-1)
+        return aa.real(self._xp, forms) if self.symmetric else forms
+
+    @property
+    def _norm2(self) -> Statistic:
+        xp, (B, m, d, _) = self._xp, self.samples.shape
+        X = xp.reshape(self.samples, (B * m, d * d))
+        H = xp.reshape(aa.real(xp, aa.conj(xp, X) @ xp.matrix_transpose(X)), (B, m, B, m))
+        return Statistic(xp.sum(H), None) if self._exact else pair_mean(xp, H)
+
+    @property
+    def _squared_trace(self) -> Statistic:
+        xp, forms = self._xp, self._forms
+        if self._exact:
+            return Statistic(xp.sum(aa.abs2(xp, forms)), None)
+        if not aa.is_complex(xp, forms.dtype):
+            return squared_mean(xp, forms)
+        return squared_mean(xp, xp.real(forms)).map(lambda x, y: x + y, squared_mean(xp, xp.imag(forms)))
+
+    # -- Estimates ---------------------------------------------------------------------------------
+    def _estimate(self, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+        if self._exact:
+            return self._certain(s.value * size, **fields)
+        return jackknife(self._xp, s, size, **self._fields, **fields)
+
+    def _certain(self, value: Any, **fields: Any) -> Estimate:
+        zero = self._xp.zeros_like(aa.real(self._xp, value))
+        return Estimate(value, zero, zero + 1, None, **self._fields, **fields)
+
+    def _entrywise(self, value: Any, deviations: Any, factor: float, **fields: Any) -> Estimate:
+        """An array in `unit`, with variance factor · Σ |deviation|² over axis 1, summed over the blocks of axis 0."""
+        xp, value = self._xp, value * self.unit
+        if self._exact:
+            return self._certain(value, **fields)
+        if deviations.shape[1] < 2:
+            nothing = aa.real(xp, value) * math.nan
+            return Estimate(value, nothing, nothing, None, **self._fields, **fields)
+        squares = xp.moveaxis(aa.abs2(xp, deviations), 1, -1)
+        parts = xp.sqrt(xp.sum(squares, axis=-1) * factor)
+        stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
+        return Estimate(value, stderr * self.unit, df, None, **self._fields, **fields)
+
+
+def _descending(xp: Any, X: Any) -> Any:
+    """Eigenvalues of self-adjoint matrices, the largest first."""
+    return xp.flip(xp.linalg.eigvalsh((X + aa.adjoint(xp, X)) / 2), axis=-1)
