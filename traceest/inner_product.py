@@ -47,7 +47,9 @@ def inner_product(
     Returns
     -------
     Estimate
-        Bounded below by 0 where both are known to be positive semidefinite.
+        Bounded below by 0 where both are known to be positive semidefinite. Nominal 95 % intervals covered 95–99 % by
+        the low-rank route and by 16 and more blocks; less by few probes without either: 87–94 % with one block or four,
+        84–97 % two-sided below 8 products (600 runs each).
 
     Raises
     ------

@@ -36,8 +36,10 @@ def trace_of_polynomial(
     power is ‖Jᴴy‖², without its last jvp. An A that is not known to be self-adjoint takes d. The constant, c₀ n, takes
     no probe.
 
-    Choose it for moments of the spectrum and for polynomials of low degree; for tr K² of a kernel with blocks,
-    `inner_product` of K with itself takes vjps alone; for other functions than polynomials there is Lanczos quadrature.
+    Choose it for flat spectra. Powers make spectra steep, and then ``xtrace(polynomial(A, [0.0, c₁, …]))`` is better by
+    orders of magnitude, at d products a column: on λᵢ = i⁻² and A⁴, 8 columns err by 7e-5, 16 probes of this by 0.35.
+    Leave the constant out there and add c₀ n: with it, intervals of `xtrace` covered 84–93 % on i⁻², without 95–99 %.
+    For tr K² of a kernel with blocks, `inner_product` of K with itself takes vjps alone.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def trace_of_polynomial(
     -------
     Estimate
         With Student-t error from the samples; real for self-adjoint A and real coefficients. Memory O(n · chunk_size).
+        The error is too small where one eigenvalue is most of p(A): nominal 95 % intervals covered 94–97 % on flat
+        spectra, 91–97 % with 0.9ⁱ, but 82–89 % (3 to 8 probes) and 90–94 % (16 and 24) with i⁻² (1500 runs each).
 
     Raises
     ------

@@ -95,9 +95,9 @@ def is_convertible(obj: Any) -> bool:
 
 
 def _conforms(A: Any) -> bool:
-    # A Gram operator of a one-sided J has no product of its own, and is used through its factor.
-    has_product = hasattr(A, "matmat") or hasattr(A, "rmatmat") or hasattr(A, "factor")
-    return has_product and hasattr(A, "__array_namespace__") and hasattr(A, "device")
+    # A Gram operator of a one-sided J, and a product of two, have none of their own and are used through their factors.
+    is_operator = isinstance(A, Operator) or any(hasattr(A, p) for p in ("matmat", "rmatmat", "factor"))
+    return is_operator and hasattr(A, "__array_namespace__") and hasattr(A, "device")
 
 
 def _is_scipy(A: Any) -> bool:
