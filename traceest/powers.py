@@ -111,7 +111,7 @@ def trace_of_polynomial(
 
 def _moments(xp: Any, A: Any, V: Any, d: int) -> list[Any]:
     """VᴴA^k v for k = 1 … d of a self-adjoint A: μ_{2q} = ‖y_q‖², μ_{2q+1} = ⟨y_q, y_{q+1}⟩."""
-    J, y, moments = getattr(A, "factor", None), V, []
+    J, y, moments = getattr(A, "factor", None), V, list[Any]()
     while len(moments) < d:
         if len(moments) == d - 1 and J is not None and hasattr(J, "rmatmat"):
             moments.append(xp.sum(aa.abs2(xp, J.rmatmat(y)), axis=0))

@@ -71,7 +71,7 @@ class SideBySide(Operator):
 
     def _grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """Each part is asked once, for those of the groups that it has a share in."""
-        first, found = 0, {}
+        first, found = 0, dict[int, Any]()
         for J in self.parts:
             last = first + len(J.parameters)
             mine = [tuple(i - first for i in group if first <= i < last) for group in groups]

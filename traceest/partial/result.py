@@ -27,6 +27,8 @@ class PartialTrace:
         Lengths of the kept axes; d is their product, and M's indices run over them row by row.
     symmetric, psd : bool
         What is known of the operator, and so of M.
+    sample_rank : int
+        The largest rank that one sample can have.
     n_matvecs, n_rmatvecs : int
         Products spent; of a Gram operator, on its factor.
     method : str
@@ -42,6 +44,7 @@ class PartialTrace:
     kept_shape: tuple[int, ...] = ()
     symmetric: bool = False
     psd: bool = False
+    sample_rank: int = 0
     n_matvecs: int = 0
     n_rmatvecs: int = 0
     method: str = ""
@@ -51,7 +54,9 @@ class PartialTrace:
         """M, (d, d), each entry with its own standard error."""
         xp, m, mean = self._xp, self.samples.shape[1], self._block_means
         value = xp.sum(mean, axis=(0, 1))
-        return self._entrywise(value, self.samples - mean, 1 / (m * max(m - 1, 1)))
+        if self._exact:
+            return self._certain(value * self.unit)
+        return self._array(value, *self._spread(self.samples - mean, 1 / (m * (m - 1))))
 
     @cached_property
     def trace(self) -> Estimate:
@@ -77,11 +82,15 @@ class PartialTrace:
 
     @cached_property
     def eigenvalues(self) -> Estimate:
-        """Those of the mean matrix, (d,), in descending order, with delete-one jackknife errors.
+        """Those of the mean matrix, (d,), in descending order. Costs n_blocks·m eigenvalue problems of size d.
 
         The noise of the samples pushes eigenvalues apart, so that the largest are biased upward and the smallest
-        downward, by about noise²/gap; where gaps are below the noise the intervals do not cover. Costs n_blocks·m
-        eigenvalue problems of size d.
+        downward. Their bias is not taken off, but counted: the squared error is the delete-one jackknife's variance
+        and the square of its bias, each the largest of the eigenvalue's own and its two neighbours', since where the
+        bias changes its sign it is not small. Nominal 95 % intervals are wide therefore: they covered 98–100 % on
+        average and single eigenvalues 93–100 %; but where few directions of the parameters make up most of K, 90–99 %
+        and 52–97 %, the least with 3 probes and without blocks (500 runs each). The jackknife alone covered 6–95 %.
+        By jvps, eigenvalues beyond the rank that all samples but one can have are not known, and their errors are NaN.
 
         Raises
         ------
@@ -97,11 +106,17 @@ class PartialTrace:
         total = xp.sum(mean, axis=0, keepdims=True)
         value = _descending(xp, total)[0, 0, :]
         bounds = (0.0 if self.psd else -math.inf, math.inf)
-        if m < 2:
-            return self._entrywise(value, value[None, None, :], 0.0, bounds=bounds)
+        if self._exact:
+            return self._certain(value * self.unit, bounds=bounds)
         left_out = _descending(xp, total + (mean - self.samples) / (m - 1))
-        centred = left_out - xp.sum(left_out, axis=1, keepdims=True) / m
-        return self._entrywise(value, centred, (m - 1) / m, bounds=bounds)
+        centre = xp.sum(left_out, axis=1, keepdims=True) / m
+        stderr, df = self._spread(left_out - centre, (m - 1) / m)
+        stderr = _largest_of_neighbours(xp, stderr)
+        bias = _largest_of_neighbours(xp, xp.abs((m - 1) * xp.sum(centre[:, 0, :] - value, axis=0)))
+        scale = aa.safe_scale(xp, stderr + bias)
+        stderr = xp.sqrt((stderr / scale) ** 2 + (bias / scale) ** 2) * scale
+        known = xp.arange(value.shape[0], device=aa.device(value)) < self.sample_rank * (m - 1) * self.samples.shape[0]
+        return self._array(value, xp.where(known, stderr, xp.ones_like(stderr) * math.nan), df, bounds=bounds)
 
     def __repr__(self) -> str:
         d = self.samples.shape[-1]
@@ -157,18 +172,21 @@ class PartialTrace:
         zero = self._xp.zeros_like(aa.real(self._xp, value))
         return Estimate(value, zero, zero + 1, None, **self._fields, **fields)
 
-    def _entrywise(self, value: Any, deviations: Any, factor: float, **fields: Any) -> Estimate:
-        """An array in `unit`, with variance factor · Σ |deviation|² over axis 1, summed over the blocks of axis 0."""
-        xp, value = self._xp, value * self.unit
-        if self._exact:
-            return self._certain(value, **fields)
-        if deviations.shape[1] < 2:
-            nothing = aa.real(xp, value) * math.nan
-            return Estimate(value, nothing, nothing, None, **self._fields, **fields)
+    def _spread(self, deviations: Any, factor: float) -> tuple[Any, Any]:
+        """√(factor · Σ |deviation|²) over axis 1, added up over the blocks of axis 0, and its degrees of freedom."""
+        xp = self._xp
         squares = xp.moveaxis(aa.abs2(xp, deviations), 1, -1)
-        parts = xp.sqrt(xp.sum(squares, axis=-1) * factor)
-        stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
-        return Estimate(value, stderr * self.unit, df, None, **self._fields, **fields)
+        return _welch_satterthwaite(xp, xp.sqrt(xp.sum(squares, axis=-1) * factor), degrees_of_freedom(xp, squares))
+
+    def _array(self, value: Any, stderr: Any, df: Any, **fields: Any) -> Estimate:
+        """An Estimate of an array that is in `unit`."""
+        return Estimate(value * self.unit, stderr * self.unit, df, None, **self._fields, **fields)
+
+
+def _largest_of_neighbours(xp: Any, x: Any) -> Any:
+    """max(x_{k−1}, x_k, x_{k+1})."""
+    above, below = xp.concat([x[1:], x[-1:]]), xp.concat([x[:1], x[:-1]])
+    return xp.maximum(x, xp.maximum(above, below))
 
 
 def _descending(xp: Any, X: Any) -> Any:

@@ -86,6 +86,7 @@ class Route(NamedTuple):
     chunk: int
     sample: Callable[[Any, Any], Any]  # (operator, probes (rows, c)) ↦ (runs, c, d, d)
     method: str
+    sample_rank: int
 
     def exact(self, op: Any) -> Iterator[Any]:
         """The summands of M, a chunk at a time."""
@@ -97,12 +98,11 @@ class Route(NamedTuple):
 
 def reverse(J: Any, axes: Axes) -> Route:
     """By vjps of K = JJᴴ, d_kept a probe: ⟨Jᴴ(s⊗e_κ), Jᴴ(s⊗e_κ′)⟩, in each block or between all blocks."""
-    xp, d = aa.namespace(J), axes.d_kept
+    xp, d, across = aa.namespace(J), axes.d_kept, n_blocks(J) != axes.B
 
     def within(op: Any, S: Any) -> Any:
         V = axes.columns(xp, xp.reshape(S, (axes.B, axes.d_traced, -1)))
-        G = block_gram(op, V, d)
-        return G if G.shape[0] == axes.B else _all_blocks(xp, op, V, d)
+        return _all_blocks(xp, op, V, d) if across else block_gram(op, V, d)
 
     def between(op: Any, S: Any) -> Any:
         G = sketch_gram(op, axes.columns(xp, S[None, :, :]))
@@ -110,11 +110,11 @@ def reverse(J: Any, axes: Axes) -> Route:
         G = xp.linalg.diagonal(xp.permute_dims(G, (0, 2, 3, 5, 1, 4)))  # the same probe on both sides
         return xp.reshape(xp.permute_dims(G, (4, 0, 1, 2, 3)), (1, -1, axes.B * d, axes.B * d))
 
-    pairs = axes.between or hasattr(J, "sketch_gram")
+    pairs = axes.between or across or hasattr(J, "sketch_gram")
     chunk = max(1, (COLUMNS if pairs else chunk_columns(J, None)) // d)
     name = "vjps" if axes.B == 1 else "vjps of all blocks" if axes.between else "vjps per block"
     sample = between if axes.between else within
-    return Route(J, axes.runs * axes.d_traced, axes.runs, axes.d_traced, chunk, sample, name)
+    return Route(J, axes.runs * axes.d_traced, axes.runs, axes.d_traced, chunk, sample, name, d * axes.B)
 
 
 def forward(J: Any, axes: Axes) -> Route:
@@ -125,7 +125,7 @@ def forward(J: Any, axes: Axes) -> Route:
         Y = xp.permute_dims(axes.gathered(xp, op.matmat(W)), (2, 1, 0))
         return (Y @ aa.adjoint(xp, Y))[None, ...]
 
-    return Route(J, J.shape[1], 1, J.shape[1], chunk_columns(J, None), sample, "jvps")
+    return Route(J, J.shape[1], 1, J.shape[1], chunk_columns(J, None), sample, "jvps", axes.d_traced)
 
 
 def two_sided(A: Any, axes: Axes) -> Route:
@@ -139,7 +139,7 @@ def two_sided(A: Any, axes: Axes) -> Route:
         M = xp.sum(aa.conj(xp, S)[:, None, :, None] * AV, axis=0)  # (κ, c, κ′)
         return xp.permute_dims(M, (1, 0, 2))[None, ...]
 
-    return Route(A, axes.d_traced, 1, axes.d_traced, max(1, chunk_columns(A, None) // d), sample, "two-sided")
+    return Route(A, axes.d_traced, 1, axes.d_traced, max(1, chunk_columns(A, None) // d), sample, "two-sided", d)
 
 
 def samples(route: Route, meter: Meter, probes: Iterator[Any] | None) -> Any:
