@@ -12,6 +12,7 @@ from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.ustatistics import Statistic
 from traceest.operators.blocks import block_rmatmat, grouped_gram, n_blocks, unit_probes
+from traceest.operators.densify import dense_bytes, to_dense
 from traceest.sketches.base import Sketch, constant
 from traceest.sketches.request import Request
 
@@ -162,14 +163,12 @@ def _blocks(Js: list[Any]) -> int:
 def _dense(xp: Any, K: Any, request: Request) -> list[Any]:
     """The n×n kernels of every group of columns and, last, of all."""
     n, J = K.shape[0], getattr(K, "factor", None)
-    if J is not None and hasattr(J, "rmatmat"):
+    if request.groups:
         parts = grouped_gram(J, unit_probes(J, 0, n // n_blocks(J)), request.groups)
         return [xp.reshape(G, (n, n)) for G in parts]
-    if J is not None and hasattr(J, "matmat"):
-        JI = J.matmat(xp.eye(J.shape[1], dtype=J.dtype, device=aa.device(J)))
-        return [JI @ aa.adjoint(xp, JI)]
-    check.require_side(K, "matmat", request.caller)
-    return [K.matmat(xp.eye(n, dtype=K.dtype, device=aa.device(K)))]
+    if J is None:
+        check.require_side(K, "matmat", request.caller)
+    return [to_dense(K, max_bytes=dense_bytes(K))]
 
 
 def _pairs(count: int, f: Callable[..., Any]) -> Pairs:
