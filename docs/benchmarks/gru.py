@@ -6,7 +6,8 @@ The GRU of arXiv 2511.10796: 10 inputs, 64 hidden units, 50 time steps, 15 seque
 is every hidden unit at every time step of every sequence, n = 48,000, P = 14,592. One set of PyTorch weights serves
 both frameworks. The exact statistics take 3,200 vjps and a 14,592² matrix, some minutes: they are computed once
 (`--exact` again), and kept in gru.json with the seed they belong to. Relative root-mean-square errors by the number of
-vjps, per example and (`batch_axis=None`) with the whole state as one block, beside what the variance formula says,
+vjps, per example with signs and with sphere probes, and (`batch_axis=None`, twenty times the seeds) with the whole
+state as one block, beside what the variance formula of the U-statistic says,
 
     Var = (8(m − 2) tr K⁴ + 4 (tr K²)² + 12 tr K⁴) / (m(m − 1)),
 
@@ -36,7 +37,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = {"inputs": 10, "hidden": 64, "steps": 50, "sequences": 15}
 QUICK = {"inputs": 4, "hidden": 8, "steps": 6, "sequences": 5}
 PER_EXAMPLE, ONE_BLOCK = (2, 4, 8), (8, 16, 32)
-FRAMEWORKS = ("JAX", "PyTorch")
+LAWS = {"JAX": "rademacher", "PyTorch": "rademacher", "JAX, sphere": "sphere"}
+"""Frameworks and laws of the probes."""
 
 
 def jax_gru(p: dict[str, Any], x: Any) -> Any:
@@ -81,7 +83,11 @@ def exact(K: te.Gram) -> dict[str, float]:
 
 def measure(K: te.Gram, truth: dict[str, float], m: int, seeds: int, distribution: Any) -> dict[str, Any]:
     """Root-mean-square relative errors and coverage over seeds."""
-    summaries = [te.summary(K, n_probes=m, rng=seed, distribution=distribution) for seed in range(seeds)]
+    if distribution is None:  # Gaussian probes as any: the plain U-statistic, which the formula is for
+        drawn = (te.probes.gaussian(K.shape[0], m, rng=seed, like=K) for seed in range(seeds))
+        summaries = [te.summary(K, probes=V) for V in drawn]
+    else:
+        summaries = [te.summary(K, n_probes=m, rng=seed, distribution=distribution) for seed in range(seeds)]
     found: dict[str, Any] = {"n_probes": m, "seeds": seeds}
     for name, true in truth.items():
         estimates = [getattr(s, name) for s in summaries]
@@ -106,12 +112,12 @@ def formula(sums: dict[str, float], m: int) -> float:
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """Per example for both frameworks, then one block against the formula."""
-    head = ["", *(f"{name}, {what}" for name in ("trace", "‖K‖", "effective rank") for what in FRAMEWORKS)]
+    head = ["", *(f"{name}, {what}" for name in ("trace", "‖K‖", "effective rank") for what in LAWS)]
     rows = {(r["framework"], r["blocks"], r["n_probes"]): r for r in result["rows"]}
     names = ("trace", "frobenius_norm", "effective_rank")
     body = []
     for m in PER_EXAMPLE:
-        cells = [f"{100 * rows[f, True, m][name]['rms']:.1f} %" for name in names for f in FRAMEWORKS]
+        cells = [f"{100 * rows[f, True, m][name]['rms']:.1f} %" for name in names for f in LAWS]
         body.append([f"{m} vjps", *cells])
     one = [["", "measured", "formula"]]
     one += [
@@ -145,13 +151,13 @@ def main() -> None:
         "effective_rank": sums["trace"] ** 2 / sums["squares"],
     }
     result: dict[str, Any] = {"revision": revision(), "sizes": sizes, "seed": 0, "exact": sums, **truth, "rows": []}
-    for framework in FRAMEWORKS:
+    for name, law in LAWS.items():
         for m in PER_EXAMPLE:
-            row = measure(blocks[framework], truth, m, options.seeds, "rademacher")
-            result["rows"].append({"framework": framework, "blocks": True, **row})
-            print(framework, m, {name: f"{row[name]['rms']:.3f}" for name in truth}, flush=True)
+            row = measure(blocks[name.split(",")[0]], truth, m, options.seeds, law)
+            result["rows"].append({"framework": name, "blocks": True, **row})
+            print(name, m, {s: f"{row[s]['rms']:.3f}" for s in truth}, flush=True)
     for m in ONE_BLOCK:
-        row = measure(whole["JAX"], truth, m, 10 * options.seeds, "gaussian")
+        row = measure(whole["JAX"], truth, m, 20 * options.seeds, None)
         result["rows"].append({"framework": "JAX", "blocks": False, **row})
     head = f"{result['revision']}; exact: tr K = {truth['trace']:.6g}, ‖K‖² = {sums['squares']:.5g}, effective rank "
     head += f"{truth['effective_rank']:.1f}.\n"
