@@ -538,3 +538,27 @@ def test_a_count_that_is_not_what_was_spent_is_caught(monkeypatch):
     monkeypatch.setattr(te, "partial_trace", lambda *a, **k: replace(honest(*a, **k), n_rmatvecs=1))
     with pytest.raises(AssertionError, match="reports"):
         test_vjps_are_charged_as_they_are_made("examples", (1,), 2)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, (1, 2)])
+def test_a_models_state_tells_its_own_axes(keep):
+    from models import as_jax, jax_gru, torch_gru
+
+    import traceest_adapters.jax
+    import traceest_adapters.torch
+
+    module, x = torch_gru(3, 4), torch.randn(6, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    K = traceest_adapters.torch.ntk(module, x, batch_axis=1, output=0)
+    L = traceest_adapters.jax.ntk(jax_gru, as_jax(module), jnp.asarray(x.numpy()), batch_axis=1)
+    dense = te.to_dense(K).detach().numpy().reshape(5, 6, 4, 5, 6, 4)
+    kept = (keep,) if isinstance(keep, int) else keep
+    left, right = "btu", "".join(c.upper() if a in kept else c for a, c in enumerate("btu"))
+    out = "".join(left[a] for a in kept) + "".join(right[a] for a in kept)
+    d = int(np.prod([(5, 6, 4)[a] for a in kept]))
+    truth = np.einsum(f"{left}{right}->{out}", dense).reshape(d, d)
+    np.testing.assert_allclose(
+        te.partial_trace(K, 24, keep=keep).matrix.value.detach().numpy(), truth, rtol=1e-9, atol=1e-12
+    )
+    ours, theirs = (te.partial_trace(k, 3, keep=keep, rng=0) for k in (K, L))
+    for name in ("trace", "frobenius_norm", "effective_rank"):
+        assert float(getattr(ours, name)) == pytest.approx(float(getattr(theirs, name)), rel=1e-9)
