@@ -98,6 +98,16 @@ def test_the_two_sided_route_may_be_forced_on_a_gram_operator(statistic):
     assert e.n_matvecs == e.n_rmatvecs == 40 * (1 + (statistic == "alignment"))
 
 
+def test_the_budgets_kind_chooses_the_side_where_there_are_no_blocks():
+    K, V = te.gram(J1), te.probes.rademacher(80, 10, rng=0)
+    assert te.frobenius_norm(K, 10, rng=0).method == "U-statistic"
+    assert te.frobenius_norm(K, probes=V).method == "U-statistic"
+    assert te.frobenius_norm(K, n_matvecs=10, rng=0).method == "two-sided low-rank"
+    assert te.frobenius_norm(K, n_matvecs=10, probes=V).method == "two-sided"
+    assert te.frobenius_norm(te.gram(J1, n_blocks=4), n_matvecs=10, rng=0).method == "block U-statistic"
+    assert te.frobenius_norm(te.gram(one_side(J1, "matmat")), n_matvecs=10, rng=0).method == "U-statistic"
+
+
 @pytest.mark.parametrize("m", [5, 12])
 def test_the_two_sided_norm_is_unbiased_for_any_square_operator(m):
     for A in (zoo.nonsymmetric(40), zoo.complex_general(40), zoo.indefinite(40)):

@@ -29,8 +29,8 @@ def frobenius_norm(
     * Otherwise by products with K: √ of the mean over i of ‖KQ₍ᵢ₎‖² + ‖Ku₍ᵢ₎‖², a low-rank part and what it leaves,
       one probe left out of the sketch at a time as in `xtrace`; below 8 products, √ of the mean of ‖Kv‖².
 
-    "auto" takes the one-sided route where J has blocks or one side only, and where the budget is given as `n_probes`;
-    without blocks and with both sides two-sided products are better, and `n_matvecs` or `rtol` takes them.
+    "auto" takes the one-sided route where J has blocks or one side only, and where the budget is given as `n_probes` or
+    `probes`; without blocks and with both sides two-sided products are better, and `n_matvecs` or `rtol` takes them.
 
     Parameters
     ----------

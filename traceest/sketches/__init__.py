@@ -31,7 +31,7 @@ def route(Ks: list[Any], request: Request) -> str:
     if not factored:
         return "two-sided"
     blocks = min(n_blocks(J) for J in factors) > 1
-    counts_one_side = request.n_matvecs is None and request.limit is not None
+    counts_one_side = request.n_matvecs is None and (request.n_probes is not None or request.probes is not None)
     both = all(hasattr(K, "matmat") for K in Ks) if not (blocks or counts_one_side) else False
     return "two-sided" if both and request.method == "auto" and not request.groups else "one-sided"
 
