@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,29 +45,27 @@ def gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
     return jnp.reshape(out, (out.shape[0], -1)).T
 
 
-@jax.jit
-def sqnorms(vjp: Any, U: Any) -> Any:
-    """(c, 1, n) → (1, c)."""
-    (grads,) = jax.vmap(vjp)(U)
-    return squares(grads)[None, :]
-
-
-@partial(jax.jit, static_argnums=0)
-def block_sqnorms(model: Model, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
-    """(c, B, n_b) → (B, c): a scan over examples, the probes mapped inside."""
-
-    def one(example_and_probes: Any) -> Any:
-        example, u = example_and_probes
-        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(p, fixed, example), trained)[1])(u)
-        return squares(grads)
-
-    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+@partial(jax.jit, static_argnums=(0, 1))
+def block_sqnorms(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+    """(c, B, n_b) → (B, c), of the parameters in `group`: a scan over examples, the probes mapped inside."""
+    return _by_example(squares, model, group, trained, fixed, examples, U)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
     """Gradients of the parameters in `group`, (B, c, P_group)."""
+    return _by_example(flat, model, group, trained, fixed, examples, U)
 
+
+def _by_example(
+    of: Callable[[list[Any]], Any],
+    model: Model,
+    group: tuple[int, ...],
+    trained: Any,
+    fixed: Any,
+    examples: Any,
+    U: Any,
+) -> Any:
     def some(p: Any) -> Any:
         everything = list(trained)
         for i, leaf in zip(group, p, strict=True):
@@ -77,7 +76,7 @@ def block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, 
         example, u = example_and_probes
         chosen = [trained[i] for i in group]
         (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
-        return flat(grads)
+        return of(grads)
 
     return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
 

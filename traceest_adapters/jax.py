@@ -26,6 +26,7 @@ from jax.tree_util import keystr
 import traceest as te
 from traceest_adapters import _jax_backend  # noqa: F401  (registers itself)
 from traceest_adapters import _jax_checks as checks
+from traceest_adapters import _jax_ghost as ghost
 from traceest_adapters import _jax_steps as steps
 from traceest_adapters import _state as common
 from traceest_adapters._jax_model import Model, traced
@@ -74,6 +75,22 @@ class JaxJacobian(te.Operator):
     def _examples(self) -> Any:
         return self.model.example_first(self.inputs) if self.model.batch_axis is not None else self._alone
 
+    @cached_property
+    def _plan(self) -> ghost.Plan:
+        return ghost.plan(self.model, self.trained, self.fixed, self._examples)
+
+    @cached_property
+    def _tapped(self) -> Any:
+        """The pullback to every tap and the operands beside them, or nothing where nothing is understood."""
+        if not self._plan.weights and not self._plan.small:
+            return ()
+        return ghost.linearise(self.model, self._plan, self.trained, self.fixed, self._examples)
+
+    @property
+    def _wide(self) -> Any:
+        """The dtype that products of gradients are summed in."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
     @property
     def _alone(self) -> Any:
         return jax.tree.map(lambda x: jnp.asarray(x)[None], self.inputs)
@@ -94,11 +111,14 @@ class JaxJacobian(te.Operator):
         return self._by_chunks(step, self._cotangents(V))
 
     def block_sqnorms(self, V: Any) -> Any:
-        """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), a scan over examples with the probes mapped inside."""
-        if self._B == 1:
-            return self._by_chunks(lambda U: steps.sqnorms(self._vjp, U).astype(self.dtype), self._cotangents(V))
-        step = partial(steps.block_sqnorms, self.model, self.trained, self.fixed, self._examples)
-        return self._by_chunks(lambda U: step(U).astype(self.dtype), self._cotangents(V))
+        """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
+        return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V))
+
+    def _sqnorms(self, U: Any) -> Any:
+        out = ghost.sqnorms(self._plan, self._wide, *self._tapped, U) if self._tapped else 0.0
+        if not self._plan.rest:
+            return out
+        return out + steps.block_sqnorms(self.model, self._plan.rest, self.trained, self.fixed, self._examples, U)
 
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
@@ -114,8 +134,9 @@ class JaxJacobian(te.Operator):
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
 
-        Held at a time: the gradients of a run of parameters, chosen to fit half a GiB, for every example and probe; of
-        one that is larger by itself, those of two pieces of the probes.
+        Held at a time: derivatives by the results of some products with weights, or the gradients of some parameters
+        for which ghost norms do not work, chosen to fit half a GiB, for every example and probe; of one that takes
+        more by itself, those of two pieces of the probes.
         """
         B, k, c = self._B, V.shape[1], self.chunk_size
         pieces = list(self._pieces(self._cotangents(V)))
@@ -124,14 +145,24 @@ class JaxJacobian(te.Operator):
         return G[:, :, :k, :, :k].astype(self.dtype)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
-        sizes, rows = [self.trained[i].size for i in group], self._B * self.chunk_size * len(pieces)
-        G: Any = 0.0
-        for run in common.groups(sizes, rows, self.dtype.itemsize):
-            chosen = tuple(group[i] for i in run)
-            fits = rows * sum(sizes[i] for i in run) * self.dtype.itemsize <= common.GROUP_BYTES
-            grads = lambda piece, chosen=chosen: self._block_grads(chosen, piece)  # noqa: E731
-            G = G + (_inner_products if fits else _inner_products_by_pairs)(grads, pieces)
+        plan = self._plan.chosen(group)
+        n, B, c = len(pieces), self._B, self.chunk_size
+        G: Any = jnp.zeros((n, n, B, c, B, c), self._wide)
+        of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
+        for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
+            some = plan.chosen(run)
+            kept = [x for x, use in zip(self._tapped[1], self._plan.uses, strict=True) if use.leaf in some.weights]
+            taps = partial(ghost.deltas, self._plan, some, self._tapped[0])
+            G = G + _inner_products(taps, partial(ghost.gram, some, self._wide, kept), pieces, fits)
+        for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
+            G = G + _inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
         return G
+
+    def _runs(self, leaves: tuple[int, ...], sizes: list[int], n: int) -> Iterator[tuple[tuple[int, ...], bool]]:
+        """Runs of parameters, of which an example and probe give `sizes` numbers, and whether n pieces' fit at once."""
+        rows, itemsize = self._B * self.chunk_size * n, self._wide.itemsize
+        for run in common.groups(sizes, rows, itemsize):
+            yield tuple(leaves[i] for i in run), rows * sum(sizes[i] for i in run) * itemsize <= common.GROUP_BYTES
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
@@ -165,19 +196,20 @@ class JaxJacobian(te.Operator):
         return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))[..., :k]
 
 
-def _inner_products(grads: Callable[[Any], Any], pieces: list[Any]) -> Any:
-    """⟨g_a, g_b⟩ for all pairs of pieces, whose gradients are all held: (pieces, pieces, B, c, B, c)."""
-    g = [grads(piece) for piece in pieces]
-    return jnp.stack([jnp.stack([steps.inner(a, b) for b in g]) for a in g])
+def _inner_products(
+    of: Callable[[Any], Any], inner: Callable[[Any, Any], Any], pieces: list[Any], at_once: bool
+) -> Any:
+    """``inner(of(a), of(b))`` of all pairs of pieces, (pieces, pieces, B, c, B, c).
 
-
-def _inner_products_by_pairs(grads: Callable[[Any], Any], pieces: list[Any]) -> Any:
-    """The same, two pieces' gradients held at a time and those of the second computed again for each first."""
+    With what `of` gives for all pieces held at once, or for two at a time and computed again for each first one.
+    """
     G: list[list[Any]] = [[None] * len(pieces) for _ in pieces]
+    held = [of(piece) for piece in pieces] if at_once else None
     for i, piece in enumerate(pieces):
-        g = grads(piece)
+        g = of(piece) if held is None else held[i]
         for j in range(i, len(pieces)):
-            G[i][j] = steps.inner(g, g if i == j else grads(pieces[j]))
+            h = g if i == j else of(pieces[j]) if held is None else held[j]
+            G[i][j] = inner(g, h)
             G[j][i] = jnp.transpose(G[i][j], (2, 3, 0, 1))
     return jnp.stack([jnp.stack(row) for row in G])
 

@@ -1,0 +1,193 @@
+"""Ghost norms of JAX functions: what is understood, and that it is right for every way of using a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import as_jax, jax_gru, torch_gru
+
+import traceest as te
+from traceest_adapters import _jax_ghost as ghost
+from traceest_adapters import _jax_layers as layers
+from traceest_adapters import _jax_rules as rules
+from traceest_adapters import _jax_taps as taps
+from traceest_adapters import jax as adapter
+from traceest_adapters.jax import jacobian
+
+
+def random(*shape: int, seed: int = 0) -> Any:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+class Case(NamedTuple):
+    """A function with its parameters, a batch, and how many parameters are weights, small, and left to the rest."""
+
+    fn: Callable[..., Any]
+    params: Any
+    x: Any
+    expected: tuple[int, int, int]
+    axis: int | None = 0
+
+
+WORDS = jax.random.randint(jax.random.key(1), (4, 6), 0, 5)
+WORDS_OUTSIDE = jnp.asarray([[0, 7, 1], [2, 2, -9], [4, 4, 4]])
+
+
+def conv(**options: Any) -> Callable[[Any, Any], Any]:
+    form = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
+    return lambda p, x: jnp.sin(jax.lax.conv_general_dilated(x, p, **form)).reshape(x.shape[0], -1)
+
+
+def scan_over_layers(p: Any, x: Any) -> Any:
+    """Each step has a slice of the stacked weights; the projection `q` and its transpose are the same in all."""
+
+    def layer(h: Any, w: Any) -> tuple[Any, Any]:
+        return jnp.tanh(h @ w["a"] + w["b"] + (h @ p["q"]) @ p["q"].T), h @ w["a"]
+
+    h, between = jax.lax.scan(layer, x, p["layers"])
+    return h + between.sum(0)
+
+
+def nested_scans(p: Any, x: Any) -> Any:
+    def inner(h: Any, w: Any) -> tuple[Any, None]:
+        return jnp.sin(h @ w + h @ p["shared"]), None
+
+    return jax.lax.scan(lambda h, _: (jax.lax.scan(inner, h, p["stack"])[0], None), x, None, length=2)[0]
+
+
+def unrolled(p: Any, x: Any) -> Any:
+    h = jnp.zeros((x.shape[0], 3))
+    for t in range(x.shape[1]):
+        h = jnp.tanh(h @ p["u"] + x[:, t] @ p["w"])
+    return h
+
+
+def tied(p: Any, x: Any) -> Any:
+    return jnp.tanh(p["e"][x] @ p["m"]) @ p["e"].T
+
+
+def normalised(p: Any, x: Any) -> Any:
+    x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return jnp.concatenate([jnp.broadcast_to(p["cls"], (x.shape[0], 1, 4)), x * p["scale"] + p["shift"]], 1) @ p["w"]
+
+
+@jax.custom_vjp
+def strange(w: Any, x: Any) -> Any:
+    return x @ w
+
+
+strange.defvjp(lambda w, x: (x @ w, (w, x)), lambda kept, d: (3 * kept[1].T @ d, d @ kept[0].T))
+
+
+def attention(p: Any, x: Any) -> Any:
+    q, k, v = jnp.moveaxis(jnp.einsum("btd,dche->btche", x, p["qkv"]), 2, 0)
+    a = jax.nn.softmax(jnp.einsum("bthe,bshe->bhts", q, k))
+    return jnp.einsum("bhts,bshe,hed->btd", a, v, p["o"])
+
+
+def branching(p: Any, x: Any) -> Any:
+    return jax.lax.cond(x.sum() > 0, lambda y: y @ p, lambda y: 2 * y @ p, x)
+
+
+def counted_loop(p: Any, x: Any) -> Any:
+    return jax.lax.fori_loop(0, 3, lambda _, h: jnp.tanh(h @ p), x)
+
+
+def two_inputs(p: Any, x: Any) -> Any:
+    return {"a": jnp.sin(x["a"] @ p["w"]), "b": (x["b"] @ p["w"]).sum(1)}
+
+
+CASES: dict[str, Case] = {
+    "dense": Case(lambda p, x: jnp.tanh(x @ p["w"] + p["b"]) @ p["v"],
+                  {"w": random(4, 6), "b": random(6), "v": random(6, 3)}, random(5, 4), (2, 1, 0)),
+    "several positions": Case(lambda p, x: jnp.sin(x @ p).sum(1), random(4, 3), random(5, 7, 4), (1, 0, 0)),
+    "wide, few positions": Case(lambda p, x: jnp.sin(x @ p), random(11, 13), random(3, 2, 11), (1, 0, 0)),
+    "transposed": Case(lambda p, x: (p @ x.T).T, random(3, 4), random(5, 4), (1, 0, 0)),
+    "weight on the left": Case(lambda p, x: jnp.einsum("oi,bti->bot", p, jnp.cos(x)), random(3, 4), random(5, 2, 4),
+                               (1, 0, 0)),
+    "reshaped": Case(lambda p, x: x @ p.reshape(4, 6) + x @ p.reshape(4, 6), random(2, 2, 3, 2), random(5, 4), (1, 0, 0)),
+    "reshaped otherwise": Case(lambda p, x: x @ p.reshape(4, 6) @ p.reshape(6, 4), random(24), random(5, 4), (0, 1, 0)),
+    "transposed and reshaped": Case(lambda p, x: x @ p.T.reshape(4, 6), random(8, 3), random(5, 4), (0, 1, 0)),
+    "sliced": Case(lambda p, x: jnp.sin(x @ p[:4]) @ p[4:, :2], random(7, 3), random(5, 4), (0, 1, 0)),
+    "scaled": Case(lambda p, x: jnp.sin(x @ (p["w"] / jnp.sqrt(4.0))) @ (0.3 * p["v"]),
+                   {"w": random(4, 6), "v": random(6, 3)}, random(5, 4), (2, 0, 0)),
+    "scaled by a parameter": Case(lambda p, x: x @ (jnp.exp(p["s"]) * p["w"]), {"w": random(4, 6), "s": random()},
+                                  random(5, 4), (1, 1, 0)),
+    "scaled by the example": Case(lambda p, x: jax.vmap(lambda y: y @ (p * y.sum()))(x), random(4, 6), random(5, 4), (1, 0, 0)),
+    "of both kinds": Case(lambda p, x: jnp.sin(x @ p) + jnp.exp(p).sum(), random(4, 6), random(5, 4), (0, 1, 0)),
+    "product of two": Case(lambda p, x: x @ (p["a"] @ p["b"]), {"a": random(4, 2), "b": random(2, 6)}, random(5, 4),
+                           (0, 2, 0)),
+    "used twice": Case(lambda p, x: jnp.sin(jnp.sin(x @ p) @ p), random(4, 4), random(5, 4), (1, 0, 0)),
+    "used with its transpose": Case(lambda p, x: jnp.sin(x @ p) @ p.T, random(4, 6), random(5, 4), (1, 0, 0)),
+    "broadcast over heads": Case(lambda p, x: jnp.einsum("bhi,hio->bho", x, jnp.broadcast_to(p, (3, 4, 2))), random(4, 2),
+                                 random(5, 3, 4), (1, 0, 0)),
+    "a weight a head": Case(lambda p, x: jnp.einsum("bthi,hio->btho", x, p).sum(1), random(3, 4, 2),
+                            random(5, 6, 3, 4), (1, 0, 0)),
+    "attention": Case(attention, {"qkv": random(4, 3, 2, 3), "o": random(2, 3, 4)}, random(3, 5, 4), (2, 0, 0)),
+    "layer norm, token": Case(normalised, {"cls": random(1, 1, 4), "scale": random(4), "shift": random(4), "w": random(4, 2)},
+                              random(5, 3, 4), (1, 3, 0)),
+    "embedding": Case(lambda p, x: jnp.sin(p[x]), random(5, 3), WORDS, (1, 0, 0)),
+    "embedding, taken": Case(lambda p, x: jnp.take(p, x, axis=1).sum(0), random(3, 5), WORDS, (1, 0, 0)),
+    "words outside, clipped": Case(lambda p, x: jnp.sin(p.at[x].get(mode="clip")), random(5, 3), WORDS_OUTSIDE, (1, 0, 0)),
+    "words outside, dropped": Case(lambda p, x: jnp.sin(p.at[x].get(mode="fill", fill_value=1.0)), random(5, 3),
+                                   WORDS_OUTSIDE, (1, 0, 0)),
+    "tied head": Case(tied, {"e": random(5, 3), "m": random(3, 3)}, WORDS, (2, 0, 0)),
+    "conv": Case(conv(), random(3, 3, 2, 4), random(3, 5, 6, 2), (1, 0, 0)),
+    "conv, strided and dilated": Case(
+        conv(window_strides=(2, 1), padding=((1, 2), (-1, 0)), rhs_dilation=(1, 2), lhs_dilation=(2, 1)),
+        random(3, 2, 2, 4), random(3, 5, 6, 2), (1, 0, 0)),
+    "conv, grouped": Case(conv(feature_group_count=2, padding="VALID"), random(2, 2, 2, 6), random(3, 4, 4, 4), (1, 0, 0)),
+    "conv, channels first": Case(conv(dimension_numbers=("NCHW", "OIHW", "NCHW")), random(4, 2, 3, 3),
+                                 random(3, 2, 5, 4), (1, 0, 0)),
+    "conv, one by one": Case(conv(), random(1, 1, 2, 4), random(3, 5, 4, 2), (1, 0, 0)),
+    "gru": Case(jax_gru, as_jax(torch_gru(3, 5)), random(4, 6, 3), (2, 2, 0), 1),
+    "unrolled": Case(unrolled, {"u": random(3, 3), "w": random(2, 3)}, random(4, 5, 2), (2, 0, 0)),
+    "scan over layers": Case(scan_over_layers, {"q": random(4, 2), "layers": {"a": random(3, 4, 4), "b": random(3, 4)}},
+                             random(5, 4), (2, 1, 0)),
+    "nested scans": Case(nested_scans, {"stack": random(3, 4, 4), "shared": random(4, 4)}, random(5, 4), (2, 0, 0)),
+    "checkpointed": Case(lambda p, x: jax.checkpoint(lambda p, x: jnp.sin(x @ p))(p, x) @ p, random(4, 4), random(5, 4),
+                         (1, 0, 0)),
+    "jitted": Case(lambda p, x: jax.jit(lambda p, x: jnp.sin(x @ p))(p, x), random(4, 4), random(5, 4), (1, 0, 0)),
+    "custom derivative": Case(strange, random(4, 3), random(5, 4), (0, 1, 0)),
+    "a counted loop": Case(counted_loop, random(4, 4), random(5, 4), (1, 0, 0)),
+    "several inputs": Case(two_inputs, {"w": random(4, 3)}, {"a": random(5, 4), "b": random(5, 2, 4)}, (1, 0, 0)),
+    "one block": Case(lambda p, x: jnp.sin((x - x.mean(0)) @ p), random(4, 3), random(5, 4), (1, 0, 0), None),
+}  # fmt: skip
+
+
+def per_example(case: Case, V: Any) -> np.ndarray:
+    """The gradients of every example, formed: (B, k, P)."""
+    fn, params, x, _, axis = case
+
+    def state(p: Any) -> Any:
+        leaves = jax.tree.leaves(fn(p, x))
+        if axis is None:
+            return jnp.concatenate([leaf.ravel() for leaf in leaves])[None]
+        return jnp.concatenate([jnp.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in leaves], 1)
+
+    J = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jacrev(state)(params))]
+    B, n = J[0].shape[:2]
+    J = [leaf.reshape(B, n, -1) for leaf in J]
+    return np.einsum("bnp,bnk->bkp", np.concatenate(J, 2), np.asarray(V).reshape(B, n, -1))
+
+
+def assert_right(case: Case, **options: Any) -> Any:
+    J = jacobian(case.fn, case.params, case.x, batch_axis=case.axis, **options)
+    V = random(J.shape[0], 5, seed=7)
+    g = per_example(case, V)
+    np.testing.assert_allclose(J.block_sqnorms(V), (g**2).sum(-1), rtol=1e-10, atol=1e-10)
+    everything, first = tuple(range(len(J.trained))), J.trained[0].size
+    for G, part in zip(J.grouped_gram(V, (everything, (0,))), (g, g[..., :first]), strict=True):
+        np.testing.assert_allclose(G, np.einsum("bip,cjp->bicj", part, part), rtol=1e-10, atol=1e-10)
+    return J
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_norms_and_grams_are_those_of_the_formed_gradients(name: str) -> None:
+    plan = assert_right(CASES[name])._plan
+    assert (len(plan.weights), len(plan.small), len(plan.rest)) == CASES[name].expected

@@ -1,0 +1,226 @@
+"""Per-example gradients of one weight, kept as the factors that they are made of, and their inner products.
+
+The gradient of a weight for example b and probe i is a sum of outer products over positions, g = Σ_t l_t r_tᵀ: l is the
+derivative by the result of the equation, r the other operand. So ⟨g, g′⟩ = Σ_{t,t′} ⟨l_t, l′_{t′}⟩⟨r_t, r′_{t′}⟩ (the
+ghost form), or g is formed, some examples or rows at a time (the direct form); whichever costs less is taken.
+
+References: Goodfellow (2015), arXiv 1510.01799, for one position; Li et al. (2022), arXiv 2110.05679, §4, for several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from traceest_adapters import _state as common
+from traceest_adapters._jax_rules import Use, channels_last, patches
+
+
+class Outer(NamedTuple):
+    """g = Σ_t l_t r_tᵀ of one example, in each of G groups; a factor that all probes share has 1 for c.
+
+    Of a table that is looked up, r_t is a unit vector, and `right` the number of its row, (1, T), or −1 for none.
+    """
+
+    left: Any  # (c or 1, T, G, o)
+    right: Any  # (c or 1, T, G, i)
+    table: int | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """(c_left, c_right, T, G, o, i)."""
+        i = self.right.shape[-1] if self.table is None else self.table
+        return (*_probes(self), *self.left.shape[-3:], i)
+
+
+def _probes(f: Outer) -> tuple[int, int]:
+    return f.left.shape[-4], 1 if f.table is not None else f.right.shape[-4]
+
+
+# -- factors from what was kept -----------------------------------------------------------------------------
+def outer(use: Use, x: Any, d: Any, dtype: Any) -> Outer:
+    """The factors of one example, from the operand (*outer, *x) and the derivatives by the result (c, *outer, *z)."""
+    n = len(use.outer)
+    if use.conv is not None:
+        x, d = (_mapped(f, use, lead)(a) for f, a, lead in ((patches, x, n), (channels_last, d, n + 1)))
+    groups = sorted(use.groups)
+    out, into = sorted(use.out, key=_last_if_none), sorted(use.into, key=_last_if_none)
+    left = _arranged(d, 1, use.alone[1], [z for _, z in use.rows], [z for *_, z in groups], [z for _, z in out])
+    left = left.astype(dtype)
+    if use.table is not None:
+        words = jnp.transpose(x, [i for i, _ in use.rows]).reshape(1, -1)
+        return Outer(left * (words >= 0)[..., None, None], words, use.table)
+    right = _arranged(x, 0, use.alone[0], [i for i, _ in use.rows], [i for _, i, _ in groups], [i for _, i in into])
+    return Outer(left, right[None].astype(dtype))
+
+
+def _last_if_none(pair: tuple[int | None, int]) -> tuple[bool, int]:
+    axis, _ = pair
+    return axis is None, axis or 0
+
+
+def _mapped(f: Callable[..., Any], use: Use, lead: int) -> Callable[[Any], Any]:
+    one = partial(f, conv=use.conv)
+    for _ in range(lead):
+        one = jax.vmap(one)
+    return one
+
+
+def _arranged(a: Any, lead: int, alone: Any, rows: list[int], groups: list[int], last: list[int]) -> Any:
+    """(…, positions, groups, entries), once the axes in `alone` are summed over."""
+    a = jnp.sum(a, axis=tuple(lead + i for i in alone), keepdims=True)
+    parts = ([*rows, *alone], groups, last)
+    a = jnp.transpose(a, (*range(lead), *(lead + i for part in parts for i in part)))
+    shape, start = list(a.shape[:lead]), lead
+    for part in parts:
+        shape.append(reduce(int.__mul__, a.shape[start : start + len(part)], 1))
+        start += len(part)
+    return jnp.reshape(a, shape)
+
+
+def merged(uses: list[Use], factors: list[Outer]) -> Outer:
+    """The sum of a parameter's gradients over all its uses: more positions."""
+    if len(factors) == 1:
+        return _balanced(factors[0])
+    if all(f.table is not None for f in factors):
+        return Outer(
+            _joined([f.left for f in factors]), jnp.concatenate([f.right for f in factors], -1), factors[0].table
+        )
+    dense = [_balanced(_dense(f)) for f in factors]
+    sides = [(f.left, f.right) if use.layout == uses[0].layout else (f.right, f.left) for use, f in zip(uses, dense)]
+    return Outer(*(_joined(list(side)) for side in zip(*sides, strict=True)))
+
+
+def _dense(f: Outer) -> Outer:
+    if f.table is None:
+        return f
+    return Outer(f.left, jax.nn.one_hot(f.right, f.table, dtype=f.left.dtype)[:, :, None, :])
+
+
+def _joined(parts: list[Any]) -> Any:
+    c = max(len(x) for x in parts)
+    return jnp.concatenate([jnp.broadcast_to(x, (c, *x.shape[1:])) for x in parts], axis=1)
+
+
+def _balanced(f: Outer) -> Outer:
+    """The same with its right factor of size one, so that neither's square leaves the range of numbers by itself."""
+    if f.table is not None:
+        return f
+    s = jax.lax.stop_gradient(jnp.max(jnp.abs(f.right), initial=0.0))
+    s = jnp.where((s > 0) & (s < jnp.inf), s, 1.0).astype(f.right.dtype)
+    return Outer(f.left * s, f.right / s)
+
+
+# -- norms ----------------------------------------------------------------------------------------------------
+def sqnorms(f: Outer) -> Any:
+    """‖g_i‖² of one example: (c,)."""
+    c, cr, T, G, o, i = f.sizes
+    c = max(c, cr)
+    if f.table is None and T == 1:
+        return jnp.sum(jnp.sum(jnp.square(f.left), -1) * jnp.sum(jnp.square(f.right), -1), (1, 2))
+    if _ghost_is_cheaper(f):
+        squares = jnp.sum(_pairs(f.left) * _pairs_of_right(f), (1, 2, 3))
+        return jnp.maximum(squares, 0)  # where everything cancels, rounding may leave less
+    return jnp.sum(jnp.square(formed(f)), (1, 2, 3))
+
+
+def numbers(f: Outer) -> int:
+    """How many numbers the norms of one example take at a time."""
+    cl, cr, T, G, o, i = f.sizes
+    c = max(cl, cr)
+    held = T * G * (cl * o + (cr * i if f.table is None else 1))
+    if f.table is None and T == 1:
+        return held
+    return held + (2 * c * G * T * T if _ghost_is_cheaper(f) else c * G * o * i)
+
+
+def _ghost_is_cheaper(f: Outer) -> bool:
+    cl, cr, T, G, o, i = f.sizes
+    c = max(cl, cr)
+    right, product = (cr * i, c * T * o * i) if f.table is None else (0, c * T * o)
+    return T * T * (cl * o + right + 4 * c) <= product + 4 * c * o * i
+
+
+def _pairs(x: Any) -> Any:
+    return jnp.einsum("ctgo,csgo->cgts", x, x)
+
+
+def _pairs_of_right(f: Outer) -> Any:
+    if f.table is None:
+        return _pairs(f.right)
+    return (f.right[0][:, None] == f.right[0][None, :]).astype(f.left.dtype)
+
+
+def formed(f: Outer) -> Any:
+    """g: (c, G, o, i)."""
+    if f.table is not None:
+        at = jnp.where(f.right[0] < 0, f.table, f.right[0])
+        zeros = jnp.zeros((len(f.left), f.table, f.left.shape[-1]), f.left.dtype)
+        return zeros.at[:, at].add(f.left[:, :, 0], mode="drop")[:, None].swapaxes(2, 3)
+    left, right = (x[0] if len(x) == 1 else x for x in (f.left, f.right))
+    names = [("c" if x.ndim == 4 else "") + "tg" for x in (left, right)]
+    both = "c" if "c" in names[0] + names[1] else ""
+    g = jnp.einsum(f"{names[0]}o,{names[1]}i->{both}goi", left, right)
+    return g if both else g[None]
+
+
+# -- Gram matrices ------------------------------------------------------------------------------------------------
+def gram(P: Outer, Q: Outer) -> Any:
+    """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, both of all examples: (B, c, B, d)."""
+    B, (cl, cr, T, G, o, i) = len(P.left), P.sizes
+    (dl, dr, *_), itemsize = Q.sizes, P.left.dtype.itemsize
+    c, d = max(cl, cr), max(dl, dr)
+    sides = cl * dl * o + (cr * dr * i if P.table is None else 0)
+    product = i if P.table is None else 1
+    ghost = (T * B) ** 2 * (sides + 4 * c * d)
+    direct = c * d * B**2 * o * i + (c + d) * B * T * o * product
+    pairs = 2 * c * d * G * T * T * B
+    if ghost <= direct and pairs * itemsize <= common.GROUP_BYTES:
+        return over_examples(partial(_ghost_row, Q), P, pairs * itemsize)
+    return _direct(P, Q, (c + d) * B * G * o * i * itemsize)
+
+
+def _ghost_row(Q: Outer, f: Outer) -> Any:
+    """One example against all: (c, B, d)."""
+    left = jnp.einsum("ctgo,Cdsgo->gctCds", f.left, Q.left)
+    if f.table is not None:
+        same = f.right[0][:, None, None] == Q.right[:, 0][None]  # (T, B, T′)
+        return jnp.einsum("gctCds,tCs->cCd", left, same.astype(left.dtype))
+    right = jnp.einsum("ctgi,Cdsgi->gctCds", f.right, Q.right)
+    return jnp.sum(left * right, (0, 2, 5))
+
+
+def _direct(P: Outer, Q: Outer, size: int) -> Any:
+    """Sum of the inner products of rows of g, as many rows at a time as may be held."""
+    o = P.left.shape[-1]
+    tiles = next(n for n in range(1, o + 1) if o % n == 0 and (size // n <= common.GROUP_BYTES // 2 or n == o))
+    cut = lambda x: jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], tiles, o // tiles)), -2, 0)  # noqa: E731
+
+    def add(G: Any, tile: Any) -> Any:
+        p, q = (
+            jax.vmap(formed)(f._replace(left=left)) if f.table is None else _formed_table(f, left)
+            for f, left in zip((P, Q), tile, strict=True)
+        )
+        return G + jnp.einsum("bcgoi,Bdgoi->bcBd", p, q), None
+
+    probes = [max(f.sizes[:2]) for f in (P, Q)]
+    start = jnp.zeros((len(P.left), probes[0], len(Q.left), probes[1]), P.left.dtype)
+    return jax.lax.scan(add, start, (cut(P.left), cut(Q.left)))[0]
+
+
+def _formed_table(f: Outer, left: Any) -> Any:
+    return jax.vmap(lambda l, r: formed(Outer(l, r, f.table)))(left, f.right)
+
+
+def over_examples(f: Callable[[Any], Any], xs: Any, size: int, most: int | None = None) -> Any:
+    """`f` of every example, as many at a time as take `most` bytes, at `size` bytes each."""
+    table = xs.table if isinstance(xs, Outer) else None
+    arrays = (xs.left, xs.right) if isinstance(xs, Outer) else xs
+    one = (lambda a: f(Outer(*a, table))) if isinstance(xs, Outer) else f
+    B = jax.tree.leaves(arrays)[0].shape[0]
+    at_once = max(1, (common.GROUP_BYTES // 4 if most is None else most) // max(1, size))
+    return jax.vmap(one)(arrays) if at_once >= B else jax.lax.map(one, arrays, batch_size=at_once)
