@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +14,17 @@ from models import as_jax, jax_gru, torch_gru
 import traceest as te
 from traceest_adapters import _jax_ghost as ghost
 from traceest_adapters import _jax_layers as layers
-from traceest_adapters import _jax_rules as rules
 from traceest_adapters import _jax_taps as taps
 from traceest_adapters import jax as adapter
 from traceest_adapters.jax import jacobian
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly() -> Iterator[None]:
+    """These tests compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def random(*shape: int, seed: int = 0) -> Any:
@@ -110,7 +117,8 @@ CASES: dict[str, Case] = {
     "transposed": Case(lambda p, x: (p @ x.T).T, random(3, 4), random(5, 4), (1, 0, 0)),
     "weight on the left": Case(lambda p, x: jnp.einsum("oi,bti->bot", p, jnp.cos(x)), random(3, 4), random(5, 2, 4),
                                (1, 0, 0)),
-    "reshaped": Case(lambda p, x: x @ p.reshape(4, 6) + x @ p.reshape(4, 6), random(2, 2, 3, 2), random(5, 4), (1, 0, 0)),
+    "reshaped": Case(lambda p, x: x @ p.reshape(4, 6) + x @ p.reshape(4, 6), random(2, 2, 3, 2), random(5, 4), (1, 0,
+        0)),
     "reshaped otherwise": Case(lambda p, x: x @ p.reshape(4, 6) @ p.reshape(6, 4), random(24), random(5, 4), (0, 1, 0)),
     "transposed and reshaped": Case(lambda p, x: x @ p.T.reshape(4, 6), random(8, 3), random(5, 4), (0, 1, 0)),
     "sliced": Case(lambda p, x: jnp.sin(x @ p[:4]) @ p[4:, :2], random(7, 3), random(5, 4), (0, 1, 0)),
@@ -118,22 +126,26 @@ CASES: dict[str, Case] = {
                    {"w": random(4, 6), "v": random(6, 3)}, random(5, 4), (2, 0, 0)),
     "scaled by a parameter": Case(lambda p, x: x @ (jnp.exp(p["s"]) * p["w"]), {"w": random(4, 6), "s": random()},
                                   random(5, 4), (1, 1, 0)),
-    "scaled by the example": Case(lambda p, x: jax.vmap(lambda y: y @ (p * y.sum()))(x), random(4, 6), random(5, 4), (1, 0, 0)),
+    "scaled by the example": Case(lambda p, x: jax.vmap(lambda y: y @ (p * y.sum()))(x), random(4, 6), random(5, 4),
+        (1, 0, 0)),
     "of both kinds": Case(lambda p, x: jnp.sin(x @ p) + jnp.exp(p).sum(), random(4, 6), random(5, 4), (0, 1, 0)),
     "product of two": Case(lambda p, x: x @ (p["a"] @ p["b"]), {"a": random(4, 2), "b": random(2, 6)}, random(5, 4),
                            (0, 2, 0)),
     "used twice": Case(lambda p, x: jnp.sin(jnp.sin(x @ p) @ p), random(4, 4), random(5, 4), (1, 0, 0)),
-    "used with its transpose": Case(lambda p, x: jnp.sin(x @ p) @ p.T, random(4, 6), random(5, 4), (1, 0, 0)),
-    "broadcast over heads": Case(lambda p, x: jnp.einsum("bhi,hio->bho", x, jnp.broadcast_to(p, (3, 4, 2))), random(4, 2),
+    "used with its transpose": Case(lambda p, x: jnp.sin(x @ p) @ p.T, random(4, 4), random(5, 4), (1, 0, 0)),
+    "broadcast over heads": Case(lambda p, x: jnp.einsum("bhi,hio->bho", x, jnp.broadcast_to(p, (3, 4, 2))),
+        random(4, 2),
                                  random(5, 3, 4), (1, 0, 0)),
     "a weight a head": Case(lambda p, x: jnp.einsum("bthi,hio->btho", x, p).sum(1), random(3, 4, 2),
                             random(5, 6, 3, 4), (1, 0, 0)),
     "attention": Case(attention, {"qkv": random(4, 3, 2, 3), "o": random(2, 3, 4)}, random(3, 5, 4), (2, 0, 0)),
-    "layer norm, token": Case(normalised, {"cls": random(1, 1, 4), "scale": random(4), "shift": random(4), "w": random(4, 2)},
+    "layer norm, token": Case(normalised, {"cls": random(1, 1, 4), "scale": random(4), "shift": random(4),
+        "w": random(4, 2)},
                               random(5, 3, 4), (1, 3, 0)),
     "embedding": Case(lambda p, x: jnp.sin(p[x]), random(5, 3), WORDS, (1, 0, 0)),
     "embedding, taken": Case(lambda p, x: jnp.take(p, x, axis=1).sum(0), random(3, 5), WORDS, (1, 0, 0)),
-    "words outside, clipped": Case(lambda p, x: jnp.sin(p.at[x].get(mode="clip")), random(5, 3), WORDS_OUTSIDE, (1, 0, 0)),
+    "words outside, clipped": Case(lambda p, x: jnp.sin(p.at[x].get(mode="clip")), random(5, 3), WORDS_OUTSIDE, (1,
+        0, 0)),
     "words outside, dropped": Case(lambda p, x: jnp.sin(p.at[x].get(mode="fill", fill_value=1.0)), random(5, 3),
                                    WORDS_OUTSIDE, (1, 0, 0)),
     "tied head": Case(tied, {"e": random(5, 3), "m": random(3, 3)}, WORDS, (2, 0, 0)),
@@ -141,7 +153,8 @@ CASES: dict[str, Case] = {
     "conv, strided and dilated": Case(
         conv(window_strides=(2, 1), padding=((1, 2), (-1, 0)), rhs_dilation=(1, 2), lhs_dilation=(2, 1)),
         random(3, 2, 2, 4), random(3, 5, 6, 2), (1, 0, 0)),
-    "conv, grouped": Case(conv(feature_group_count=2, padding="VALID"), random(2, 2, 2, 6), random(3, 4, 4, 4), (1, 0, 0)),
+    "conv, grouped": Case(conv(feature_group_count=2, padding="VALID"), random(2, 2, 2, 6), random(3, 4, 4, 4), (1,
+        0, 0)),
     "conv, channels first": Case(conv(dimension_numbers=("NCHW", "OIHW", "NCHW")), random(4, 2, 3, 3),
                                  random(3, 2, 5, 4), (1, 0, 0)),
     "conv, one by one": Case(conv(), random(1, 1, 2, 4), random(3, 5, 4, 2), (1, 0, 0)),
@@ -170,14 +183,14 @@ def per_example(case: Case, V: Any) -> np.ndarray:
             return jnp.concatenate([leaf.ravel() for leaf in leaves])[None]
         return jnp.concatenate([jnp.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in leaves], 1)
 
-    J = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jacrev(state)(params))]
+    J = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(jax.jacrev(state))(params))]
     B, n = J[0].shape[:2]
     J = [leaf.reshape(B, n, -1) for leaf in J]
     return np.einsum("bnp,bnk->bkp", np.concatenate(J, 2), np.asarray(V).reshape(B, n, -1))
 
 
-def assert_right(case: Case, **options: Any) -> Any:
-    J = jacobian(case.fn, case.params, case.x, batch_axis=case.axis, **options)
+def assert_right(case: Case) -> Any:
+    J = jacobian(case.fn, case.params, case.x, batch_axis=case.axis, check=False)
     V = random(J.shape[0], 5, seed=7)
     g = per_example(case, V)
     np.testing.assert_allclose(J.block_sqnorms(V), (g**2).sum(-1), rtol=1e-10, atol=1e-10)
@@ -191,3 +204,168 @@ def assert_right(case: Case, **options: Any) -> Any:
 def test_norms_and_grams_are_those_of_the_formed_gradients(name: str) -> None:
     plan = assert_right(CASES[name])._plan
     assert (len(plan.weights), len(plan.small), len(plan.rest)) == CASES[name].expected
+
+
+# -- inside transformations ---------------------------------------------------------------------------------
+
+TRANSFORMED = ("attention", "gru", "tied head", "conv", "layer norm, token")
+
+
+def sketch(case: Case, V: Any) -> Callable[[Any], Any]:
+    """A function of the parameters that takes norms and Gram matrix, without looking at values."""
+
+    def of(p: Any) -> Any:
+        J = jacobian(case.fn, p, case.x, batch_axis=case.axis)
+        return jnp.sum(jnp.sin(J.block_sqnorms(V))) + jnp.sum(jnp.cos(J.sketch_gram(V)))
+
+    return of
+
+
+def sketch_by_hand(case: Case, V: Any) -> Callable[[Any], Any]:
+    def of(p: Any) -> Any:
+        def state(p: Any) -> Any:
+            return jnp.reshape(jnp.moveaxis(case.fn(p, case.x), case.axis, 0), (B, -1))
+
+        B = case.x.shape[case.axis]
+        J = [jnp.reshape(leaf, (*leaf.shape[:2], -1)) for leaf in jax.tree.leaves(jax.jacrev(state)(p))]
+        J = jnp.concatenate(J, 2)
+        g = jnp.einsum("bnp,bnk->bkp", J, jnp.reshape(V, (B, -1, V.shape[1])))
+        return jnp.sum(jnp.sin(jnp.sum(g**2, -1))) + jnp.sum(jnp.cos(jnp.einsum("bip,cjp->bicj", g, g)))
+
+    return of
+
+
+@pytest.mark.parametrize("name", [TRANSFORMED[0], *(pytest.param(n, marks=pytest.mark.slow) for n in TRANSFORMED[1:])])
+def test_they_work_and_are_differentiable_under_jit(name: str) -> None:
+    case = CASES[name]
+    V = random(jacobian(case.fn, case.params, case.x, batch_axis=case.axis, check=False).shape[0], 2, seed=3) / 10
+    value, grad = jax.jit(jax.value_and_grad(sketch(case, V)))(case.params)
+    expected, by_hand = jax.jit(jax.value_and_grad(sketch_by_hand(case, V)))(case.params)
+    np.testing.assert_allclose(value, expected, rtol=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), grad, by_hand)
+
+
+def test_they_can_be_mapped_over_parameters() -> None:
+    case = CASES["dense"]
+    V, scale = random(15, 2, seed=3), jnp.asarray([0.5, 1.0, 2.0])
+    of = sketch(case, V)
+    scaled = lambda s: jax.tree.map(lambda p: s * p, case.params)  # noqa: E731
+    mapped = jax.vmap(lambda s: of(scaled(s)))(scale)
+    np.testing.assert_allclose(mapped, [sketch_by_hand(case, V)(scaled(s)) for s in scale], rtol=1e-10)
+
+
+def test_a_statistic_is_the_same_with_ghost_norms_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["attention"]
+    K = te.gram(jacobian(case.fn, case.params, case.x))
+    with_ghosts = te.effective_rank(K, n_probes=4, rng=0).value
+    monkeypatch.setattr(ghost, "plan", lambda model, trained, *_: ghost.Plan((), (), (), tuple(range(len(trained)))))
+    K = te.gram(jacobian(case.fn, case.params, case.x))
+    np.testing.assert_allclose(te.effective_rank(K, n_probes=4, rng=0).value, with_ghosts, rtol=1e-10)
+
+
+# -- what is left to the rest -------------------------------------------------------------------------------
+
+
+def test_branches_by_value_are_not_mapped_over() -> None:
+    x = random(5, 4)
+    J = jacobian(lambda p, x: jax.lax.map(lambda y: branching(p, y), x), random(4, 3), x)
+    assert J._plan == ghost.Plan((), (), (), (0,))
+    V = random(15, 3)
+    g = np.einsum("bi,bok->bkio", jnp.where(x.sum(1) > 0, 1, 2)[:, None] * x, V.reshape(5, 3, 3)).reshape(5, 3, -1)
+    np.testing.assert_allclose(J.sketch_gram(V), np.einsum("bip,cjp->bicj", g, g), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["sliced", "product of two", "of both kinds"])
+def test_large_parameters_that_are_not_understood_are_treated_example_by_example(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghost._plan.cache_clear()
+    monkeypatch.setattr(ghost, "SMALL", 0)
+    plan = assert_right(CASES[name])._plan
+    ghost._plan.cache_clear()
+    assert plan.rest
+
+
+def test_a_small_parameter_that_makes_a_large_one_is_not_copied_for_each_example() -> None:
+    params = {"g": random(80), "v": random(60, 80)}
+    weight = lambda p: p["g"] * p["v"] / jnp.linalg.norm(p["v"], axis=0)  # noqa: E731
+    J = jacobian(lambda p, x: x @ weight(p), params, random(3, 60))
+    assert J._plan.rest == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embedding", "conv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("attention", "tied head", "unrolled"))],
+)
+def test_pieces_that_fit_in_no_memory_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.clear_caches()
+    monkeypatch.setattr(adapter.common, "GROUP_BYTES", 600)
+    assert_right(CASES[name])
+    jax.clear_caches()
+
+
+# -- precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_factors_may_be_as_large_or_small_as_their_product_allows(scale: float) -> None:
+    x, w = scale * random(4, 3, 5), random(5, 6) / scale
+    fn = lambda p, x: jnp.sin(x @ p["w"]).sum(1) / scale  # noqa: E731
+    to32 = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)  # noqa: E731
+    V = random(24, 2)
+    exact = jacobian(fn, {"w": w}, x).block_sqnorms(V)
+    found = jacobian(fn, to32({"w": w}), to32(x)).block_sqnorms(V.astype(jnp.float32))
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_sums_of_half_precision_are_made_in_float32() -> None:
+    """A norm of 4,097 equal squares: half precision stops counting at 256."""
+    n = 4097
+    params, x = jnp.ones((1, n), jnp.bfloat16), jnp.ones((2, 1), jnp.bfloat16)
+    J = jacobian(lambda p, x: x @ p, params, x)
+    V = jnp.ones((2 * n, 1), jnp.bfloat16)
+    np.testing.assert_allclose(J.block_sqnorms(V).astype(float), n, rtol=2**-8)
+
+
+# -- bite ---------------------------------------------------------------------------------------------------
+
+
+def wrongly(function: Callable[..., Any], change: Callable[[Any], Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: change(function(*args, **kwargs))
+
+
+MUTATIONS: dict[str, tuple[str, Any, str, Callable[[Any], Any]]] = {
+    "a use is missed": ("used twice", ghost.Plan, "of", lambda of: lambda self, leaf: of(self, leaf)[:1]),
+    "both sides alike": ("used with its transpose", layers, "merged",
+                         lambda f: lambda uses, factors: f([uses[0]] * len(uses), factors)),
+    "positions apart": ("wide, few positions", layers, "_pairs", lambda f: wrongly(f,
+        lambda x: x * jnp.eye(x.shape[-1]))),
+    "padding is a word": ("words outside, dropped", layers, "outer",
+                          lambda f: lambda use, x, d, dtype: f(use, jnp.abs(x), d, dtype)),
+    "scale forgotten": ("scaled", taps, "_reordered", lambda f: wrongly(f, lambda v: v and v._replace(scale=None))),
+    "order of axes": ("used with its transpose", taps, "_reordered", lambda f: wrongly(f,
+        lambda v: v and v._replace(axes=v.axes[::-1]))),
+    "padded on the wrong side": (
+        "conv, strided and dilated", layers, "patches",
+        lambda f: lambda x, conv: f(x, conv._replace(padding=tuple(pair[::-1] for pair in conv.padding)))),
+    "steps are positions": ("scan over layers", taps, "_slice",
+                            lambda f: wrongly(f, lambda k: k if k.view is None else k._replace(
+                                view=k.view._replace(loops=(*k.view.loops[:-1], None))))),
+    "spoiling ignored": ("of both kinds", taps.Tape, "spoil", lambda f: lambda self, *inputs: None),
+    "looks into custom derivatives": ("custom derivative", taps, "INLINED",
+                                      lambda names: {**names, "custom_vjp_call": "call_jaxpr"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, owner, attribute, change = MUTATIONS[name]
+    ghost._plan.cache_clear()
+    jax.clear_caches()
+    monkeypatch.setattr(owner, attribute, change(getattr(owner, attribute)))
+    try:
+        with pytest.raises(AssertionError, match="Not equal to tolerance"):
+            assert_right(CASES[case])
+    finally:
+        ghost._plan.cache_clear()
+        jax.clear_caches()

@@ -67,7 +67,7 @@ def _plan(model: Model, leaves: tuple[Any, ...], treedef: Any) -> Plan:
         jax.eval_shape(lambda p, f, example: _row(model, p, f, example, everything, _new(tapes)), trained, fixed, one)
         found = _sorted_out(tapes[-1], [prod(p.shape) for p in trained])
         jax.eval_shape(partial(linearise, model, found), trained, fixed, examples)
-    except (NotImplementedError, _Branches):
+    except (NotImplementedError, _BranchError):
         return Plan((), (), (), everything)
     return found
 
@@ -77,7 +77,7 @@ def _new(tapes: list[Tape]) -> Tape:
     return tapes[-1]
 
 
-class _Branches(Exception):
+class _BranchError(Exception):
     """A branch taken by value would, mapped over examples, become a choice between both results."""
 
 
@@ -106,7 +106,7 @@ def _row(model: Model, trained: Any, fixed: Any, example: Any, followed: tuple[i
     """The state of one example, with every use of the parameters `followed` on the tape."""
     closed = jax.make_jaxpr(model.row)(trained, fixed, example)
     if _branches(closed.jaxpr):
-        raise _Branches
+        raise _BranchError
     alone = model.batch_axis is None
     inputs = [Known(p, alone, _view(i, p) if i in followed else None, frozenset([i])) for i, p in enumerate(trained)]
     inputs += [Known(x, alone) for x in fixed]
@@ -224,7 +224,8 @@ def _all_factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layer
         tables.append(f.table)
         return f.left, f.right
 
-    return layers.Outer(*jax.vmap(one)(operands, taps), tables[-1])
+    left, right = jax.vmap(one)(operands, taps)
+    return layers.Outer(left, right, tables[-1])
 
 
 def size(plan: Plan, leaf: int, parameter: Any) -> int:

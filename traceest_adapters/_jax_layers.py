@@ -91,7 +91,10 @@ def merged(uses: list[Use], factors: list[Outer]) -> Outer:
             _joined([f.left for f in factors]), jnp.concatenate([f.right for f in factors], -1), factors[0].table
         )
     dense = [_balanced(_dense(f)) for f in factors]
-    sides = [(f.left, f.right) if use.layout == uses[0].layout else (f.right, f.left) for use, f in zip(uses, dense)]
+    sides = [
+        (f.left, f.right) if use.layout == uses[0].layout else (f.right, f.left)
+        for use, f in zip(uses, dense, strict=True)
+    ]
     return Outer(*(_joined(list(side)) for side in zip(*sides, strict=True)))
 
 
@@ -118,9 +121,7 @@ def _balanced(f: Outer) -> Outer:
 # -- norms ----------------------------------------------------------------------------------------------------
 def sqnorms(f: Outer) -> Any:
     """‖g_i‖² of one example: (c,)."""
-    c, cr, T, G, o, i = f.sizes
-    c = max(c, cr)
-    if f.table is None and T == 1:
+    if f.table is None and f.sizes[2] == 1:
         return jnp.sum(jnp.sum(jnp.square(f.left), -1) * jnp.sum(jnp.square(f.right), -1), (1, 2))
     if _ghost_is_cheaper(f):
         squares = jnp.sum(_pairs(f.left) * _pairs_of_right(f), (1, 2, 3))
@@ -139,7 +140,7 @@ def numbers(f: Outer) -> int:
 
 
 def _ghost_is_cheaper(f: Outer) -> bool:
-    cl, cr, T, G, o, i = f.sizes
+    cl, cr, T, _, o, i = f.sizes
     c = max(cl, cr)
     right, product = (cr * i, c * T * o * i) if f.table is None else (0, c * T * o)
     return T * T * (cl * o + right + 4 * c) <= product + 4 * c * o * i
@@ -174,23 +175,25 @@ def gram(P: Outer, Q: Outer) -> Any:
     B, (cl, cr, T, G, o, i) = len(P.left), P.sizes
     (dl, dr, *_), itemsize = Q.sizes, P.left.dtype.itemsize
     c, d = max(cl, cr), max(dl, dr)
-    sides = cl * dl * o + (cr * dr * i if P.table is None else 0)
-    product = i if P.table is None else 1
-    ghost = (T * B) ** 2 * (sides + 4 * c * d)
-    direct = c * d * B**2 * o * i + (c + d) * B * T * o * product
-    pairs = 2 * c * d * G * T * T * B
-    if ghost <= direct and pairs * itemsize <= common.GROUP_BYTES:
-        return over_examples(partial(_ghost_row, Q), P, pairs * itemsize)
+    if P.table is None:
+        ghost, held = (T * B) ** 2 * (cl * dl * o + cr * dr * i + 4 * c * d), 2 * c * d * G * T * T * B
+        direct = c * d * B**2 * o * i + (c + d) * B * T * o * i
+    else:
+        ghost, held = c * B * B * T * o * (T + d), (T + c * o) * B * T
+        direct = c * d * B**2 * o * i + (c + d) * B * T * o
+    if ghost <= direct and held * itemsize <= common.GROUP_BYTES:
+        one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
+        return over_examples(partial(_ghost_row, Q), P, held * itemsize, one_by_one)
     return _direct(P, Q, (c + d) * B * G * o * i * itemsize)
 
 
 def _ghost_row(Q: Outer, f: Outer) -> Any:
     """One example against all: (c, B, d)."""
-    left = jnp.einsum("ctgo,Cdsgo->gctCds", f.left, Q.left)
-    if f.table is not None:
-        same = f.right[0][:, None, None] == Q.right[:, 0][None]  # (T, B, T′)
-        return jnp.einsum("gctCds,tCs->cCd", left, same.astype(left.dtype))
-    right = jnp.einsum("ctgi,Cdsgi->gctCds", f.right, Q.right)
+    if f.table is not None:  # the rows of g at the words of all examples, and these with their own derivatives
+        same = (f.right[0][:, None, None] == Q.right[:, 0]).astype(f.left.dtype)  # (T, B, T′)
+        rows = jnp.einsum("cto,tCs->cCso", f.left[:, :, 0], same)
+        return jnp.einsum("cCso,Cdso->cCd", rows, Q.left[:, :, :, 0])
+    left, right = (jnp.einsum("ctgo,Cdsgo->gctCds", x, y) for x, y in ((f.left, Q.left), (f.right, Q.right)))
     return jnp.sum(left * right, (0, 2, 5))
 
 
@@ -213,14 +216,14 @@ def _direct(P: Outer, Q: Outer, size: int) -> Any:
 
 
 def _formed_table(f: Outer, left: Any) -> Any:
-    return jax.vmap(lambda l, r: formed(Outer(l, r, f.table)))(left, f.right)
+    return jax.vmap(lambda left, right: formed(Outer(left, right, f.table)))(left, f.right)
 
 
 def over_examples(f: Callable[[Any], Any], xs: Any, size: int, most: int | None = None) -> Any:
     """`f` of every example, as many at a time as take `most` bytes, at `size` bytes each."""
     table = xs.table if isinstance(xs, Outer) else None
     arrays = (xs.left, xs.right) if isinstance(xs, Outer) else xs
-    one = (lambda a: f(Outer(*a, table))) if isinstance(xs, Outer) else f
+    one = (lambda a: f(Outer(a[0], a[1], table))) if isinstance(xs, Outer) else f
     B = jax.tree.leaves(arrays)[0].shape[0]
     at_once = max(1, (common.GROUP_BYTES // 4 if most is None else most) // max(1, size))
     return jax.vmap(one)(arrays) if at_once >= B else jax.lax.map(one, arrays, batch_size=at_once)

@@ -182,8 +182,8 @@ def _gather(eqn: Any, which: int, view: View, indices: Any) -> tuple[Use, Any] |
 
 def _use(eqn: Any, view: View, rows: Any, groups: Any, out: Any, into: Any, **more: Any) -> Use:
     z = eqn.outvars[0].aval
-    sides = (tuple(pairs) for pairs in (rows, groups, out, into))
-    return Use(view.leaf, view.shape, (z.shape, z.dtype), *sides, view.loops, **more)
+    rows, groups, out, into = (tuple(pairs) for pairs in (rows, groups, out, into))
+    return Use(view.leaf, view.shape, (z.shape, z.dtype), rows, groups, out, into, view.loops, **more)
 
 
 def _scaled(x: Any, view: View) -> Any:

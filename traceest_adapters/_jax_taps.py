@@ -127,7 +127,8 @@ def _tapped(eqn: Any, inputs: list[Known], z: Any, tape: Tape) -> Any:
     found = None
     small = jnp.size(z) < jnp.size(inputs[which[0]].value) and not _sources(others)
     if len(which) == 1 and (small or any(known.varies for known in others)):
-        found = RULES[eqn.primitive.name](eqn, which[0], inputs[which[0]].view, others[0].value)
+        view = inputs[which[0]].view
+        found = None if view is None else RULES[eqn.primitive.name](eqn, which[0], view, others[0].value)
     if found is None:
         tape.spoil(*inputs)
         return z
