@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from traceest.estimate import Estimate
@@ -42,13 +43,27 @@ class Sketch(ABC):
     def squared_trace(self, a: int) -> Statistic:
         """(tr K_a)²."""
 
-    @abstractmethod
     def product(self, a: int, b: int) -> Statistic:
         """⟨K_a, K_b⟩ = tr(K_aᴴK_b), its real part."""
+        return self._once("product", self._product, a, b)
 
-    @abstractmethod
     def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """‖K_a − K_b‖² and the unit it is the square of."""
+        return self._once("squared distance", self._squared_distance, a, b)
+
+    @abstractmethod
+    def _product(self, a: int, b: int) -> Statistic: ...
+
+    @abstractmethod
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]: ...
+
+    def _once(self, what: str, of: Callable[[int, int], Any], a: int, b: int) -> Any:
+        """What several statistics are made of is computed for one of them only; both are symmetric in a and b."""
+        known = self.__dict__.setdefault("_known", {})
+        key = (what, min(a, b), max(a, b))
+        if key not in known:
+            known[key] = of(min(a, b), max(a, b))
+        return known[key]
 
     @abstractmethod
     def example_traces(self, a: int) -> Estimate | None:

@@ -48,7 +48,7 @@ class Deflated(Sketch):
         """The trace's square less its variance."""
         return squared_mean(self.xp, self.forms())
 
-    def product(self, a: int, b: int) -> Statistic:
+    def _product(self, a: int, b: int) -> Statistic:
         """‖K‖²."""
         if self.G is None:
             left = block_sum(self.xp, self.xp.sum(aa.abs2(self.xp, self.KU), axis=0)[None, :])
@@ -56,7 +56,7 @@ class Deflated(Sketch):
             left = pair_mean(self.xp, aa.abs2(self.xp, self.G)[None, :, None, :])
         return left.map(lambda x: x + self.on_basis[1])
 
-    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """Of a kernel to itself."""
         return self.product(a, b).map(lambda x: 0 * x), self.units[a]
 

@@ -39,11 +39,11 @@ class Exact(Sketch):
         """(tr K_a)²."""
         return constant(self.xp.sum(self.traces[a]) ** 2)
 
-    def product(self, a: int, b: int) -> Statistic:
+    def _product(self, a: int, b: int) -> Statistic:
         """⟨K_a, K_b⟩."""
         return constant(self.products[min(a, b), max(a, b)])
 
-    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """‖K_a‖² − 2⟨K_a, K_b⟩ + ‖K_b‖², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         s, t = self.units[a] / unit, self.units[b] / unit

@@ -61,11 +61,11 @@ class OneSided(Sketch):
         forms = None if self.law is None else (self._diagonal(Ga), self._diagonal(Gb))
         return pair_mean(xp, H, forms, self.law)
 
-    def product(self, a: int, b: int) -> Statistic:
+    def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
         return self.pairs(self.grams[a], self.grams[b])
 
-    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)

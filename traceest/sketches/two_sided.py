@@ -50,11 +50,11 @@ class Plain(Sketch):
         """The trace's square less its variance."""
         return squared_mean(self.xp, self.forms(a))
 
-    def product(self, a: int, b: int) -> Statistic:
+    def _product(self, a: int, b: int) -> Statistic:
         """Mean ⟨K_av, K_bv⟩."""
         return block_sum(self.xp, aa.real(self.xp, aa.vdot(self.xp, self.KV[a], self.KV[b]))[None, :])
 
-    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """Mean ‖K_av − K_bv‖², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.KV[a] * (self.units[a] / unit) - self.KV[b] * (self.units[b] / unit)
@@ -97,16 +97,16 @@ class LowRank(Sketch):
         variance = self.estimate(t).stderr ** 2
         return t.map(lambda x: x**2 - variance)
 
-    def product(self, a: int, b: int) -> Statistic:
+    def _product(self, a: int, b: int) -> Statistic:
         """XTrace of C = K_aᴴK_b."""
-        return self._product(self.Y[a], self.Z[a], self.Y[b], self.Z[b])
+        return self._inner(self.Y[a], self.Z[a], self.Y[b], self.Z[b])
 
-    def squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """XTrace of C = DᴴD, D = K_a − K_b, in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         s, t = self.units[a] / unit, self.units[b] / unit
         Y, Z = (X[a] * s - X[b] * t for X in (self.Y, self.Z))
-        return self._product(Y, Z, Y, Z), unit
+        return self._inner(Y, Z, Y, Z), unit
 
     def example_traces(self, a: int) -> Estimate | None:
         """None: products with K do not tell examples apart."""
@@ -120,7 +120,7 @@ class LowRank(Sketch):
         e = left_out.estimate(xp, 1.0, **self.fields, **fields)
         return Estimate(value * size, e.stderr * size, e.df, None, **self.fields, **fields)
 
-    def _product(self, Ya: Any, Za: Any, Yb: Any, Zb: Any) -> Statistic:
+    def _inner(self, Ya: Any, Za: Any, Yb: Any, Zb: Any) -> Statistic:
         """Tr C of C = K_aᴴK_b: QᴴCΩ, QᴴCᴴΩ and QᴴCQ from the products with Q."""
         xp, Zah = self.xp, aa.adjoint(self.xp, Za)
         return self._statistic(aa.vdot(xp, Ya, Yb), Zah @ Yb, aa.adjoint(xp, Zb) @ Ya, Zah @ Zb)
