@@ -531,6 +531,20 @@ def test_a_tolerance_is_kept(statistic, blocks):
     assert not all(e.exact for e in runs)
 
 
+@pytest.mark.parametrize("statistic", ["frobenius_norm", "effective_rank"])
+def test_a_tolerance_takes_the_low_rank_route_and_few_products_where_the_spectrum_falls(statistic):
+    eigenvalues = zoo.SPECTRA["poly"](500)
+    column, norm = eigenvalues[:, None], np.linalg.norm(eigenvalues)
+    truth = norm if statistic == "frobenius_norm" else (np.sum(eigenvalues) / norm) ** 2
+    A = te.aslinearoperator(lambda X: column * X, like=column, psd=True)
+    runs = [getattr(te, statistic)(A, rtol=0.01, rng=seed) for seed in range(40)]
+    assert all(e.converged and e.method == "two-sided low-rank" for e in runs)
+    assert np.mean([abs(float(e) / truth - 1) <= 0.01 for e in runs]) >= 0.95
+    assert np.median([e.n_matvecs for e in runs]) <= 100
+    K = te.gram(np.sqrt(column) * zoo.haar(500))
+    assert getattr(te, statistic)(K, rtol=0.01, rng=0).method == "two-sided low-rank"
+
+
 def test_a_tolerance_out_of_reach_says_so_and_keeps_the_budget():
     counted = Counter(te.aslinearoperator(BIG1, n_blocks=4))
     e = te.effective_rank(te.gram(counted), 11, rtol=1e-4, rng=0)

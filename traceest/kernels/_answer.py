@@ -9,27 +9,35 @@ from typing import Any
 
 from traceest._growth import Target
 from traceest.estimate import Estimate
-from traceest.sketches import Request, Sketch, exact_cost, sketch
+from traceest.sketches import Request, Sketch, exact_cost, route, sketch
+from traceest.sketches.two_sided import LOW_RANK_FROM
 
 FIRST = 4
 """Probes of the first look beyond those that are not drawn; the jackknife needs three."""
+
+GROWTH = 4
+"""Most that a look may ask for, in times of what the last one had: errors may fall faster than foreseen."""
 
 
 def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
     """`statistic` of a sketch of the kernels.
 
-    With a tolerance: a first look with few probes predicts how many it takes, at least twice as many each time, until
-    the interval is inside; at the exact answer's cost that is taken. A sketch pairs every probe with every other, so
-    it is made anew, and what all looks have spent is counted.
+    With a tolerance: each look predicts how many probes it takes from how the interval has shrunk since the one before,
+    until it is inside; at the exact answer's cost that is taken. A sketch pairs every probe with every other, so it is
+    made anew, and what all looks have spent is counted.
     """
     request = request.checked()
     if request.rtol is None:
         return statistic(sketch(Ks, request))
     # As for traces: at half the error probability, since there may be several looks.
     target, exact = Target(request.rtol, 0.0, 0.95), exact_cost(Ks, request)
-    request = request if request.limit is not None else replace(request, n_probes=_unlimited(exact))
+    two_sided = route(Ks, request) == "two-sided"
+    if request.limit is None:  # room to end with the exact answer whatever was sampled before
+        most = 2 * exact + FIRST
+        request = replace(request, n_matvecs=most) if two_sided else replace(request, n_probes=most)
     limit, n_matvecs, n_rmatvecs = request.limit or exact, 0, 0
-    m = min(FIRST + request.n_extra, limit)
+    m = min((LOW_RANK_FROM if two_sided else FIRST) + request.n_extra, limit)
+    looks: list[tuple[int, float]] = []
     while True:
         e = statistic(sketch(Ks, request.with_budget(m)))
         n_matvecs, n_rmatvecs = n_matvecs + e.n_matvecs, n_rmatvecs + e.n_rmatvecs
@@ -37,9 +45,10 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
         left = limit - max(n_matvecs, n_rmatvecs) // len(Ks)
         if e.converged or left < 1:
             return e
-        needed = target.samples(e, m, 0.5)
-        wanted = max(2 * m, math.ceil(1.1 * min(needed, 1e9)))
-        if min(wanted, left) >= exact:
+        looks.append((m, target.half(e)))
+        needed = target.samples(e, m, _rate(looks))
+        wanted = min(GROWTH * m, max(m + m // 2 + 1, math.ceil(1.1 * min(needed, 1e9))))
+        if exact <= left < wanted + exact:  # the last chance to end with it for certain
             m = exact
         elif left <= m:  # no more than what this answer rests on
             return e
@@ -47,6 +56,11 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
             m = min(wanted, left)
 
 
-def _unlimited(exact: int) -> int:
-    """Room to end with the exact answer whatever was sampled before."""
-    return 2 * exact + FIRST
+def _rate(looks: list[tuple[int, float]]) -> float:
+    """The power of the number of probes by which the interval shrinks, as seen between the last two looks."""
+    if len(looks) < 2:
+        return 1.0
+    (k, before), (m, now) = looks[-2:]
+    if not (0 < now < before and math.isfinite(before)):
+        return 0.5
+    return min(4.0, max(0.5, math.log(before / now) / math.log(m / k)))
