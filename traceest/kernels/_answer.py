@@ -16,7 +16,7 @@ FIRST = 4
 """Probes of the first look beyond those that are not drawn; the jackknife needs three."""
 
 GROWTH = 4
-"""Most that a look may ask for, in times of what the last one had: errors may fall faster than foreseen."""
+"""Most that a two-sided look may ask for, in times of the last one's: a low-rank part may leave less by orders."""
 
 
 def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
@@ -46,8 +46,9 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
         if e.converged or left < 1:
             return e
         looks.append((m, target.half(e)))
-        needed = target.samples(e, m, _rate(looks))
-        wanted = min(GROWTH * m, max(m + m // 2 + 1, math.ceil(1.1 * min(needed, 1e9))))
+        needed = target.samples(e, m, _rate(looks, 1.0 if two_sided else 0.5))
+        wanted = max(m + m // 2 + 1, math.ceil(1.1 * min(needed, 1e9)))
+        wanted = min(wanted, GROWTH * m) if two_sided else wanted
         if exact <= left < wanted + exact:  # the last chance to end with it for certain
             m = exact
         elif left <= m:  # no more than what this answer rests on
@@ -56,10 +57,10 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
             m = min(wanted, left)
 
 
-def _rate(looks: list[tuple[int, float]]) -> float:
+def _rate(looks: list[tuple[int, float]], hoped_for: float) -> float:
     """The power of the number of probes by which the interval shrinks, as seen between the last two looks."""
     if len(looks) < 2:
-        return 1.0
+        return hoped_for
     (k, before), (m, now) = looks[-2:]
     if not (0 < now < before and math.isfinite(before)):
         return 0.5
