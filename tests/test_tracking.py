@@ -169,6 +169,24 @@ def test_as_many_probes_as_the_exact_answer_costs_give_it():
     assert tracker[2].trace.n_rmatvecs == N_B
 
 
+@pytest.mark.parametrize("option", ["n_deflate", "n_fresh"])
+def test_exact_answers_need_no_bettering(option):
+    tracker = te.Tracker(B * N_B, rng=0, **{option: 5})
+    for J in PATH[:2]:
+        tracker.update(te.aslinearoperator(J @ J.T, psd=True))
+    assert tracker[1].trace.exact
+    assert float(tracker[1].trace_change) == pytest.approx(TRUTH[1]["trace_change"], rel=1e-9)
+
+
+def test_a_kernel_that_was_refused_leaves_no_trace():
+    tracker = te.Tracker(3, n_deflate=4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="batch_axis=None"):
+            tracker.update(te.gram(START, n_blocks=B))
+    tracker.update(te.gram(START))
+    assert tracker[0].frobenius_norm.method == "deflated"
+
+
 def test_it_runs_on_every_backend(backend):
     def run(*Js):
         tracker = te.Tracker(3, rng=0)

@@ -168,11 +168,11 @@ class Tracker:
         """
         K = check.square(K, "Tracker")
         if self._sketches is None:
-            self._start(K)
-        assert self._sketches is not None
-        self._sketches.check(K)
-        values, own = self._deflation.sketch(K, self._sketches.V) if self._deflation is not None else (None, None)
-        s = self._sketches.follow(K, own)
+            self._sketches = self._start(K)
+        sketches = self._sketches
+        sketches.check(K)
+        values, own = self._deflation.sketch(K, sketches.V) if self._deflation is not None else (None, None)
+        s = sketches.follow(K, own)
         trace = None if self._shifted is None else self._shifted.follow(K)
         step = float(len(self.checkpoints) if step is None else step)
         self.checkpoints.append(_checkpoint(step, K, s, values, trace))
@@ -205,8 +205,8 @@ class Tracker:
         """
         return _export.plot(self.checkpoints, axes)
 
-    def _start(self, K: Any) -> None:
-        """Draw the probes that all checkpoints share."""
+    def _start(self, K: Any) -> Sketches:
+        """Draw the probes that all checkpoints share, once K is known to fit what was asked for."""
         factor, blocks = getattr(K, "factor", None), n_blocks(getattr(K, "factor", K))
         one_sided = factor is not None and hasattr(factor, "rmatmat")
         stream = Probes(
@@ -216,7 +216,6 @@ class Tracker:
             distribution=self.distribution,
             n_blocks=blocks if one_sided else 1,
         )
-        self._sketches = Sketches(K, stream, self.n_probes)
         if self.n_deflate:
             check.require_side(K, "matmat", "Tracker")
             if one_sided and blocks > 1:
@@ -224,9 +223,11 @@ class Tracker:
                     f"Tracker: n_deflate is for kernels of one block, this one has {blocks}, whose cross-example noise "
                     "is gone already; drop n_deflate, or make the kernel with batch_axis=None."
                 )
-            self._deflation = Deflation(stream, self.n_deflate)
-        if self.n_fresh:
-            self._shifted = Shifted(stream, self.n_fresh)
+        sketches = Sketches(K, stream, self.n_probes)
+        if not sketches.exact:  # which nothing can better
+            self._deflation = Deflation(stream, self.n_deflate) if self.n_deflate else None
+            self._shifted = Shifted(stream, self.n_fresh) if self.n_fresh else None
+        return sketches
 
 
 def _checkpoint(step: float, K: Any, s: Sketch, values: Sketch | None, trace: Estimate | None) -> Checkpoint:
