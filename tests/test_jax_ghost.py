@@ -12,11 +12,8 @@ import pytest
 from models import as_jax, jax_gru, torch_gru
 
 import traceest as te
-from traceest_adapters import _jax_ghost as ghost
-from traceest_adapters import _jax_layers as layers
-from traceest_adapters import _jax_taps as taps
-from traceest_adapters import jax as adapter
-from traceest_adapters.jax import jacobian
+from traceest_adapters import _state as common
+from traceest_adapters.jax import ghost, jacobian, layers, taps
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -299,7 +296,7 @@ def test_a_small_parameter_that_makes_a_large_one_is_not_copied_for_each_example
 )
 def test_pieces_that_fit_in_no_memory_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jax.clear_caches()
-    monkeypatch.setattr(adapter.common, "GROUP_BYTES", 600)
+    monkeypatch.setattr(common, "GROUP_BYTES", 600)
     assert_right(CASES[name])
     jax.clear_caches()
 

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from traceest_adapters import _state, _torch_examples
-from traceest_adapters.torch import TorchJacobian, jacobian
+from traceest_adapters import _state
+from traceest_adapters.torch import TorchJacobian, examples, jacobian
 
-LAYERS = sys.modules["traceest_adapters._torch_layers"]
-LOOKUP = sys.modules["traceest_adapters._torch_lookup"]
-GHOST = sys.modules["traceest_adapters._torch_ghost"]
-ADAPTER = sys.modules["traceest_adapters.torch"]
+LAYERS = sys.modules["traceest_adapters.torch.layers"]
+LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
+GHOST = sys.modules["traceest_adapters.torch.ghost"]
+ADAPTER = sys.modules["traceest_adapters.torch.operator"]
 F64 = {"dtype": torch.float64}
 torch.manual_seed(0)
 
@@ -323,7 +323,7 @@ def test_nothing_is_done_example_by_example(monkeypatch: pytest.MonkeyPatch, cas
     def refuse(*_: Any) -> None:
         raise AssertionError("gradients are formed example by example")
 
-    monkeypatch.setattr(_torch_examples.PerExample, "_reduced", refuse)
+    monkeypatch.setattr(examples.PerExample, "_reduced", refuse)
     check(J)
 
 
@@ -465,7 +465,7 @@ def test_a_gradient_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyP
     if case != "weight also used in ways not known":
         check(CASES[case].jacobian())
         broken(monkeypatch, GHOST, "merge", lambda honest, factors: honest(factors[:1]))
-        functions = sys.modules["traceest_adapters._torch_functions"]
+        functions = sys.modules["traceest_adapters.torch.functions"]
         monkeypatch.setattr(functions, "_padding", lambda padding, kernel, _: [(0, 2 * p) for p in padding])
         broken(monkeypatch, LOOKUP._Rows, "of", lambda honest, f: honest(f._replace(right=f.right * 1.001)))
     with pytest.raises(AssertionError):

@@ -1,7 +1,7 @@
 """What a JAX function of one example does with each parameter: a walk through its jaxpr.
 
 A value that is a parameter up to the order of its entries (transposed, reshaped, broadcast, cast, times a scalar) is
-followed as a `View`. Where one enters an equation whose derivative by it is known (`_jax_rules`), the other operand is
+followed as a `View`. Where one enters an equation whose derivative by it is known (`rules`), the other operand is
 kept and a tap of zeros is added to the result: the derivative by the tap is δ, and δ and the operand make up the
 gradient. A parameter that enters anything else is `spoiled`, and not understood. Weights are followed into the body of
 a `scan`, so that products with them are hoisted out of the loop, and each step has a tap of its own.
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
-from traceest_adapters._jax_rules import RULES, Use, View, in_scan
+from traceest_adapters.jax.rules import RULES, Use, View, in_scan
 
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 """Calls that are walked into, with the name of what they call. Those with derivatives of their own are not."""
@@ -51,6 +51,7 @@ class Tape:
         self.made: dict[int, int] = {}
 
     def use(self, use: Use, operand: Any, z: Any) -> Any:
+        """Note a product of a parameter's view with `operand`, and put a tap on its result `z`."""
         self.uses.append(use)
         self.operands.append(operand)
         return z if self.taps is None else z + next(self.taps)
@@ -62,11 +63,13 @@ class Tape:
         return sources
 
     def include(self, inner: Tape, uses: list[Use]) -> None:
+        """Take over what was found inside a loop."""
         self.uses += uses
         self.spoiled |= inner.spoiled
         self.made = {a: max(self.made.get(a, 0), inner.made.get(a, 0)) for a in {*self.made, *inner.made}}
 
     def spoil(self, *inputs: Known) -> None:
+        """Leave the parameters that reach an equation which is not understood to be treated example by example."""
         self.spoiled.update(known.view.leaf for known in inputs if known.view is not None)
 
 

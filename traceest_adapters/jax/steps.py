@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from traceest_adapters._jax_model import Model
+from traceest_adapters.jax.model import Model
 
 
 @partial(jax.jit, static_argnums=0)

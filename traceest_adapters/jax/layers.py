@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters import _state as common
-from traceest_adapters._jax_rules import Use, channels_last, patches
+from traceest_adapters.jax.rules import Use, channels_last, patches
 
 
 class Outer(NamedTuple):

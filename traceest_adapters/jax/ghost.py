@@ -1,6 +1,6 @@
 """Norms and Gram matrices of per-example gradients from one pass over the whole batch: ghost norms.
 
-The function of one example is walked through with taps at its weights' products (`_jax_taps`) and mapped over examples:
+The function of one example is walked through with taps at its weights' products (`taps`) and mapped over examples:
 one pullback then gives, for every example and probe, δ at every tap, and with the operands kept on the way forward
 these make up the gradients of weights, which are never formed as a whole. A parameter that is small is tapped itself,
 whatever is done with it: each example has a copy of its own. What is large and not understood is left in `rest`, to
@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from traceest_adapters import _jax_layers as layers
-from traceest_adapters._jax_model import Model
-from traceest_adapters._jax_rules import Use, View
-from traceest_adapters._jax_taps import Known, Tape, walk
+from traceest_adapters.jax import layers
+from traceest_adapters.jax.model import Model
+from traceest_adapters.jax.rules import Use, View
+from traceest_adapters.jax.taps import Known, Tape, walk
 
 SMALL = 2**12
 """Parameters of up to this size, or the size of the largest tapped result, are tapped themselves."""

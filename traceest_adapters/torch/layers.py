@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from traceest_adapters import _state as common
-from traceest_adapters._torch_lookup import Lookup, lookup_gram, lookup_sqnorms
+from traceest_adapters.torch.lookup import Lookup, lookup_gram, lookup_sqnorms
 
 
 class Outer(NamedTuple):

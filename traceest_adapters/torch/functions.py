@@ -1,7 +1,7 @@
 """Functions whose derivative by a parameter is known: what each argument's gradient for one example is made of.
 
 ``UNDERSTOOD[f](z, *args, **kwargs)`` gives a term for each argument of the call ``z = f(*args, **kwargs)`` that may be
-a parameter. What it says is not relied upon: `traceest_adapters._torch_ghost` compares it with PyTorch's gradient.
+a parameter. What it says is not relied upon: `traceest_adapters.torch.ghost` compares it with PyTorch's gradient.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from traceest_adapters._torch_layers import Factor, Outer, Vector
-from traceest_adapters._torch_lookup import Lookup
+from traceest_adapters.torch.layers import Factor, Outer, Vector
+from traceest_adapters.torch.lookup import Lookup
 
 
 class Term(NamedTuple):

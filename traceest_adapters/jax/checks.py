@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters import _state as common
-from traceest_adapters._jax_model import Model
+from traceest_adapters.jax.model import Model
 
 
 def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:

@@ -16,10 +16,10 @@ from functools import partial
 import torch
 
 from traceest_adapters import _state as common
-from traceest_adapters._torch_layers import Factor, gram, merge, sqnorms, total
-from traceest_adapters._torch_model import Params
-from traceest_adapters._torch_products import grads, pairs
-from traceest_adapters._torch_taps import Call, Layout, Use, layouts
+from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
+from traceest_adapters.torch.model import Params
+from traceest_adapters.torch.products import grads, pairs
+from traceest_adapters.torch.taps import Call, Layout, Use, layouts
 
 Deltas = dict[Call, torch.Tensor]
 

@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from traceest_adapters._torch_functions import UNDERSTOOD, Term, swapped
-from traceest_adapters._torch_layers import Factor
-from traceest_adapters._torch_model import Params
+from traceest_adapters.torch.functions import UNDERSTOOD, Term, swapped
+from traceest_adapters.torch.layers import Factor
+from traceest_adapters.torch.model import Params
 
 
 class Layout(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from traceest_adapters import _state as common
-from traceest_adapters._torch_model import Model, Params
+from traceest_adapters.torch.model import Model, Params
 
 
 def parameters(params: Params, inputs: Any) -> None:
