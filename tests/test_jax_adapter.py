@@ -11,7 +11,7 @@ import pytest
 from models import as_jax, jax_gru, jax_mlp, torch_gru, torch_mlp
 
 import traceest as te
-from traceest_adapters import _state as common
+from traceest_adapters import _memory as memory
 from traceest_adapters.jax import jacobian, ntk, steps
 
 KEY = jax.random.key(0)
@@ -92,7 +92,7 @@ def test_a_group_of_layers_at_a_time_gives_the_same_gram(monkeypatch: pytest.Mon
     fn, params, x, _ = CASES["mlp"]
     J, V = jacobian(fn, params, x), random(35, 5)
     whole = J.sketch_gram(V)
-    monkeypatch.setattr(common, "GROUP_BYTES", 1)
+    monkeypatch.setattr(memory, "BUDGET", 1)
     np.testing.assert_allclose(J.sketch_gram(V), whole, rtol=1e-12)
 
 

@@ -12,7 +12,7 @@ import pytest
 from models import as_jax, jax_gru, torch_gru
 
 import traceest as te
-from traceest_adapters import _state as common
+from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, layers, taps
 
 
@@ -266,7 +266,7 @@ def test_a_statistic_is_the_same_with_ghost_norms_and_without(monkeypatch: pytes
 def test_branches_by_value_are_not_mapped_over() -> None:
     x = random(5, 4)
     J = jacobian(lambda p, x: jax.lax.map(lambda y: branching(p, y), x), random(4, 3), x)
-    assert J._plan == ghost.Plan((), (), (), (0,))
+    assert J._understood == ghost.Plan((), (), (), (0,))
     V = random(15, 3)
     g = np.einsum("bi,bok->bkio", jnp.where(x.sum(1) > 0, 1, 2)[:, None] * x, V.reshape(5, 3, 3)).reshape(5, 3, -1)
     np.testing.assert_allclose(J.sketch_gram(V), np.einsum("bip,cjp->bicj", g, g), atol=1e-10)
@@ -296,7 +296,7 @@ def test_a_small_parameter_that_makes_a_large_one_is_not_copied_for_each_example
 )
 def test_pieces_that_fit_in_no_memory_give_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jax.clear_caches()
-    monkeypatch.setattr(common, "GROUP_BYTES", 600)
+    monkeypatch.setattr(memory, "BUDGET", 600)
     assert_right(CASES[name])
     jax.clear_caches()
 

@@ -203,7 +203,7 @@ def test_a_jax_models_layers_are_those_of_its_parameters_paths():
 def test_a_jax_parameter_too_large_to_hold_is_taken_by_pairs_of_probes(monkeypatch):
     params, x = as_jax(torch_mlp()), jnp.asarray(np.random.default_rng(0).standard_normal((9, 6)))
     once = te.summary(jax_ntk(jax_mlp, params, x, chunk_size=2), n_probes=4, groups=True, rng=0)
-    monkeypatch.setattr("traceest_adapters._state.GROUP_BYTES", 1000)
+    monkeypatch.setattr("traceest_adapters._memory.BUDGET", 1000)
     again = te.summary(jax_ntk(jax_mlp, params, x, chunk_size=2), n_probes=4, groups=True, rng=0)
     for s, t in ((once, again), *((once.groups[label], again.groups[label]) for label in once.groups)):
         assert float(s.frobenius_norm) == pytest.approx(float(t.frobenius_norm), rel=1e-12)

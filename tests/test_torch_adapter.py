@@ -154,7 +154,7 @@ def test_hooks_and_library_switches_are_put_back() -> None:
 def test_a_group_of_layers_at_a_time_gives_the_same_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     J, V = jacobian(torch_mlp(), x(7, 6)), x(35, 5)
     whole = J.sketch_gram(V)
-    monkeypatch.setattr(examples.common, "GROUP_BYTES", 1)
+    monkeypatch.setattr(examples.memory, "BUDGET", 1)
     torch.testing.assert_close(J.sketch_gram(V), whole)
     torch.testing.assert_close(jacobian(torch_mlp(), x(7, 6), chunk_size=2).sketch_gram(V), whole)
 

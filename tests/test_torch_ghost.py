@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from traceest_adapters import _state
+from traceest_adapters import _memory
 from traceest_adapters.torch import TorchJacobian, examples, jacobian
 
 LAYERS = sys.modules["traceest_adapters.torch.layers"]
@@ -312,7 +312,7 @@ SEVERAL_KINDS = [
 def test_results_do_not_depend_on_the_memory_allowed(
     monkeypatch: pytest.MonkeyPatch, case: str, bytes_held: int
 ) -> None:
-    monkeypatch.setattr(_state, "GROUP_BYTES", bytes_held)
+    monkeypatch.setattr(_memory, "BUDGET", bytes_held)
     check(CASES[case].jacobian(), k=5)
 
 
@@ -362,7 +362,7 @@ def test_tables_are_not_formed_for_each_example() -> None:
 
 def test_the_memory_does_not_grow_with_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(then(linear(20, 30), nn.Tanh(), linear(30, 10)), x(3, 50, 20))
-    monkeypatch.setattr(_state, "GROUP_BYTES", 8 * 60_000)
+    monkeypatch.setattr(_memory, "BUDGET", 8 * 60_000)
     few, many = (largest(case, k) for k in (2, 24))
     assert few <= many <= 60_000
 
@@ -497,7 +497,7 @@ def test_positions_that_are_not_crossed_are_caught(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("module", "case"), [(GHOST, "mlp"), (ADAPTER, "recurrent, and a head")])
 def test_pairs_of_chunks_that_are_left_out_are_caught(monkeypatch: pytest.MonkeyPatch, module: Any, case: str) -> None:
-    monkeypatch.setattr(_state, "GROUP_BYTES", 1)
+    monkeypatch.setattr(_memory, "BUDGET", 1)
     broken(monkeypatch, module, "pairs", lambda honest, *args: (pair for pair in honest(*args) if pair[0] == pair[1]))
     with pytest.raises(AssertionError):
         check(CASES[case].jacobian())

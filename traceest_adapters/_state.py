@@ -6,8 +6,7 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-GROUP_BYTES = 2**29
-"""Most bytes of per-example gradients held at a time; parameters are taken in groups that fit."""
+from traceest_adapters._memory import budget
 
 
 def selector(output: Any) -> Callable[[Any], Any]:
@@ -40,8 +39,8 @@ def chunks(k: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def groups(sizes: list[int], rows: int, itemsize: int) -> list[list[int]]:
-    """Indices of parameter arrays in runs whose per-row gradients fit `GROUP_BYTES` (one array at the least)."""
-    limit = GROUP_BYTES // max(1, rows * itemsize)
+    """Indices of parameter arrays in runs whose per-row gradients fit the memory budget (one array at the least)."""
+    limit = budget() // max(1, rows * itemsize)
     found: list[list[int]] = []
     room = 0
     for i, size in enumerate(sizes):

@@ -25,6 +25,7 @@ def jacobian(
     batch_axis: int | None = 0,
     output: Any = None,
     chunk_size: int | None = None,
+    memory_budget: int | None = None,
     check: bool = True,
 ) -> JaxJacobian:
     """The Jacobian of ``fn(params, *inputs)`` with respect to `params`, as an operator (n, P).
@@ -47,7 +48,10 @@ def jacobian(
     output : int, str or callable, optional
         Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
     chunk_size : int, optional
-        Probes to a compiled step (4 if absent); fewer take less memory.
+        Probes to a compiled step; absent: up to 4, as the memory budget allows.
+    memory_budget : int, optional
+        Bytes for what a product holds beside the model, its linearisation and the answer (512 MiB if absent).
+        Where memory runs out all the same, both numbers are halved, with a warning, and the product is made again.
     check : bool
         Verify on this batch that examples are independent (outputs one by one against outputs together) and that
         the state depends on the parameters. Under `jax.jit`, where there are no values, only shapes are checked.
@@ -91,7 +95,7 @@ def jacobian(
     state_shapes = checks.shapes(model, params, inputs)
     names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
     names = [name for name, t in zip(names, trainable, strict=True) if t]
-    J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size)
+    J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
     J.state_shape = common.example_first(state_shapes, batch_axis)
     if check and not traced((trained, fixed, inputs)):
         checks.values(J)

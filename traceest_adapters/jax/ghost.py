@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters.jax import layers
+from traceest_adapters.jax.jaxprs import branches
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.rules import Use, View
 from traceest_adapters.jax.taps import Known, Tape, walk
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     weights: tuple[int, ...]
     small: tuple[int, ...]
     rest: tuple[int, ...]
+    budget: int = 0  # bytes; steps are compiled for it
 
     def of(self, leaf: int) -> list[int]:
         """The taps at the uses of a weight."""
@@ -46,7 +48,7 @@ class Plan(NamedTuple):
         among = set(leaves)
         pick = lambda part: tuple(leaf for leaf in part if leaf in among)  # noqa: E731
         uses = tuple(use for use in self.uses if use.leaf in among)
-        return Plan(uses, pick(self.weights), pick(self.small), pick(self.rest))
+        return Plan(uses, pick(self.weights), pick(self.small), pick(self.rest), self.budget)
 
 
 # -- what is understood -----------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def _addable(uses: list[Use]) -> bool:
 def _row(model: Model, trained: Any, fixed: Any, example: Any, followed: tuple[int, ...], tape: Tape) -> Any:
     """The state of one example, with every use of the parameters `followed` on the tape."""
     closed = jax.make_jaxpr(model.row)(trained, fixed, example)
-    if _branches(closed.jaxpr):
+    if branches(closed.jaxpr):
         raise _BranchError
     alone = model.batch_axis is None
     inputs = [Known(p, alone, _view(i, p) if i in followed else None, frozenset([i])) for i, p in enumerate(trained)]
@@ -120,17 +122,6 @@ def _view(leaf: int, p: Any) -> View:
     shape = tuple(n for n in p.shape if n != 1)
     axes = iter(range(len(shape)))
     return View(leaf, shape, tuple(None if n == 1 else next(axes) for n in p.shape))
-
-
-def _branches(jaxpr: Any) -> bool:
-    inner = [value for eqn in jaxpr.eqns for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)]
-    return any(eqn.primitive.name == "cond" for eqn in jaxpr.eqns) or any(
-        _branches(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value)
-    )
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
 
 
 # -- compiled steps ---------------------------------------------------------------------------------------------

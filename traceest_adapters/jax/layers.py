@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from traceest_adapters import _state as common
+from traceest_adapters import _memory as memory
 from traceest_adapters.jax.rules import Use, channels_last, patches
 
 
@@ -181,7 +181,7 @@ def gram(P: Outer, Q: Outer) -> Any:
     else:
         ghost, held = c * B * B * T * o * (T + d), (T + c * o) * B * T
         direct = c * d * B**2 * o * i + (c + d) * B * T * o
-    if ghost <= direct and held * itemsize <= common.GROUP_BYTES:
+    if ghost <= direct and held * itemsize <= memory.budget():
         one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
         return over_examples(partial(_ghost_row, Q), P, held * itemsize, one_by_one)
     return _direct(P, Q, (c + d) * B * G * o * i * itemsize)
@@ -200,7 +200,7 @@ def _ghost_row(Q: Outer, f: Outer) -> Any:
 def _direct(P: Outer, Q: Outer, size: int) -> Any:
     """Sum of the inner products of rows of g, as many rows at a time as may be held."""
     o = P.left.shape[-1]
-    tiles = next(n for n in range(1, o + 1) if o % n == 0 and (size // n <= common.GROUP_BYTES // 2 or n == o))
+    tiles = next(n for n in range(1, o + 1) if o % n == 0 and (size // n <= memory.budget() // 2 or n == o))
     cut = lambda x: jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], tiles, o // tiles)), -2, 0)  # noqa: E731
 
     def add(G: Any, tile: Any) -> Any:
@@ -225,5 +225,5 @@ def over_examples(f: Callable[[Any], Any], xs: Any, size: int, most: int | None 
     arrays = (xs.left, xs.right) if isinstance(xs, Outer) else xs
     one = (lambda a: f(Outer(a[0], a[1], table))) if isinstance(xs, Outer) else f
     B = jax.tree.leaves(arrays)[0].shape[0]
-    at_once = max(1, (common.GROUP_BYTES // 4 if most is None else most) // max(1, size))
+    at_once = max(1, (memory.budget() // 4 if most is None else most) // max(1, size))
     return jax.vmap(one)(arrays) if at_once >= B else jax.lax.map(one, arrays, batch_size=at_once)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters import _state as common
+from traceest_adapters.jax import jaxprs
 
 
 class Model(NamedTuple):
@@ -42,6 +43,10 @@ class Model(NamedTuple):
         if axis is not None:
             example = jax.tree.map(lambda x: jnp.expand_dims(x, axis), example)
         return self.rows(trained, fixed, example)[0]
+
+    def largest(self, trained: list[Any], fixed: list[Any], inputs: Any) -> int:
+        """Bytes of the largest value on the way from parameters to state."""
+        return jaxprs.largest(jax.make_jaxpr(self.rows)(trained, fixed, inputs).jaxpr)
 
 
 def traced(tree: Any) -> bool:

@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 
 import traceest as te
+from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, steps
 from traceest_adapters.jax.model import Model, traced
 
-CHUNK = 4
+MOST = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
+
+CACHE = 2**25
+"""Bytes of one value, for all probes of a step, that are no burden."""
 
 
 class JaxJacobian(te.Operator):
@@ -31,7 +35,8 @@ class JaxJacobian(te.Operator):
         trained: list[Any],
         fixed: list[Any],
         inputs: Any,
-        chunk_size: int | None,
+        chunk_size: int | None = None,
+        memory_budget: int | None = None,
     ) -> None:
         self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
         state = jax.eval_shape(model.rows, trained, fixed, inputs)
@@ -42,8 +47,15 @@ class JaxJacobian(te.Operator):
         super().__init__((state.size, P), like=like, n_blocks=n_blocks, parameters=names, name="JaxJacobian")
         if not traced(trained):
             self.device = trained[0].device
-        self.chunk_size = CHUNK if chunk_size is None else chunk_size
+        self.memory_budget = memory.given(memory_budget)
+        self.chunk_size = self._affordable() if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
+
+    def _affordable(self) -> int:
+        largest = self.model.largest(self.trained, self.fixed, self.inputs)
+        gradient = sum(p.nbytes for p in self.trained)
+        with memory.within(self.memory_budget):
+            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
@@ -59,15 +71,19 @@ class JaxJacobian(te.Operator):
         return self.model.example_first(self.inputs) if self.model.batch_axis is not None else self._alone
 
     @cached_property
-    def _plan(self) -> ghost.Plan:
+    def _understood(self) -> ghost.Plan:
         return ghost.plan(self.model, self.trained, self.fixed, self._examples)
+
+    @property
+    def _plan(self) -> ghost.Plan:
+        return self._understood._replace(budget=memory.budget())
 
     @cached_property
     def _tapped(self) -> Any:
         """The pullback to every tap and the operands beside them, or nothing where nothing is understood."""
-        if not self._plan.weights and not self._plan.small:
+        if not self._understood.weights and not self._understood.small:
             return ()
-        return ghost.linearise(self.model, self._plan, self.trained, self.fixed, self._examples)
+        return ghost.linearise(self.model, self._understood, self.trained, self.fixed, self._examples)
 
     @property
     def _wide(self) -> Any:
@@ -79,20 +95,24 @@ class JaxJacobian(te.Operator):
         return jax.tree.map(lambda x: jnp.asarray(x)[None], self.inputs)
 
     # -- products -----------------------------------------------------------------------------------
+    @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         return self._by_chunks(lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
 
+    @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
         leaves = self._tangents(W)
         return self._by_chunks(lambda T: steps.matmat(self._jvp, T).astype(self.dtype), leaves)
 
+    @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         step = lambda U: steps.gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V))
 
+    @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
         return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V))
@@ -103,6 +123,7 @@ class JaxJacobian(te.Operator):
             return out
         return out + steps.block_sqnorms(self.model, self._plan.rest, self.trained, self.fixed, self._examples, U)
 
+    @memory.recovering
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
         k, U = V.shape[1], self._cotangents(V)
@@ -110,16 +131,18 @@ class JaxJacobian(te.Operator):
         parts = [self._block_grads(everything, piece) for piece in self._pieces(U)]
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
+    @memory.recovering
     def sketch_gram(self, V: Any) -> Any:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
         return self.grouped_gram(V, (tuple(range(len(self.trained))),))[0]
 
+    @memory.recovering
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
 
         Held at a time: derivatives by the results of some products with weights, or the gradients of some parameters
-        for which ghost norms do not work, chosen to fit half a GiB, for every example and probe; of one that takes
-        more by itself, those of two pieces of the probes.
+        for which ghost norms do not work, chosen to fit the memory budget, for every example and probe; of one that
+        takes more by itself, those of two pieces of the probes.
         """
         B, k, c = self._B, V.shape[1], self.chunk_size
         pieces = list(self._pieces(self._cotangents(V)))
@@ -145,7 +168,7 @@ class JaxJacobian(te.Operator):
         """Runs of parameters, of which an example and probe give `sizes` numbers, and whether n pieces' fit at once."""
         rows, itemsize = self._B * self.chunk_size * n, self._wide.itemsize
         for run in common.groups(sizes, rows, itemsize):
-            yield tuple(leaves[i] for i in run), rows * sum(sizes[i] for i in run) * itemsize <= common.GROUP_BYTES
+            yield tuple(leaves[i] for i in run), rows * sum(sizes[i] for i in run) * itemsize <= memory.budget()
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self.trained, self.fixed, self._examples, U)

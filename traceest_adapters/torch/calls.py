@@ -20,6 +20,7 @@ def jacobian(
     output: Any = None,
     batch_axis: int | None = 0,
     chunk_size: int | None = None,
+    memory_budget: int | None = None,
     check: bool = True,
 ) -> TorchJacobian:
     """The Jacobian of ``model(*inputs)`` with respect to its parameters, as an operator (n, P).
@@ -49,7 +50,11 @@ def jacobian(
         Axis of independent examples in inputs and state. Rows of the operator are ordered example first, so that
         each example is one block. None: no such axis, one block.
     chunk_size : int, optional
-        Probes to a batched backward pass (8 if absent, fewer for large models).
+        Probes to a batched backward pass; absent: up to 32, as the largest value on the way and the memory budget
+        allow.
+    memory_budget : int, optional
+        Bytes for what a product holds beside the model, its graph and the answer (512 MiB if absent). Where memory
+        runs out all the same, both numbers are halved, with a warning, and the product is made again.
     check : bool
         Verify on this batch that two evaluations agree, that examples are independent (outputs one by one against
         outputs together), and that the state depends on the parameters.
@@ -86,7 +91,7 @@ def jacobian(
     if check:
         with torch.no_grad():
             checks.deterministic(wrapped, chosen, inputs)
-    J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
+    J = TorchJacobian(wrapped, chosen, inputs, chunk_size, memory_budget)
     J.state_shape = common.example_first(shapes, batch_axis)
     if check:
         checks.independent(J)

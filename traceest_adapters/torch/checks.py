@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from traceest_adapters import _state as common
+from traceest_adapters._memory import ran_out
 from traceest_adapters.torch.model import Model, Params
 
 
@@ -82,9 +83,9 @@ def independent(J: Any) -> None:
         warnings.simplefilter("always")
         try:
             alone = J._examples.states()
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if ran_out(error):
+                raise
             raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
     difference = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
     if not difference <= _rtol(together) * _scale(together):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from traceest_adapters import _state as common
+from traceest_adapters import _memory as memory
 from traceest_adapters.torch.model import Model, Params, math_attention
 from traceest_adapters.torch.products import flat, squares, vjp
 
@@ -64,12 +64,12 @@ class PerExample:
                 return plain(self.inputs, *(x[0] for x in extra))[None]
             if self._maps:
                 axes = (self.model.axes(self.inputs), *(0 for _ in extra))
-                at_once = max(1, common.GROUP_BYTES // (4 * size)) if size else None
+                at_once = max(1, memory.budget() // (4 * size)) if size else None
                 try:
                     return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
-                except torch.OutOfMemoryError:
-                    raise
                 except (RuntimeError, NotImplementedError, ValueError) as error:
+                    if memory.ran_out(error):
+                        raise
                     self._cannot_map(error)
             rows = range(self.B)
             return torch.stack([plain(self.model.example(self.inputs, b), *(x[b] for x in extra)) for b in rows])

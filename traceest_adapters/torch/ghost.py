@@ -15,16 +15,15 @@ from functools import partial
 
 import torch
 
+from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
 from traceest_adapters.torch.model import Params
-from traceest_adapters.torch.products import grads, pairs
-from traceest_adapters.torch.taps import Call, Layout, Use, layouts
+from traceest_adapters.torch.products import CACHE, MOST, grads, pairs
+from traceest_adapters.torch.taps import Call, Layout, Recorder, Use, layouts
 
 Deltas = dict[Call, torch.Tensor]
 
-AT_ONCE = 32
-"""Most probes to a batched backward pass that ends at activations."""
 
 SAFE = 2.0**40
 """Inputs of a layer beyond this, or below its inverse, are not squared by themselves; derivatives are, in a unit."""
@@ -39,17 +38,18 @@ class Ghost:
     def __init__(
         self,
         state: torch.Tensor,
-        uses: dict[str, list[Use]],
+        recorder: Recorder,
         params: Params,
         dtype: torch.dtype,
         chunk_size: int | None,
     ) -> None:
         self.state, self.B, self.dtype, self.chunk_size = state, len(state), dtype, chunk_size
         self.uses: dict[str, list[Use]] = {}
+        self.largest = recorder.largest
         self.rest: list[str] = []
         self.unit = 1.0
         if state.requires_grad:
-            self._verify(params, uses)
+            self._verify(params, recorder.uses)
         else:
             self.rest = list(params)
 
@@ -101,8 +101,9 @@ class Ghost:
         """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`, in units of `unit`."""
         if not calls:
             return {}
-        affordable = common.GROUP_BYTES // (4 * self._bytes(_calls(self.uses.values()) or calls))
-        chunk = self.chunk_size or max(1, min(AT_ONCE, affordable))
+        held = 4 * self._bytes(_calls(self.uses.values()) or calls)
+        cache = CACHE if self.chunk_size is None else self.chunk_size * self.largest  # what is asked for is done
+        chunk = memory.probes_to_a_pass(held, self.largest, cache, self.chunk_size or MOST)
         edges = [call.edge for call in calls]
         found = {call: U.new_empty(len(U), *call.shape, dtype=self.dtype) for call in calls}
         for start in range(0, len(U), chunk):
@@ -116,7 +117,7 @@ class Ghost:
         out = torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
         if not calls:
             return out
-        chunk = max(1, common.GROUP_BYTES // self._bytes(calls))
+        chunk = max(1, memory.budget() // self._bytes(calls))
         for part, columns in zip(U.split(chunk), out.split(chunk, dim=1), strict=True):
             deltas = self.deltas(calls, part)
             for uses in self.uses.values():
@@ -126,7 +127,7 @@ class Ghost:
     def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).
 
-        Held at a time: the derivatives at the outputs of some layers, at most `GROUP_BYTES` of them; where those of a
+        Held at a time: the derivatives at the outputs of some layers, as many as the budget allows; where those of a
         single parameter are more, of two chunks of probes.
         """
         asked = [name for name in self.uses if name in names]
@@ -139,7 +140,7 @@ class Ghost:
         for group in common.groups(sizes, len(U), 1):
             chosen = {asked[i]: self.uses[asked[i]] for i in group}
             calls = _calls(chosen.values())
-            room = common.GROUP_BYTES // self._bytes(calls)
+            room = memory.budget() // self._bytes(calls)
             chunk = len(U) if len(U) <= room else max(1, room // 2)
             for P, Q, d, e in pairs(U, chunk, partial(self.deltas, calls)):
                 for name, uses in chosen.items():

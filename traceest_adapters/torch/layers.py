@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from traceest_adapters import _state as common
+from traceest_adapters import _memory as memory
 from traceest_adapters.torch.lookup import Lookup, lookup_gram, lookup_sqnorms
 
 
@@ -113,7 +113,7 @@ def gram(P: Factors, Q: Factors, B: int) -> torch.Tensor:
 def limit(factor: Factor) -> int:
     """How many numbers an intermediate result may have."""
     x = factor.g if isinstance(factor, Vector) else factor.right
-    return common.GROUP_BYTES // (4 * x.dtype.itemsize)
+    return memory.budget() // (4 * x.dtype.itemsize)
 
 
 class _Sizes(NamedTuple):

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 import traceest as te
+from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params, math_attention
-from traceest_adapters.torch.products import flat, pairs, squares, vjp
-from traceest_adapters.torch.taps import Use, recording
-
-CHUNK = 8
-"""Probes to a batched backward pass."""
+from traceest_adapters.torch.products import CACHE, MOST, flat, pairs, squares, vjp
+from traceest_adapters.torch.taps import Recorder, recording
 
 
 class TorchJacobian(te.Operator):
@@ -27,8 +25,10 @@ class TorchJacobian(te.Operator):
     state_shape: tuple[int, ...] | None = None
     """Of the state, example first, where it is one tensor."""
 
-    def __init__(self, model: Model, params: Params, inputs: Any, chunk_size: int | None) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(
+        self, model: Model, params: Params, inputs: Any, chunk_size: int | None = None, memory_budget: int | None = None
+    ) -> None:
+        self.model, self.inputs, self.memory_budget = model, inputs, memory.given(memory_budget)
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
         dtype = torch.result_type(state, next(iter(params.values())))
@@ -41,17 +41,22 @@ class TorchJacobian(te.Operator):
             parameters=self.params,
             name="TorchJacobian",
         )
-        affordable = common.GROUP_BYTES // (P * dtype.itemsize)
-        self.chunk_size = max(1, min(CHUNK, affordable)) if chunk_size is None else chunk_size
+        self.chunk_size = self._affordable(P * dtype.itemsize) if chunk_size is None else chunk_size
         self._chunk_asked = chunk_size
         self._examples = PerExample(model, self.params, inputs, len(state))
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
-    def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]]]:
-        """One forward pass over the whole batch, and the uses of parameters seen in it."""
+    def _recorded(self) -> tuple[torch.Tensor, Recorder]:
+        """One forward pass over the whole batch, and what was seen in it."""
         with torch.enable_grad(), recording(self.params) as recorder:
-            return self.model.rows(self.params, self.inputs), recorder.uses
+            return self.model.rows(self.params, self.inputs), recorder
+
+    def _affordable(self, gradient: int) -> int:
+        """Probes to a pass, each of which makes a gradient of so many bytes."""
+        largest = self._recorded[1].largest
+        with memory.within(self.memory_budget):
+            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
 
     @property
     def _state(self) -> torch.Tensor:
@@ -62,7 +67,8 @@ class TorchJacobian(te.Operator):
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
         dtype = torch.promote_types(self.dtype, torch.float32)
-        return Ghost(*self._recorded, self.params, dtype, self._chunk_asked)
+        state, recorder = self._recorded
+        return Ghost(state, recorder, self.params, dtype, self._chunk_asked)
 
     @cached_property
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -90,9 +96,9 @@ class TorchJacobian(te.Operator):
             if not self._transposed[1]:
                 return False
             Jw = self._matmat(w)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
+        except RuntimeError as error:
+            if memory.ran_out(error):
+                raise
             return False
         Jv = self.rmatmat(v)
         error = float((v * Jw).sum() - (Jv * w).sum())
@@ -100,9 +106,11 @@ class TorchJacobian(te.Operator):
         return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
 
     # -- products -----------------------------------------------------------------------------------
+    @memory.recovering
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._by_chunks(lambda U: flat(self._vjp(U)).T, self._cotangents(V))
+        parts = [flat(self._vjp(U)).to(self.dtype) for U in self._cotangents(V).split(self.chunk_size)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
 
     def __getattr__(self, name: str) -> Any:
         # Found out only when asked for: a forward side costs a graph of the backward pass.
@@ -110,14 +118,17 @@ class TorchJacobian(te.Operator):
             return getattr(self, f"_{name}")
         raise AttributeError(f"TorchJacobian has no {name}; the model's backward pass may not be differentiable")
 
+    @memory.recovering
     def _matmat(self, W: torch.Tensor) -> torch.Tensor:
         """J W: (P, k) → (n, k), a jvp a column."""
         return torch.cat([self._jvp(self._tangents(part)) for part in W.split(self.chunk_size, dim=1)], dim=1)
 
+    @memory.recovering
     def _gram_matmat(self, V: torch.Tensor) -> torch.Tensor:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         return self._by_chunks(lambda U: self._jvp(self._vjp(U)), self._cotangents(V))
 
+    @memory.recovering
     def block_sqnorms(self, V: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
@@ -126,15 +137,18 @@ class TorchJacobian(te.Operator):
         out = self._ghost.sqnorms(U).to(self.dtype)
         return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U) if rest else out
 
+    @memory.recovering
     def block_rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
         parts = self._cotangents(V).split(self.chunk_size)
         return torch.cat([self._examples.grads(U, list(self.params)) for U in parts], dim=1).to(self.dtype)
 
+    @memory.recovering
     def sketch_gram(self, V: torch.Tensor) -> torch.Tensor:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), the sum over all parameters."""
         return self.grouped_gram(V, (tuple(range(len(self.parameters))),))[0]
 
+    @memory.recovering
     def grouped_gram(self, V: torch.Tensor, groups: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         """The same of some parameters only, `groups` of indices into `parameters`: (len(groups), B, k, B, k).
 
@@ -160,7 +174,7 @@ class TorchJacobian(te.Operator):
         k, B = U.shape[:2]
         for group in common.groups(sizes, B * k, itemsize):
             chosen = {names[i]: sizes[i] for i in group}
-            room = common.GROUP_BYTES // (B * sum(chosen.values()) * itemsize)
+            room = memory.budget() // (B * sum(chosen.values()) * itemsize)
             chunk = k if k <= room else max(1, room // 2)
             for P, Q, g, h in pairs(U, chunk, partial(self._formed, names=list(chosen))):
                 parts = (x.split(list(chosen.values()), dim=2) for x in (g, h))

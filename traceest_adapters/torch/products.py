@@ -7,7 +7,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from traceest_adapters._memory import ran_out
+
 T = TypeVar("T")
+
+MOST = 32
+"""Probes to a batched backward pass, at the most."""
+
+CACHE = 2**23
+"""Bytes of one value, for all probes of a pass, that are no burden."""
 
 
 def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -21,9 +29,9 @@ def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch
 
     try:
         return list(grad(cotangents, True))
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
+    except RuntimeError as error:
+        if ran_out(error):
+            raise
         rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
         return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 

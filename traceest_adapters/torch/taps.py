@@ -70,11 +70,12 @@ class Use(NamedTuple):
 
 
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """While active, notes in `uses` every use of the parameters that is understood."""
+    """While active, notes in `uses` every use of the parameters that is understood, and the `largest` value's bytes."""
 
     def __init__(self, params: Params) -> None:
         super().__init__()
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
+        self.largest = 0
         self._names = {id(p): name for name, p in params.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,6 +84,8 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
             with self:
                 return _seen_through(func)(*args, **kwargs)
         z = func(*args, **kwargs)
+        if isinstance(z, torch.Tensor) and z.requires_grad:
+            self.largest = max(self.largest, z.numel() * z.itemsize)
         describe = UNDERSTOOD.get(func)
         if describe is not None and isinstance(z, torch.Tensor) and z.grad_fn is not None and _is_plain(z):
             try:

@@ -1,0 +1,32 @@
+"""What a jaxpr tells about a function, loops and branches inside included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+
+def branches(jaxpr: Any) -> bool:
+    """Whether something in it is chosen by value."""
+    return any(eqn.primitive.name == "cond" for eqn in jaxpr.eqns) or any(map(branches, inner(jaxpr)))
+
+
+def largest(jaxpr: Any) -> int:
+    """Bytes of the largest value that is made in it."""
+    made = [out.aval for eqn in jaxpr.eqns for out in eqn.outvars]
+    sizes = [a.size * a.dtype.itemsize for a in made if hasattr(a, "size")]
+    return max([0, *sizes, *map(largest, inner(jaxpr))])
+
+
+def inner(jaxpr: Any) -> Iterator[Any]:
+    """The jaxprs that its equations call."""
+    for eqn in jaxpr.eqns:
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(value):
+                yield getattr(value, "jaxpr", value)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
