@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import assert_close
 from models import as_jax, jax_gru, jax_mlp, torch_gru, torch_mlp
 
 import traceest as te
@@ -210,3 +211,11 @@ def test_bad_models_are_told_what_to_change(case: str) -> None:
 def test_a_zero_kernel_passes_if_checks_are_off() -> None:
     J = jacobian(lambda p, x: jax.nn.relu(-jnp.abs(x @ p)), W, random(7, 6), check=False)
     assert float(te.rhutch(J, 2, rng=0)) == 0
+
+
+def test_a_kernel_that_is_first_used_inside_a_compiled_function_keeps_nothing_of_it():
+    p, x = {"w": jnp.ones((3, 2))}, jnp.eye(4, 3)
+    K, V = ntk(lambda p, x: jnp.tanh(x @ p["w"]), p, x), jnp.ones((8, 2))
+    inside = jax.jit(lambda V: (K.matmat(V), te.rhutch(K.factor, probes=V).value))(V)
+    assert_close(inside[0], K.matmat(V), 1e-12)
+    assert float(inside[1]) == pytest.approx(float(te.rhutch(K.factor, probes=V)), rel=1e-12)

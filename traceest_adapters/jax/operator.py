@@ -22,6 +22,21 @@ CACHE = 2**25
 """Bytes of one value, for all probes of a step, that are no burden."""
 
 
+def once(compute: Callable[[Any], Any]) -> Any:
+    """A `cached_property` whose value is made outside of the transformation that first asks for it.
+
+    A kernel made outside of `jax.jit` and first used inside would otherwise keep the tracers of that function.
+    """
+
+    def outside(J: JaxJacobian) -> Any:
+        if traced((J.trained, J.fixed, J.inputs)):
+            return compute(J)
+        with jax.ensure_compile_time_eval():
+            return compute(J)
+
+    return cached_property(outside)
+
+
 class JaxJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
@@ -58,19 +73,19 @@ class JaxJacobian(te.Operator):
             return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
-    @cached_property
+    @once
     def _vjp(self) -> Any:
         return steps.linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
 
-    @cached_property
+    @once
     def _jvp(self) -> Any:
         return steps.linearise_forward(self.model, self.trained, self.fixed, self.inputs)
 
-    @cached_property
+    @once
     def _examples(self) -> Any:
         return self.model.example_first(self.inputs) if self.model.batch_axis is not None else self._alone
 
-    @cached_property
+    @once
     def _understood(self) -> ghost.Plan:
         return ghost.plan(self.model, self.trained, self.fixed, self._examples)
 
@@ -78,7 +93,7 @@ class JaxJacobian(te.Operator):
     def _plan(self) -> ghost.Plan:
         return self._understood._replace(budget=memory.budget())
 
-    @cached_property
+    @once
     def _tapped(self) -> Any:
         """The pullback to every tap and the operands beside them, or nothing where nothing is understood."""
         if not self._understood.weights and not self._understood.small:
