@@ -1,18 +1,22 @@
-"""The one door through which a framework reaches the core, which imports none.
+"""The doors through which frameworks and other libraries reach the core, which imports none.
 
-A framework's own random generators and its pytree registry cannot be reached through the Array
-API. A plug-in supplies both. It is found by the entry point group ``traceest.backends``, whose
-names are the packages the framework's objects come from (``torch``, ``jax``, ``jaxlib``); it is
-loaded the first time such an object is seen.
+What cannot be reached through the Array API, a plug-in supplies. It is found by an entry point, whose name is the
+package that an object's type comes from, and is loaded the first time such an object is seen:
+
+* group ``traceest.backends`` (``torch``, ``jax``, ``jaxlib``): a framework's own random generators, and its pytree
+  registry;
+* group ``traceest.operators`` (``lineax``, ``cola``, …): another library's linear operators.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cached_property
 from importlib import metadata
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-GROUP = "traceest.backends"
 NATIVE = frozenset({"builtins", "numpy", "scipy"})
+Plugin = TypeVar("Plugin")
 
 
 class Backend(Protocol):
@@ -22,18 +26,48 @@ class Backend(Protocol):
         """A `traceest.probes.Source` for the framework's generator or key; None if `rng` is not one."""
 
 
-_known: dict[str, Backend | None] = dict.fromkeys(NATIVE)
+class Conversion(Protocol):
+    """What the plug-in of a library of operators offers."""
+
+    def __call__(self, A: Any) -> Any:
+        """The library's operator `A` as a `LinearOperator` or `Jacobian`, with what is known of it."""
 
 
-def register(package: str, backend: Backend) -> None:
-    """Make `backend` answer for objects whose type lives in `package`."""
-    _known[package] = backend
+class Door(Generic[Plugin]):
+    """The plug-ins of one group, by package."""
+
+    def __init__(self, group: str, native: Iterable[str] = NATIVE) -> None:
+        self.group, self._known = group, dict[str, Plugin | None](dict.fromkeys(native))
+
+    @cached_property
+    def _offered(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+    def register(self, package: str, plugin: Plugin) -> None:
+        """Make `plugin` answer for objects whose type lives in `package`."""
+        self._known[package] = plugin
+
+    def of(self, kind: type) -> Plugin | None:
+        """The plug-in of the package that the class `kind` comes from, or None where there is none."""
+        package = kind.__module__.partition(".")[0]
+        if package not in self._known:
+            self._known[package] = self._offered[package].load() if package in self._offered else None
+        return self._known[package]
+
+
+backends: Door[Backend] = Door("traceest.backends")
+operators: Door[Conversion] = Door("traceest.operators")
+register = backends.register
 
 
 def find(obj: Any) -> Backend | None:
-    """The plug-in that answers for `obj`, or None where the core needs none."""
-    package = type(obj).__module__.partition(".")[0]
-    if package not in _known:
-        found = metadata.entry_points(group=GROUP, name=package)
-        _known[package] = next(iter(found)).load() if len(found) else None
-    return _known[package]
+    """The plug-in that answers for the framework's `obj`, or None where the core needs none."""
+    return backends.of(type(obj))
+
+
+def conversion(obj: Any) -> Conversion | None:
+    """The plug-in that makes an operator of `obj`, or None.
+
+    Of any class that it derives from: a library's operators are made to be subclassed elsewhere.
+    """
+    return next((plugin for kind in type(obj).__mro__ if (plugin := operators.of(kind)) is not None), None)

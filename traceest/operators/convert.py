@@ -8,6 +8,7 @@ import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest.operators.base import ABILITIES, Operator
 from traceest.operators.dense import DenseOperator
 
@@ -22,18 +23,19 @@ def aslinearoperator(
     psd: bool = False,
     n_blocks: int | None = None,
 ) -> Any:
-    """Make an operator of an array, a SciPy object, an object with products, or a function.
+    """Make an operator of an array, another library's operator, an object with products, or a function.
 
     Parameters
     ----------
-    A : array, SciPy sparse matrix or LinearOperator, object, or callable
-        An Array-API array (NumPy, JAX, PyTorch, CuPy, Dask, array-api-strict); a SciPy object; any object
-        with `shape` and one of `matmat`, `rmatmat`, `matvec`, ``@``; or a function X ↦ A X. What conforms
-        already is returned as it is.
+    A : array, SciPy sparse matrix or LinearOperator, operator of another library, object, or callable
+        An Array-API array (NumPy, JAX, PyTorch, CuPy, Dask, array-api-strict); a SciPy object; an operator of
+        PyLops, Lineax, CoLA, linear_operator or curvlinops (whose facts, symmetric and positive semidefinite, are
+        taken over); any object with `shape` and one of `matmat`, `rmatmat`, `matvec`, ``@``; or a function
+        X ↦ A X. What conforms already is returned as it is.
     like : array, optional
-        Namespace, dtype and device for a function or a foreign object (default there: NumPy and the object's
-        own dtype). For a function of vectors, give a vector ``like``: it is then called once a column; with a
-        2-D ``like`` it is given (n_cols, k) matrices, which is faster.
+        Namespace, dtype and device for a function or a foreign object (default there: those of its library, or
+        NumPy and the object's own dtype). For a function of vectors, give a vector ``like``: it is then called once
+        a column; with a 2-D ``like`` it is given (n_cols, k) matrices, which is faster.
     shape : (int, int), optional
         Shape of a function's operator; default: square, with ``like.shape[0]`` rows.
     adjoint : callable, optional
@@ -50,7 +52,8 @@ def aslinearoperator(
     Raises
     ------
     TypeError
-        For integer dtypes, for functions without `like`, for objects with no product.
+        For integer dtypes, for functions without `like`, for objects with no product, for another library's
+        operators that have no one dtype and device.
     ValueError
         For arrays that are not 2-D, for `n_blocks` that do not divide the rows.
 
@@ -61,7 +64,7 @@ def aslinearoperator(
     >>> A.shape
     (5, 5)
     """
-    known = {"symmetric": symmetric, "psd": psd}
+    known: dict[str, Any] = {"symmetric": symmetric, "psd": psd}
     if _conforms(A):
         return A if not (symmetric or psd or n_blocks) else _declare(A, n_blocks, **known)
     is_array = array_api_compat.is_array_api_obj(A) and not _is_scipy(A)
@@ -72,6 +75,8 @@ def aslinearoperator(
         )
     if is_array:
         op: Operator = _from_array(A, n_blocks, **known)
+    elif like is None and (convert := _backends.conversion(A)) is not None:
+        op = aslinearoperator(convert(A), **known)
     elif callable(A) and not hasattr(A, "shape"):
         op = _from_function(A, like, shape, adjoint, **known)
     elif hasattr(A, "shape") and any(hasattr(A, p) for p in ("matmat", "rmatmat", "matvec", "__matmul__")):
@@ -90,8 +95,9 @@ def aslinearoperator(
 
 
 def is_convertible(obj: Any) -> bool:
-    """Whether `obj` can be an operand of lazy algebra: an operator, a 2-D array, or a SciPy object."""
-    return _conforms(obj) or hasattr(obj, "matvec") or getattr(obj, "ndim", None) == 2
+    """Whether `obj` can be an operand of lazy algebra: an operator, a 2-D array, or another library's operator."""
+    is_operator = _conforms(obj) or hasattr(obj, "matvec") or getattr(obj, "ndim", None) == 2
+    return is_operator or _backends.conversion(obj) is not None
 
 
 def _conforms(A: Any) -> bool:
@@ -106,8 +112,8 @@ def _is_scipy(A: Any) -> bool:
 
 def _declare(A: Any, n_blocks: int | None, **known: Any) -> Operator:
     """The same products with more known of them; a Gram operator knows all already."""
+    known = {flag: known[flag] or getattr(A, flag, False) for flag in known}
     if isinstance(A, DenseOperator):
-        known = {flag: known[flag] or getattr(A, flag) for flag in known}
         return _from_array(A.array, n_blocks or A.n_blocks, **known)
     if n_blocks not in (None, getattr(A, "n_blocks", None)):
         raise ValueError(
@@ -156,6 +162,7 @@ def _from_object(A: Any, like: Any, **known: Any) -> Operator:
         matmat = A.__matmul__
     else:
         matmat = _columnwise(xp)(A.matvec) if hasattr(A, "matvec") else None
+    known = {flag: known[flag] or getattr(A, flag, False) is True for flag in known}
     return Operator(A.shape, like=like, matmat=matmat, rmatmat=_adjoint_of(A, xp), name=type(A).__name__, **known)
 
 
