@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import doctest
-import importlib
+import importlib.util
 import pkgutil
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,11 +25,38 @@ MODULES = [
 ]
 
 
+OTHERS = "pylops", "lineax", "cola", "linear_operator", "curvlinops"
+
+
+@contextmanager
+def others_may_warn(text: str) -> Iterator[None]:
+    """What other libraries warn of, in an example that uses them, is theirs; without them it is skipped."""
+    with warnings.catch_warnings():
+        used = [other for other in OTHERS if re.search(rf"import {other}|from {other}|import .*, {other}\b", text)]
+        if used:
+            warnings.simplefilter("ignore")
+        for other in used:
+            pytest.importorskip(other)
+        yield
+
+
 @pytest.mark.parametrize("name", ["traceest", *MODULES])
 def test_docstring_examples_print_what_they_say(name: str) -> None:
-    module = importlib.import_module(name)
-    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    source = importlib.util.find_spec(name)
+    assert source is not None
+    assert source.origin is not None
+    with others_may_warn(Path(source.origin).read_text()):
+        module = importlib.import_module(name)
+        result = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "other_libraries.md").read_text(), re.M | re.S)
+)
+def test_examples_with_other_libraries_run_as_written(block: str) -> None:
+    with others_may_warn(block):
+        exec(compile(block, "other_libraries.md", "exec"), {})
 
 
 def test_every_public_call_has_an_example() -> None:
