@@ -5,6 +5,7 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 """
 
 from traceest import probes
+from traceest.checks import CheckReport, check
 from traceest.diagonal import diagonal
 from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
@@ -53,6 +54,7 @@ from traceest.tracking import Checkpoint, Tracker
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckReport",
     "Checkpoint",
     "ConfidenceInterval",
     "DenseOperator",
@@ -69,6 +71,7 @@ __all__ = [
     "alignment",
     "aslinearoperator",
     "centred_alignment",
+    "check",
     "diagonal",
     "effective_rank",
     "eigenvalues",
