@@ -327,7 +327,9 @@ def a_model():
 
 
 @TORCH_JVP
-@pytest.mark.parametrize("kind", ["Hessian", "GGN", "EF", "FisherMC", "Jacobian", "TransposedJacobian"])
+@pytest.mark.parametrize(
+    "kind", ["Hessian", "GGN", "EF", "FisherMC", "KFAC", "EKFAC", "Jacobian", "TransposedJacobian"]
+)
 def test_curvature_of_models(kind):
     lib, _ = library("curvlinops")
     model, x, y = a_model()
@@ -337,7 +339,7 @@ def test_curvature_of_models(kind):
     A = cls(model, *loss, params, [(x[:4], y[:4]), (x[4:], y[4:])])
     dense = (A @ torch.eye(A.shape[1], dtype=torch.float64)).detach().numpy()
     op = te.aslinearoperator(A)
-    assert (op.symmetric, op.psd) == (not rectangular, kind in ("GGN", "EF", "FisherMC"))
+    assert (op.symmetric, op.psd) == (not rectangular, kind in ("GGN", "EF", "FisherMC", "KFAC", "EKFAC"))
     check_products(op, dense, 1e-10)
     if op.psd:
         assert np.linalg.eigvalsh(dense).min() >= -1e-12
@@ -544,6 +546,25 @@ def test_others_solve_with_a_kernel():
     assert float(A.logdet()) == pytest.approx(np.linalg.slogdet(dense + np.eye(21))[1], rel=1e-8)
     x = curvlinops.CGInverseLinearOperator(to_cl.to_curvlinops(ridge), tolerance=1e-8, eps=1e-30) @ tensor(y)
     assert_close(x, true, 1e-6)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_cola_solves_with_a_kernel(framework):
+    cola, adapter = library("cola")
+    k, dense = kernel_of(framework)
+    op = adapter.to_cola(k + te.identity(21, like=k))
+    y = np.arange(21.0)
+    x = cola.inv(op, cola.CG(tol=1e-10, max_iters=300)) @ (tensor(y) if framework == "torch" else jnp.asarray(y))
+    assert_close(host(x), np.linalg.solve(dense + np.eye(21), y), 1e-7)
+
+
+def test_lineax_finds_least_squares_of_a_models_jacobian_by_either_side():
+    lx, adapter = library("lineax")
+    k, dense = kernel_of("jax")
+    op, y = adapter.to_lineax(k.factor), jnp.arange(21.0)
+    assert_close(op.mv(lx.linear_solve(op, y, lx.LSMR(1e-10, 1e-10)).value), y, 1e-6)
+    matrix = op.as_matrix()
+    assert_close(matrix @ matrix.T, dense, 1e-12)
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (3, 4, 2), (2, 3, 4, 5)])

@@ -13,14 +13,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from curvlinops import EFLinearOperator, FisherMCLinearOperator, GGNLinearOperator, JacobianLinearOperator
+from curvlinops import (
+    EFLinearOperator,
+    FisherMCLinearOperator,
+    GGNLinearOperator,
+    JacobianLinearOperator,
+    KFACLinearOperator,
+)
 
 import traceest as te
 from traceest_adapters._outgoing import adjoint_of, both_sides, known_of, outgoing
 
 PyTorchLinearOperator: Any = JacobianLinearOperator.__mro__[-2]  # the base class has no public name
-PSD = (EFLinearOperator, FisherMCLinearOperator)
-"""Sums of squares of gradients."""
+PSD = (EFLinearOperator, FisherMCLinearOperator, KFACLinearOperator)
+"""Sums of squares of gradients, and Kronecker products of such (EKFAC, with squares for eigenvalues, is a KFAC too)."""
 CONVEX = (torch.nn.MSELoss, torch.nn.CrossEntropyLoss, torch.nn.BCEWithLogitsLoss)
 """Losses that make a Gauss-Newton matrix positive semidefinite."""
 
@@ -39,8 +45,8 @@ def from_curvlinops(A: Any) -> te.Operator:
     Returns
     -------
     traceest.Operator, (n_rows, n_cols)
-        Symmetric where curvlinops says self-adjoint; positive semidefinite: Fisher matrices, and the GGN of the mean
-        squared error and of the cross-entropies. Of others declare it, ``aslinearoperator(A, psd=True)``.
+        Symmetric where curvlinops says self-adjoint; positive semidefinite: Fisher matrices, (E)KFAC, and the GGN of
+        the mean squared error and of the cross-entropies. Of others declare it, ``aslinearoperator(A, psd=True)``.
 
     Raises
     ------
