@@ -67,14 +67,14 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
             raise ValueError(
                 f"batch_axis={axis}: {what} of shape {tuple(shape)} has no such axis; give the axis of independent "
                 "examples, or batch_axis=None if there is none. Inputs that all examples share belong into the "
-                "function, not among its inputs."
+                "function (for an nn.Module: into shared=), not among its inputs."
             )
         lengths.add(shape[axis])
     if len(lengths) != 1:
         raise ValueError(
             f"batch_axis={axis}: the lengths {sorted(lengths)} of {what} along it differ; every array needs one "
             "entry an example there. Select a part of the output with output=, bind inputs that all examples share "
-            "into the function, or give batch_axis=None."
+            "into the function (for an nn.Module: give them as shared=), or give batch_axis=None."
         )
     return lengths.pop()
 

@@ -9,20 +9,22 @@ import torch
 
 import traceest as te
 from traceest_adapters import _state as common
-from traceest_adapters.torch.model import Model
+from traceest_adapters.torch.model import Inputs, Model
 from traceest_adapters.torch.operator import TorchJacobian
 
 
 def jacobian(
     model: torch.nn.Module | Callable[..., Any],
     *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Any] | None = None,
     params: Mapping[str, torch.Tensor] | Iterable[str] | Callable[[str, torch.Tensor], bool] | None = None,
     output: Any = None,
     batch_axis: int | None = 0,
     chunk_size: int | None = None,
     check: bool = True,
 ) -> TorchJacobian:
-    """The Jacobian of ``model(*inputs)`` with respect to its parameters, as an operator (n, P).
+    """The Jacobian of ``model(*inputs, **kwargs)`` with respect to its parameters, as an operator (n, P).
 
     Nothing of its size is formed. One forward pass is kept and serves all vjps of the whole batch; one backward
     pass, differentiated in its cotangent, serves all jvps. Train or eval mode is respected, buffers stay untouched.
@@ -39,12 +41,20 @@ def jacobian(
         A function is called as ``model(params, *inputs)`` and needs `params` as a mapping.
     *inputs : tensors, or pytrees of tensors
         All have the examples along `batch_axis`.
+    kwargs : mapping, optional
+        Inputs by keyword, such as ``attention_mask``; a tokeniser's whole batch as it is: ``ntk(model, kwargs=batch)``.
+        Tensors have the examples along `batch_axis`, all else is passed through.
+    shared : mapping, optional
+        Inputs by keyword that all examples share and that have no batch axis, such as the edges of a graph.
     params : mapping, names, or predicate, optional
         For a module: which parameters to differentiate by; names, or a predicate of name and parameter. Default: all
         that require grad, tied ones once. For a function: its mapping from names to tensors.
-    output : int, str or callable, optional
-        Which part of what the model returns is the state: an index (0 for the outputs of `nn.GRU`), a key or
-        attribute, or a function. Default: all tensors it returns.
+    output : int, str, callable or tuple, optional
+        Which part is the state: an index (0 for the outputs of `nn.GRU`), a key or attribute of what the model returns
+        ("logits"), or a function of it; a module inside, by its dotted name ("encoder.layer.3"), for the hidden state
+        that it gives out; or a tuple of such selections, one after the other: ("encoder.layer.3", 0). Where a name is
+        both, it is that of the returned value. A module that is called several times gives the list of its outputs:
+        "cell" is all of them, ("cell", -1) the last. Default: all tensors that the model returns.
     batch_axis : int or None
         Axis of independent examples in inputs and state. Rows of the operator are ordered example first, so that
         each example is one block. None: no such axis, one block.
@@ -79,14 +89,16 @@ def jacobian(
     """
     from traceest_adapters.torch import checks
 
-    wrapped, chosen = Model.of(model, params, output, batch_axis)
-    checks.parameters(chosen, inputs)
+    wrapped, chosen = Model.of(model, params, output, batch_axis, shared or {})
+    batch = Inputs(inputs, dict(kwargs or {}))
+    checks.inputs(batch, wrapped.shared)
+    checks.parameters(chosen, (batch, wrapped.shared))
     with torch.no_grad():
-        shapes = checks.state(wrapped, chosen, inputs)
+        shapes = checks.state(wrapped, chosen, batch)
     if check:
         with torch.no_grad():
-            checks.deterministic(wrapped, chosen, inputs)
-    J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
+            checks.deterministic(wrapped, chosen, batch)
+    J = TorchJacobian(wrapped, chosen, batch, chunk_size)
     J.state_shape = common.example_first(shapes, batch_axis)
     if check:
         checks.independent(J)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from traceest_adapters import _state as common
-from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.model import Inputs, Model, Params
 
 
 def parameters(params: Params, inputs: Any) -> None:
@@ -29,7 +30,24 @@ def parameters(params: Params, inputs: Any) -> None:
         )
 
 
-def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
+def inputs(batch: Inputs, shared: Mapping[str, Any]) -> None:
+    """Raise unless every tensor of the batch can be found, and has one meaning."""
+    if twice := sorted(batch.kwargs.keys() & shared.keys()):
+        raise ValueError(f"jacobian: {', '.join(twice)} came both in kwargs= and in shared=; give each once.")
+    for x in pytree.tree_leaves(batch):
+        if isinstance(x, Mapping):
+            raise TypeError(
+                f"jacobian: tensors inside a {type(x).__name__} cannot be told apart by example; if it holds the "
+                "model's inputs by name, give it as kwargs=, else make it a dict."
+            )
+        if isinstance(x, torch.Tensor) and x.is_inference():
+            raise TypeError(
+                "jacobian: an input was made in torch.inference_mode() and cannot be kept for a backward pass; "
+                "give its .clone(), made outside of it."
+            )
+
+
+def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]:
     """The shapes of the state's tensors.
 
     Raises
@@ -62,7 +80,7 @@ def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
     return found
 
 
-def deterministic(model: Model, params: Params, inputs: Any) -> None:
+def deterministic(model: Model, params: Params, inputs: Inputs) -> None:
     """Raise if two evaluations differ."""
     first, second = model.rows(params, inputs), model.rows(params, inputs)
     if not torch.allclose(first, second, rtol=_rtol(first), atol=_rtol(first) * _scale(first), equal_nan=True):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from traceest_adapters import _state as common
-from traceest_adapters.torch.model import Model, Params, math_attention
+from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import flat, squares, vjp
 
 

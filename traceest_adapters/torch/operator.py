@@ -13,7 +13,8 @@ import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
-from traceest_adapters.torch.model import Model, Params, math_attention
+from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import flat, pairs, squares, vjp
 from traceest_adapters.torch.taps import Use, recording
 

@@ -8,10 +8,9 @@ changed (normalised, masked, cast) is none that is understood.
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from traceest_adapters.torch.functions import UNDERSTOOD, Term, swapped
 from traceest_adapters.torch.layers import Factor
 from traceest_adapters.torch.model import Params
+from traceest_adapters.torch.plain import uncompiled
 
 
 class Layout(NamedTuple):
@@ -118,8 +118,7 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
 @contextmanager
 def recording(params: Params) -> Iterator[Recorder]:
     """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
-    compiled = "torch._dynamo" in sys.modules  # which takes seconds to import, and without which nothing is compiled
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params) as recorder:
+    with uncompiled(), Recorder(params) as recorder:
         yield recorder
 
 
