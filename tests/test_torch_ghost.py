@@ -194,7 +194,6 @@ CASES: dict[str, Case] = {
             p=nn.Embedding(4, 3, **F64),
         ),
         TOKENS,
-        {"p.weight"},
     ),
     "as many positions as examples": Case(
         Of(
@@ -203,7 +202,55 @@ CASES: dict[str, Case] = {
             p=nn.Embedding(4, 3, **F64),
         ),
         ids(4, 4),
+    ),
+    "as many positions as examples, time-major": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).unsqueeze(1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        ids(4, 4),
+        options={"batch_axis": 1},
+    ),
+    "positions, expanded": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) * m.p(torch.arange(4)[None]).expand(len(a), -1, -1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        TOKENS,
+    ),
+    "positions, added in place and again": Case(
+        Of(lambda m, a: _positions_in_place(m, a), e=nn.Embedding(9, 3, **F64), p=nn.Embedding(4, 3, **F64)), TOKENS
+    ),
+    "positions, time-major": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).unsqueeze(1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        ids(4, 5),
+        options={"batch_axis": 1},
+    ),
+    "positions, tied to the words": Case(
+        Of(lambda m, a: torch.tanh(m.e(a) + m.e(torch.arange(4))), e=nn.Embedding(9, 3, **F64)), TOKENS
+    ),
+    "positions, also used in ways not known": Case(
+        Of(lambda m, a: _positions_in_two_ways(m, a), e=nn.Embedding(9, 3, **F64), p=nn.Embedding(4, 3, **F64)),
+        TOKENS,
         {"p.weight"},
+    ),
+    "positions, overwritten": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).mul_(2)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        TOKENS,
+        {"p.weight"},
+    ),
+    "attention by hand, with a bias of its keys": Case(
+        Of(lambda m, a: _attention(m, a), q=linear(3, 4), k=linear(3, 4)), x(5, 6, 3)
     ),
     "attention": Case(
         nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0, **F64), 2).eval(),
@@ -259,6 +306,22 @@ def _unrolled(m: Any, a: torch.Tensor) -> torch.Tensor:
     for t in range(a.shape[1]):
         h = torch.tanh(m.cell(torch.cat([a[:, t], h], 1)))
     return h
+
+
+def _positions_in_place(m: Any, a: torch.Tensor) -> torch.Tensor:
+    p = m.p(torch.arange(4))
+    z = m.e(a) * 1.5
+    z += p
+    return torch.tanh(z) + p
+
+
+def _positions_in_two_ways(m: Any, a: torch.Tensor) -> torch.Tensor:
+    p = m.p(torch.arange(4))
+    return torch.tanh((m.e(a) + p) @ p.T)
+
+
+def _attention(m: Any, a: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(m.q(a) @ m.k(a).mT, dim=-1) @ a
 
 
 def _first_doubled(z: torch.Tensor) -> torch.Tensor:
@@ -449,7 +512,8 @@ def believe_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["time-major, square", "as many positions as examples", "attention, time-major, as many positions"]
+    "case",
+    ["time-major, square", "as many positions as examples, time-major", "attention, time-major, as many positions"],
 )
 def test_an_example_axis_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     monkeypatch.setattr(GHOST, "_layout", lambda call, d, scaled, r, B: GHOST.layouts(call.shape[: call.rows], B)[0])
@@ -458,11 +522,18 @@ def test_an_example_axis_that_is_taken_on_trust_is_caught(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "case", ["weight also used in ways not known", "conv2d", "layer used twice, tied, scaled", "embedding, padded"]
+    "case",
+    [
+        "weight also used in ways not known",
+        "positions, also used in ways not known",
+        "conv2d",
+        "layer used twice, tied, scaled",
+        "embedding, padded",
+    ],
 )
 def test_a_gradient_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     believe_the_gradients(monkeypatch)
-    if case != "weight also used in ways not known":
+    if "in ways not known" not in case:
         check(CASES[case].jacobian())
         broken(monkeypatch, GHOST, "merge", lambda honest, factors: honest(factors[:1]))
         functions = sys.modules["traceest_adapters.torch.functions"]

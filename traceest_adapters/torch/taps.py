@@ -69,6 +69,15 @@ class Use(NamedTuple):
     factor: Callable[[Any, torch.Tensor], Factor]
 
 
+class Read(NamedTuple):
+    """Rows that were read from a table, and the use that this is of the table."""
+
+    rows: torch.Tensor
+    version: int
+    name: str
+    use: Use
+
+
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
     """While active, notes in `uses` every use of the parameters that is understood."""
 
@@ -76,6 +85,7 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
         self._names = {id(p): name for name, p in params.items()}
+        self._reads: dict[int, Read] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -96,13 +106,34 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         call = None
         for p, rows, x, factor in terms:
             name, transposed = self._owner(p)
+            if name is None and x is None:
+                self._note_shared(z, p)
             turned = swapped(factor) if transposed else factor
             if name is None or turned is None or rows <= 0 or (x is not None and x.is_inference()):
                 continue
             if call is None or call.rows != rows:
                 call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, rows)
             version = 0 if x is None else x._version
-            self.uses[name].append(Use(call, None if x is None else x.detach(), version, turned))
+            use = Use(call, None if x is None else x.detach(), version, turned)
+            self.uses[name].append(use)
+            if x is not None and not x.is_floating_point():
+                self._reads[id(z)] = Read(z, z._version, name, use)
+
+    def _note_shared(self, z: torch.Tensor, p: Any) -> None:
+        """What `z` makes of rows of a table that all examples share, such as those of positions, broadcast into it.
+
+        The rows have no example axis, so that nothing can be told at their place in the graph; behind the sum it can.
+        """
+        read = self._reads.get(id(p)) or self._reads.get(id(getattr(p, "_base", None)))
+        if read is None or z.shape[-1:] != p.shape[-1:] or p.numel() == z.numel():
+            return
+        name, use = read.name, read.use
+        if read.rows._version != read.version or _without_ones(p) != _without_ones(read.rows):
+            return
+        assert use.x is not None, "what was read is known by its indices"
+        call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, z.ndim - 1)
+        self.uses[name] = [other for other in self.uses[name] if other is not use]
+        self.uses[name].append(use._replace(call=call, x=use.x.reshape(p.shape[:-1]).expand(z.shape[:-1])))
 
     def _owner(self, p: Any) -> tuple[str | None, bool]:
         """Which parameter `p` is, and whether it is that one's transpose."""
@@ -128,6 +159,10 @@ def _seen_through(func: Any) -> Any:
     copy = types.FunctionType(func.__code__, seen, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _without_ones(x: torch.Tensor) -> list[int]:
+    return [n for n in x.shape if n != 1]
 
 
 def _is_plain(z: torch.Tensor) -> bool:
