@@ -83,7 +83,8 @@ def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]
 def deterministic(model: Model, params: Params, inputs: Inputs) -> None:
     """Raise if two evaluations differ."""
     first, second = model.rows(params, inputs), model.rows(params, inputs)
-    if not torch.allclose(first, second, rtol=_rtol(first), atol=_rtol(first) * _scale(first), equal_nan=True):
+    rtol = common.tolerance(model.eps(params, first))
+    if not torch.allclose(first, second, rtol=rtol, atol=rtol * _scale(first), equal_nan=True):
         raise ValueError(
             "jacobian: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
             "Call model.eval(), or fix the randomness."
@@ -105,7 +106,7 @@ def independent(J: Any) -> None:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
     difference = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
-    if not difference <= _rtol(together) * _scale(together):
+    if not difference <= common.tolerance(J.eps) * _scale(together):
         raise common.not_independent(
             axis, f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
         )
@@ -122,10 +123,6 @@ def depends(J: Any) -> None:
     )
     if not any(g is not None and bool((g != 0).any()) for g in grads):
         raise common.no_dependence()
-
-
-def _rtol(x: torch.Tensor) -> float:
-    return common.tolerance(torch.finfo(x.dtype).eps)
 
 
 def _scale(x: torch.Tensor) -> float:

@@ -85,6 +85,11 @@ class Model:
         alone = example if axis is None else pytree.tree_map_only(torch.Tensor, lambda x: x.unsqueeze(axis), example)
         return self.rows(params, alone)[0]
 
+    def eps(self, params: Params, state: torch.Tensor) -> float:
+        """The coarsest rounding that goes on in the model, as far as dtypes tell."""
+        cast_to = [] if self.autocast.dtype is None else [self.autocast.dtype]
+        return max(torch.finfo(t).eps for t in (state.dtype, *(p.dtype for p in params.values()), *cast_to))
+
     def axes(self, inputs: Inputs) -> Any:
         """Which axis of each input to map over: the batch axis of tensors, none of all else."""
         return pytree.tree_map(lambda x: self.batch_axis if isinstance(x, torch.Tensor) else None, inputs)

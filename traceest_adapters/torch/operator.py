@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,7 @@ from traceest_adapters import _state as common
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params
-from traceest_adapters.torch.plain import math_attention
+from traceest_adapters.torch.plain import Autocast, in_full, math_attention
 from traceest_adapters.torch.products import flat, pairs, squares, vjp
 from traceest_adapters.torch.taps import Use, recording
 
@@ -32,7 +32,8 @@ class TorchJacobian(te.Operator):
         self.model, self.inputs = model, inputs
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
-        dtype = torch.result_type(state, next(iter(params.values())))
+        dtype = reduce(torch.promote_types, [x.dtype for x in (state, *params.values())], torch.float32)
+        self.eps = model.eps(self.params, state)
         n, P = state.numel(), sum(p.numel() for p in params.values())
         like = torch.empty(0, dtype=dtype, device=state.device)
         super().__init__(
@@ -62,8 +63,7 @@ class TorchJacobian(te.Operator):
     @cached_property
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
-        return Ghost(*self._recorded, self.params, dtype, self._chunk_asked)
+        return Ghost(*self._recorded, self.params, self.dtype, self._chunk_asked, self.eps)
 
     @cached_property
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -73,7 +73,7 @@ class TorchJacobian(te.Operator):
         forward-mode rules, and here ran nine times faster than dual numbers through a GRU. Attention takes its plain
         form: the fused one has no second derivative.
         """
-        with torch.enable_grad(), math_attention():
+        with torch.enable_grad(), math_attention(), Autocast(self.device.type, None)():
             state = self.model.rows(self.params, self.inputs)
             u = torch.zeros_like(state, requires_grad=True)
             grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
@@ -98,9 +98,10 @@ class TorchJacobian(te.Operator):
         Jv = self.rmatmat(v)
         error = float((v * Jw).sum() - (Jv * w).sum())
         scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
-        return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
+        return abs(error) <= common.tolerance(self.eps) * scale
 
     # -- products -----------------------------------------------------------------------------------
+    @in_full
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         return self._by_chunks(lambda U: flat(self._vjp(U)).T, self._cotangents(V))
@@ -111,14 +112,17 @@ class TorchJacobian(te.Operator):
             return getattr(self, f"_{name}")
         raise AttributeError(f"TorchJacobian has no {name}; the model's backward pass may not be differentiable")
 
+    @in_full
     def _matmat(self, W: torch.Tensor) -> torch.Tensor:
         """J W: (P, k) → (n, k), a jvp a column."""
         return torch.cat([self._jvp(self._tangents(part)) for part in W.split(self.chunk_size, dim=1)], dim=1)
 
+    @in_full
     def _gram_matmat(self, V: torch.Tensor) -> torch.Tensor:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         return self._by_chunks(lambda U: self._jvp(self._vjp(U)), self._cotangents(V))
 
+    @in_full
     def block_sqnorms(self, V: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
@@ -127,6 +131,7 @@ class TorchJacobian(te.Operator):
         out = self._ghost.sqnorms(U).to(self.dtype)
         return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U) if rest else out
 
+    @in_full
     def block_rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
         parts = self._cotangents(V).split(self.chunk_size)
@@ -136,6 +141,7 @@ class TorchJacobian(te.Operator):
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), the sum over all parameters."""
         return self.grouped_gram(V, (tuple(range(len(self.parameters))),))[0]
 
+    @in_full
     def grouped_gram(self, V: torch.Tensor, groups: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         """The same of some parameters only, `groups` of indices into `parameters`: (len(groups), B, k, B, k).
 

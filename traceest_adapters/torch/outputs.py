@@ -94,10 +94,12 @@ def _outputs_of(module: torch.nn.Module | None) -> Iterator[list[Any]]:
 def _walk(state: Any, path: tuple[Any, ...], module_names: list[str]) -> Any:
     for i, step in enumerate(path):
         if isinstance(step, str):
-            named = fields(state)
-            if step not in named and not (hasattr(state, step) and not isinstance(state, torch.Tensor)):
+            part = fields(state).get(step)
+            if part is None and not isinstance(state, torch.Tensor):
+                part = getattr(state, step, None)  # a property, say
+            if part is None or callable(part):
                 raise _no_such_part(path, step, state, module_names if i == 0 else [])
-            state = named[step] if step in named else getattr(state, step)
+            state = part
         elif isinstance(step, int):
             try:
                 state = state[step]

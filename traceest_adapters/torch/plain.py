@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,6 +29,20 @@ class Autocast(NamedTuple):
         if not torch.amp.is_autocast_available(self.device):
             return nullcontext()
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False)
+
+
+Product = TypeVar("Product", bound=Callable[..., Any])
+
+
+def in_full(product: Product) -> Product:
+    """A method of an operator that casts nothing, wherever it is called: the model alone is run as it was meant to."""
+
+    @wraps(product)
+    def uncast(J: Any, *args: Any) -> Any:
+        with Autocast(J.device.type, None)():
+            return product(J, *args)
+
+    return cast(Product, uncast)
 
 
 @contextmanager

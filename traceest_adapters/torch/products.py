@@ -55,5 +55,6 @@ def flat(grads: list[torch.Tensor]) -> torch.Tensor:
 
 
 def squares(grads: list[torch.Tensor]) -> torch.Tensor:
-    """Σ over all parameters of the squares, (c,)."""
-    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0)
+    """Σ over all parameters of the squares, (c,), in float32 at the least."""
+    wide = [g.to(torch.promote_types(g.dtype, torch.float32)).reshape(len(g), -1) for g in grads]
+    return torch.stack([g.square().sum(1) for g in wide]).sum(0)
