@@ -65,7 +65,7 @@ class Twice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.scale = nn.Linear(4, 4, **F64), nn.Parameter(1 + 0.1 * x(4))
+        self.layer, self.scale = nn.Linear(7, 7, **F64), nn.Parameter(1 + 0.1 * x(7))
 
     def forward(self, a: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.layer(torch.tanh(self.layer(a)))) * self.scale
@@ -103,7 +103,7 @@ class DEQ(nn.Module):
         super().__init__()
         self.implicit = implicit
         self.read, self.W = nn.Linear(3, 4, **F64), nn.Parameter(0.2 * x(4, 4))
-        self.out = nn.Linear(4, 2, **F64)
+        self.out = nn.Linear(4, 7, **F64)
 
     def forward(self, a: torch.Tensor) -> torch.Tensor:
         u = self.read(a)
@@ -115,7 +115,7 @@ class Bag(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bag, self.head = nn.EmbeddingBag(9, 4, **F64), nn.Linear(4, 3, **F64)
+        self.bag, self.head = nn.EmbeddingBag(9, 4, **F64), nn.Linear(4, 7, **F64)
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
         return self.head(torch.tanh(self.bag(words)))
@@ -137,14 +137,14 @@ def call(model: nn.Module, *inputs: Any) -> torch.Tensor:
 
 
 def mlp() -> Case:
-    return Case(torch_mlp((6, 8, 3)), (x(7, 6),), call)
+    return Case(torch_mlp((6, 8, 7)), (x(7, 6),), call)
 
 
 def cnn() -> Case:
     norm = nn.BatchNorm2d(3, **F64)
     with torch.no_grad():
         norm.running_mean.copy_(x(3)), norm.running_var.copy_(1 + x(3) ** 2)
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, **F64), norm, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(27, 3, **F64))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, **F64), norm, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(27, 7, **F64))
     return Case(model.eval(), (x(5, 2, 5, 5),), call)
 
 
@@ -181,7 +181,7 @@ def attention() -> Case:
 
 
 def twice() -> Case:
-    return Case(Twice(), (x(6, 4),), call)
+    return Case(Twice(), (x(6, 7),), call)
 
 
 def deq() -> Case:
@@ -200,7 +200,7 @@ def weight_norm() -> Case:
     model = nn.Sequential(
         nn.utils.parametrizations.weight_norm(nn.Linear(4, 4, **F64)),
         nn.Tanh(),
-        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3, **F64)),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(4, 7, **F64)),
     )
     return Case(model.eval(), (x(6, 4),), call)
 

@@ -70,7 +70,7 @@ class PerExample:
                     return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
                 except torch.OutOfMemoryError:
                     raise
-                except (RuntimeError, NotImplementedError, ValueError) as error:
+                except Exception as error:  # of any kind; what is wrong with the model itself is raised again below
                     self._cannot_map(error)
             rows = range(self.B)
             return torch.stack([plain(self.model.example(self.inputs, b), *(x[b] for x in extra)) for b in rows])

@@ -23,7 +23,9 @@ def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch
         return list(grad(cotangents, True))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:
+    except (
+        Exception
+    ):  # also of a backward pass written by hand; what is wrong apart from batching is raised again below
         rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
         return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 
