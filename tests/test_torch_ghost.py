@@ -142,6 +142,7 @@ CASES: dict[str, Case] = {
     "embedding, by frequency": Case(
         then(nn.Embedding(9, 3, scale_grad_by_freq=True, **F64)), TOKENS[:, :1], {"0.weight"}
     ),
+    "embedding, sparse": Case(then(nn.Embedding(9, 3, sparse=True, **F64)), TOKENS),
     "embedding used twice": Case(
         Of(lambda m, a: (m.e(a) * m.e(a.flip(1))[:, :2].sum(1, keepdim=True)).tanh(), e=nn.Embedding(9, 3, **F64)),
         TOKENS,
@@ -350,6 +351,7 @@ def check(J: TorchJacobian, k: int = 3, atol: float = 1e-10) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:this model cannot be mapped")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", CASES)
 def test_norms_and_grams_are_those_of_the_dense_jacobian(case: str) -> None:

@@ -102,8 +102,8 @@ def not_independent(axis: int, why: str) -> ValueError:
 def no_dependence() -> ValueError:
     """The error for a state whose every derivative is zero."""
     return ValueError(
-        "the state does not depend on the parameters: every derivative is exactly zero. Look for a detached output "
-        "or a stop_gradient, for parameters other than those the model uses, or for units that are all dead; "
+        "the state does not depend on the parameters: every derivative is exactly zero. Look for a detached output, "
+        "a no_grad or a stop_gradient, for parameters other than those the model uses, or for units that are all dead; "
         "check=False lets a zero kernel pass."
     )
 

@@ -95,7 +95,7 @@ def _embedding(
     sparse: bool = False,
 ) -> Iterator[Term]:
     size = len(weight)
-    if max_norm is not None or scale_grad_by_freq or sparse:
+    if max_norm is not None or scale_grad_by_freq:
         return
 
     def factor(words: Any, d: torch.Tensor) -> Lookup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from traceest_adapters.torch.outputs import select, steps
+from traceest_adapters.torch.outputs import listed, select, steps
 from traceest_adapters.torch.plain import Autocast, plainly
 
 Params = dict[str, torch.Tensor]
@@ -49,18 +50,24 @@ class Model:
                 f"jacobian: a {type(model).__name__} spreads each batch over devices and cannot be differentiated as "
                 "one function; give model.module."
             )
+        if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise TypeError(
+                "jacobian: a model compiled by torch.jit takes no parameters from outside; give the original."
+            )
         module = model if isinstance(model, torch.nn.Module) else None
         if module is not None:
             chosen = _select(module, params)
-        elif not callable(model):
-            raise TypeError(f"jacobian: expected an nn.Module or a function, got {type(model).__name__}.")
+        elif not callable(model) or isinstance(model, type):
+            what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+            raise TypeError(f"jacobian: expected an nn.Module or a function, got {what}.")
         elif not isinstance(params, Mapping):
             raise TypeError(
                 "jacobian: a function needs params=, a mapping from names to tensors that it is called with."
             )
         else:
             chosen = dict(params)
-        autocast = Autocast.current(next((p.device.type for p in chosen.values()), "cpu"))
+        devices = [p.device.type for p in chosen.values() if isinstance(p, torch.Tensor)]
+        autocast = Autocast.current(devices[0] if devices else "cpu")
         call = model if module is None else _functional(module)
         return cls(call, module, steps(output), batch_axis, dict(shared), autocast), chosen
 
@@ -114,15 +121,19 @@ def _select(module: torch.nn.Module, params: Any) -> Params:
     everything = dict(module.named_parameters())
     if params is None:
         return {name: p for name, p in everything.items() if p.requires_grad}
-    if isinstance(params, Mapping):
-        return dict(params)
-    if callable(params):
+    if not isinstance(params, Mapping) and callable(params):
         return {name: p for name, p in everything.items() if params(name, p)}
     names = [params] if isinstance(params, str) else list(_strings(params))
-    unknown = [name for name in names if name not in everything]
-    if unknown:
-        raise ValueError(f"params: the module has no parameter {', '.join(unknown)}; it has {', '.join(everything)}.")
-    return {name: everything[name] for name in names}
+    tied = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := [name for name in names if name not in tied]:
+        close = difflib.get_close_matches(unknown[0], tied)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise ValueError(
+            f"params: the module has no parameter {', '.join(unknown)}; it has {listed(list(everything))}{hint}"
+        )
+    if isinstance(params, Mapping):
+        return dict(params)
+    return {name: tied[name] for name in names}
 
 
 def _strings(names: Iterable[Any]) -> Iterator[str]:

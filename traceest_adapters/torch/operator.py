@@ -14,8 +14,8 @@ from traceest_adapters import _state as common
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params
-from traceest_adapters.torch.plain import Autocast, in_full, math_attention
-from traceest_adapters.torch.products import flat, pairs, squares, vjp
+from traceest_adapters.torch.plain import in_full, math_attention
+from traceest_adapters.torch.products import as_dense, flat, pairs, squares, vjp
 from traceest_adapters.torch.taps import Use, recording
 
 CHUNK = 8
@@ -66,6 +66,7 @@ class TorchJacobian(te.Operator):
         return Ghost(*self._recorded, self.params, self.dtype, self._chunk_asked, self.eps)
 
     @cached_property
+    @in_full
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """A cotangent u and, for each parameter, Jᵀu with a graph in u.
 
@@ -73,13 +74,14 @@ class TorchJacobian(te.Operator):
         forward-mode rules, and here ran nine times faster than dual numbers through a GRU. Attention takes its plain
         form: the fused one has no second derivative.
         """
-        with torch.enable_grad(), math_attention(), Autocast(self.device.type, None)():
+        with torch.enable_grad(), math_attention():
             state = self.model.rows(self.params, self.inputs)
             u = torch.zeros_like(state, requires_grad=True)
             grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
-        return u, {i: g for i, g in enumerate(grads) if g is not None and g.requires_grad}
+        return u, {i: as_dense(g) for i, g in enumerate(grads) if g is not None and g.requires_grad}
 
     @cached_property
+    @in_full
     def _has_forward(self) -> bool:
         """Whether the model's backward pass can itself be differentiated, tried on ⟨v, Jw⟩ = ⟨Jᵀv, w⟩.
 

@@ -42,7 +42,7 @@ def select(module: torch.nn.Module | None, path: tuple[Any, ...], call: Callable
     """
     name = path[0] if path and isinstance(path[0], str) else None
     inner = {} if module is None or name is None else modules(module)
-    with _outputs_of(inner.get(name)) as seen:
+    with _outputs_of(None if name is None else inner.get(name)) as seen:
         returned = call()
     if name not in inner or name in fields(returned):
         return _walk(returned, path, list(inner))
@@ -67,7 +67,7 @@ def fields(state: Any) -> dict[str, Any]:
     if isinstance(state, Mapping):
         found = {key: value for key, value in state.items() if isinstance(key, str)}
     elif isinstance(state, tuple) and hasattr(state, "_fields"):
-        found = state._asdict()
+        found = dict(zip(state._fields, state, strict=True))
     elif isinstance(state, (torch.Tensor, tuple, list)):
         return {}
     else:
@@ -114,16 +114,17 @@ def _no_such_part(path: tuple[Any, ...], step: Any, state: Any, module_names: li
     output, names = path[0] if len(path) == 1 else path, list(fields(state))
     there = f"a {type(state).__name__}"
     if names:
-        there += f" with {_listed(names)}"
+        there += f" with {listed(names)}"
     elif isinstance(state, (tuple, list)):
         there += f" of {len(state)}"
     message = f"output={output!r}: there is no {step!r} in {there}"
     if module_names:
-        message += f", and no module of that name among {_listed(module_names)}"
+        message += f", and no module of that name among {listed(module_names)}"
     close = difflib.get_close_matches(str(step), [*names, *module_names], n=3)
     return ValueError(message + (f"; did you mean {' or '.join(map(repr, close))}?" if close else "."))
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first of many names, for an error."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

@@ -35,14 +35,19 @@ Product = TypeVar("Product", bound=Callable[..., Any])
 
 
 def in_full(product: Product) -> Product:
-    """A method of an operator that casts nothing, wherever it is called: the model alone is run as it was meant to."""
+    """A method of an operator that casts nothing and may keep graphs, wherever it is called."""
 
     @wraps(product)
     def uncast(J: Any, *args: Any) -> Any:
-        with Autocast(J.device.type, None)():
+        with Autocast(J.device.type, None)(), graphs_allowed():
             return product(J, *args)
 
     return cast(Product, uncast)
+
+
+def graphs_allowed() -> AbstractContextManager[Any]:
+    """Outside of `torch.inference_mode`."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 @contextmanager

@@ -17,7 +17,8 @@ def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch
     """
 
     def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor | None, ...]:
-        return torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+        found = torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+        return tuple(None if g is None else as_dense(g) for g in found)
 
     try:
         return list(grad(cotangents, True))
@@ -34,6 +35,11 @@ def vjp(outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: lis
     """The same, with zeros for inputs that no output depends on."""
     c, found = len(cotangents[0]), grads(outputs, inputs, cotangents)
     return [x.new_zeros(c, *x.shape) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def as_dense(g: torch.Tensor) -> torch.Tensor:
+    """A gradient of which a layer gives only the entries that differ from zero, as `nn.Embedding(sparse=True)` does."""
+    return g.to_dense() if g.layout != torch.strided else g
 
 
 def pairs(U: torch.Tensor, chunk: int, compute: Callable[[torch.Tensor], T]) -> Iterator[tuple[slice, slice, T, T]]:
