@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from assertions import assert_close
 from torch_zoo import MODELS, case, truth, x
 
 import traceest as te
+from traceest_adapters.torch import TorchJacobian
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:this model cannot be mapped"),
@@ -80,3 +82,19 @@ def test_estimates_agree_with_the_dense_kernel(name: str) -> None:
             continue
         off, rounding = abs(float(e) - expected), of.rounding * abs(expected)
         assert off <= 4 * float(e.stderr) + rounding, f"{statistic}: {e!r}, expected {expected}"
+
+
+# -- the tests bite ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("product", ["rmatmat", "block_sqnorms", "sketch_gram", "_matmat"])
+def test_a_product_that_is_off_by_a_millionth_is_caught(monkeypatch: pytest.MonkeyPatch, product: str) -> None:
+    honest = getattr(TorchJacobian, product)
+    monkeypatch.setattr(TorchJacobian, product, lambda J, V: honest(J, V) * (1 + 1e-6))
+    with pytest.raises(AssertionError):
+        test_products_are_those_of_the_dense_jacobian("gru, time-major, two layers")
+
+
+def test_the_kernel_of_other_parameters_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    D, moved, E = truth("mlp")
+    monkeypatch.setattr(sys.modules[__name__], "truth", lambda name: (E, moved, D))
+    with pytest.raises(AssertionError):
+        test_estimates_agree_with_the_dense_kernel("mlp")

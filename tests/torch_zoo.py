@@ -205,16 +205,14 @@ def weight_norm() -> Case:
     return Case(model.eval(), (x(6, 4),), call)
 
 
-def _hugging_face(name: str, attention: str, **sizes: Any) -> Any:
+def _hugging_face(name: str, attention: str, head: str = "Model", **sizes: Any) -> Any:
     """A model of that name from a configuration, float64."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             import transformers
 
-            model, config = (getattr(transformers, name + end) for end in ("Model", "Config"))
-            if name == "GPT2":
-                model = transformers.GPT2LMHeadModel
+            model, config = (getattr(transformers, name + end) for end in (head, "Config"))
         except ImportError as error:
             pytest.skip(f"transformers and what it imports have to be there: {error}")
         torch.manual_seed(0)
@@ -228,8 +226,15 @@ WORDS, MASK = ids(11, 5, 4), torch.tensor([[1, 1, 0, 0], [1] * 4, [1] * 4, [1, 1
 
 def gpt2(attention: str = "sdpa", output: Any = "logits") -> Case:
     sizes = {"n_positions": 6, "n_embd": 4, "n_layer": 2, "n_head": 2}
-    model = _hugging_face("GPT2", attention, vocab_size=11, bos_token_id=0, eos_token_id=0, **sizes)
+    model = _hugging_face("GPT2", attention, "LMHeadModel", vocab_size=11, bos_token_id=0, eos_token_id=0, **sizes)
     return Case(model, (WORDS,), lambda m, a: m(a).logits, {"output": output})
+
+
+def llama(attention: str = "sdpa") -> Case:
+    """Rotary positions, grouped queries, and norms that are taken in float32."""
+    sizes = {**SMALL, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0}
+    model = _hugging_face("Llama", attention, "ForCausalLM", vocab_size=11, **sizes)
+    return Case(model, (WORDS,), lambda m, a: m(a).logits, {"output": "logits"}, rounding=1e-5)
 
 
 def bert(attention: str = "sdpa") -> Case:

@@ -95,6 +95,12 @@ def jacobian(
     ((8, 6), 4)
     >>> float(te.exact(te.gram(J)))
     6.0
+
+    The kernel of a hidden state, by the name of the module that gives it out:
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    >>> ntk(model, torch.eye(4, 3), output="1").shape
+    (32, 32)
     """
     from traceest_adapters.torch import checks
 

@@ -33,7 +33,7 @@ class TorchJacobian(te.Operator):
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
         dtype = reduce(torch.promote_types, [x.dtype for x in (state, *params.values())], torch.float32)
-        self.eps = model.eps(self.params, state)
+        self.eps = max(model.eps(self.params, state), self._recorded[2])
         n, P = state.numel(), sum(p.numel() for p in params.values())
         like = torch.empty(0, dtype=dtype, device=state.device)
         super().__init__(
@@ -50,10 +50,10 @@ class TorchJacobian(te.Operator):
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
-    def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]]]:
-        """One forward pass over the whole batch, and the uses of parameters seen in it."""
+    def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]], float]:
+        """One forward pass over the whole batch, the uses of parameters seen in it, and the coarsest rounding."""
         with torch.enable_grad(), recording(self.params) as recorder:
-            return self.model.rows(self.params, self.inputs), recorder.uses
+            return self.model.rows(self.params, self.inputs), recorder.uses, recorder.eps
 
     @property
     def _state(self) -> torch.Tensor:
@@ -63,7 +63,8 @@ class TorchJacobian(te.Operator):
     @cached_property
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
-        return Ghost(*self._recorded, self.params, self.dtype, self._chunk_asked, self.eps)
+        state, uses, _ = self._recorded
+        return Ghost(state, uses, self.params, self.dtype, self._chunk_asked, self.eps)
 
     @cached_property
     @in_full

@@ -79,12 +79,16 @@ class Read(NamedTuple):
 
 
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """While active, notes in `uses` every use of the parameters that is understood."""
+    """While active, notes in `uses` every use of the parameters that is understood, and in `eps` the worst precision.
+
+    Many models take their softmax or their norms in float32, whatever they are in themselves.
+    """
 
     def __init__(self, params: Params) -> None:
         super().__init__()
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
         self._names = {id(p): name for name, p in params.items()}
+        self.eps = 0.0
         self._reads: dict[int, Read] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,6 +97,8 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
             with self:
                 return _seen_through(func)(*args, **kwargs)
         z = func(*args, **kwargs)
+        if isinstance(z, torch.Tensor) and z.is_floating_point():
+            self.eps = max(self.eps, torch.finfo(z.dtype).eps)
         describe = UNDERSTOOD.get(func)
         if describe is not None and isinstance(z, torch.Tensor) and z.grad_fn is not None and _is_plain(z):
             try:
