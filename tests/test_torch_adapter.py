@@ -78,7 +78,7 @@ def dense(J: Any) -> np.ndarray:
         params = {k: p.detach().clone().requires_grad_() for k, p in J.params.items()}
         state = J.model.rows(params, J.inputs).reshape(-1)
     rows = [torch.autograd.grad(s, list(params.values()), retain_graph=True, materialize_grads=True) for s in state]
-    return np.stack([torch.cat([g.reshape(-1) for g in row]).numpy() for row in rows])
+    return np.stack([torch.cat([g.to_dense().reshape(-1) for g in row]).numpy() for row in rows])
 
 
 @pytest.mark.parametrize("case", CASES)

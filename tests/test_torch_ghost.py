@@ -142,6 +142,7 @@ CASES: dict[str, Case] = {
     "embedding, by frequency": Case(
         then(nn.Embedding(9, 3, scale_grad_by_freq=True, **F64)), TOKENS[:, :1], {"0.weight"}
     ),
+    "embedding, sparse": Case(then(nn.Embedding(9, 3, sparse=True, **F64)), TOKENS),
     "embedding used twice": Case(
         Of(lambda m, a: (m.e(a) * m.e(a.flip(1))[:, :2].sum(1, keepdim=True)).tanh(), e=nn.Embedding(9, 3, **F64)),
         TOKENS,
@@ -194,7 +195,6 @@ CASES: dict[str, Case] = {
             p=nn.Embedding(4, 3, **F64),
         ),
         TOKENS,
-        {"p.weight"},
     ),
     "as many positions as examples": Case(
         Of(
@@ -203,7 +203,55 @@ CASES: dict[str, Case] = {
             p=nn.Embedding(4, 3, **F64),
         ),
         ids(4, 4),
+    ),
+    "as many positions as examples, time-major": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).unsqueeze(1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        ids(4, 4),
+        options={"batch_axis": 1},
+    ),
+    "positions, expanded": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) * m.p(torch.arange(4)[None]).expand(len(a), -1, -1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        TOKENS,
+    ),
+    "positions, added in place and again": Case(
+        Of(lambda m, a: _positions_in_place(m, a), e=nn.Embedding(9, 3, **F64), p=nn.Embedding(4, 3, **F64)), TOKENS
+    ),
+    "positions, time-major": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).unsqueeze(1)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        ids(4, 5),
+        options={"batch_axis": 1},
+    ),
+    "positions, tied to the words": Case(
+        Of(lambda m, a: torch.tanh(m.e(a) + m.e(torch.arange(4))), e=nn.Embedding(9, 3, **F64)), TOKENS
+    ),
+    "positions, also used in ways not known": Case(
+        Of(lambda m, a: _positions_in_two_ways(m, a), e=nn.Embedding(9, 3, **F64), p=nn.Embedding(4, 3, **F64)),
+        TOKENS,
         {"p.weight"},
+    ),
+    "positions, overwritten": Case(
+        Of(
+            lambda m, a: torch.tanh(m.e(a) + m.p(torch.arange(4)).mul_(2)),
+            e=nn.Embedding(9, 3, **F64),
+            p=nn.Embedding(4, 3, **F64),
+        ),
+        TOKENS,
+        {"p.weight"},
+    ),
+    "attention by hand, with a bias of its keys": Case(
+        Of(lambda m, a: _attention(m, a), q=linear(3, 4), k=linear(3, 4)), x(5, 6, 3)
     ),
     "attention": Case(
         nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0, **F64), 2).eval(),
@@ -261,6 +309,22 @@ def _unrolled(m: Any, a: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def _positions_in_place(m: Any, a: torch.Tensor) -> torch.Tensor:
+    p = m.p(torch.arange(4))
+    z = m.e(a) * 1.5
+    z += p
+    return torch.tanh(z) + p
+
+
+def _positions_in_two_ways(m: Any, a: torch.Tensor) -> torch.Tensor:
+    p = m.p(torch.arange(4))
+    return torch.tanh((m.e(a) + p) @ p.T)
+
+
+def _attention(m: Any, a: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(m.q(a) @ m.k(a).mT, dim=-1) @ a
+
+
 def _first_doubled(z: torch.Tensor) -> torch.Tensor:
     z[:, 0] *= 2
     return z
@@ -287,6 +351,7 @@ def check(J: TorchJacobian, k: int = 3, atol: float = 1e-10) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:this model cannot be mapped")
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", CASES)
 def test_norms_and_grams_are_those_of_the_dense_jacobian(case: str) -> None:
@@ -391,7 +456,7 @@ def test_low_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
     assert J._ghost.dtype == torch.float32
     expected = D.sketch_gram(V.double())
     got = J.sketch_gram(V)
-    assert got.dtype == dtype
+    assert got.dtype == torch.float32
     torch.testing.assert_close(
         got.double(), expected, rtol=0, atol=8 * torch.finfo(dtype).eps * float(expected.abs().max())
     )
@@ -449,20 +514,30 @@ def believe_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["time-major, square", "as many positions as examples", "attention, time-major, as many positions"]
+    "case",
+    ["time-major, square", "as many positions as examples, time-major", "attention, time-major, as many positions"],
 )
 def test_an_example_axis_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    monkeypatch.setattr(GHOST, "_layout", lambda call, d, scaled, r, B: GHOST.layouts(call.shape[: call.rows], B)[0])
+    monkeypatch.setattr(
+        GHOST, "_layout", lambda call, d, scaled, r, B, eps: GHOST.layouts(call.shape[: call.rows], B)[0]
+    )
     with pytest.raises(AssertionError):
         check(CASES[case].jacobian())
 
 
 @pytest.mark.parametrize(
-    "case", ["weight also used in ways not known", "conv2d", "layer used twice, tied, scaled", "embedding, padded"]
+    "case",
+    [
+        "weight also used in ways not known",
+        "positions, also used in ways not known",
+        "conv2d",
+        "layer used twice, tied, scaled",
+        "embedding, padded",
+    ],
 )
 def test_a_gradient_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     believe_the_gradients(monkeypatch)
-    if case != "weight also used in ways not known":
+    if "in ways not known" not in case:
         check(CASES[case].jacobian())
         broken(monkeypatch, GHOST, "merge", lambda honest, factors: honest(factors[:1]))
         functions = sys.modules["traceest_adapters.torch.functions"]

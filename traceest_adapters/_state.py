@@ -66,14 +66,14 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
             raise ValueError(
                 f"batch_axis={axis}: {what} of shape {tuple(shape)} has no such axis; give the axis of independent "
                 "examples, or batch_axis=None if there is none. Inputs that all examples share belong into the "
-                "function, not among its inputs."
+                "function (for an nn.Module: into shared=), not among its inputs."
             )
         lengths.add(shape[axis])
     if len(lengths) != 1:
         raise ValueError(
             f"batch_axis={axis}: the lengths {sorted(lengths)} of {what} along it differ; every array needs one "
             "entry an example there. Select a part of the output with output=, bind inputs that all examples share "
-            "into the function, or give batch_axis=None."
+            "into the function (for an nn.Module: give them as shared=), or give batch_axis=None."
         )
     return lengths.pop()
 
@@ -101,8 +101,8 @@ def not_independent(axis: int, why: str) -> ValueError:
 def no_dependence() -> ValueError:
     """The error for a state whose every derivative is zero."""
     return ValueError(
-        "the state does not depend on the parameters: every derivative is exactly zero. Look for a detached output "
-        "or a stop_gradient, for parameters other than those the model uses, or for units that are all dead; "
+        "the state does not depend on the parameters: every derivative is exactly zero. Look for a detached output, "
+        "a no_grad or a stop_gradient, for parameters other than those the model uses, or for units that are all dead; "
         "check=False lets a zero kernel pass."
     )
 

@@ -78,8 +78,8 @@ def _shares(s: Sketch, a: int, b: int) -> tuple[Any, Any, Any]:
 
 
 def _sqrt(xp: Any, x: Any) -> Any:
-    """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative."""
-    positive = x > 0
+    """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative. NaN stays NaN."""
+    positive = ~(x <= 0)
     return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
 
 

@@ -3,34 +3,86 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from traceest_adapters import _state as common
 from traceest_adapters._memory import ran_out
-from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.model import Inputs, Model, Params
+from traceest_adapters.torch.products import vjp
+
+
+def options(batch_axis: Any, chunk_size: Any) -> None:
+    """Raise unless both are integers, or None."""
+    for name, value, least in (("batch_axis", batch_axis, None), ("chunk_size", chunk_size, 1)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"jacobian: {name} must be an integer or None, got {value!r}.")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")
 
 
 def parameters(params: Params, inputs: Any) -> None:
-    """Raise unless there are real floating parameters, on the inputs' device."""
+    """Raise unless there are real floating parameters, with values, on the inputs' device."""
     if not params:
         raise TypeError(
-            "jacobian: no trainable parameter; none requires grad (frozen?), or params= selects none of them."
+            "jacobian: no trainable parameter; none requires grad (frozen, or quantised?), or params= selects none of "
+            "them."
         )
     for name, p in params.items():
+        if not isinstance(p, torch.Tensor):
+            raise TypeError(f"jacobian: parameter {name!r} must be a tensor, got a {type(p).__name__}.")
+        if torch.nn.parameter.is_lazy(p):
+            raise TypeError(
+                f"jacobian: parameter {name!r} of a lazy module has no shape yet; call the model once before."
+            )
         if not p.dtype.is_floating_point:
             raise TypeError(f"jacobian: parameter {name!r} has dtype {p.dtype}; only real floating ones can be used.")
+        if p.is_inference():
+            raise TypeError(f"jacobian: parameter {name!r} {INFERENCE}")
     devices = {str(x.device) for x in [*params.values(), *pytree.tree_leaves(inputs)] if isinstance(x, torch.Tensor)}
     if len(devices) > 1:
         raise TypeError(
             f"jacobian: parameters and inputs are on different devices, {', '.join(sorted(devices))}; move the "
             "model or the inputs with .to(device)."
         )
+    if devices == {"meta"}:
+        raise TypeError(
+            "jacobian: the model is on the device meta and has shapes but no values; load it on another one."
+        )
 
 
-def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
+INFERENCE = "was made in torch.inference_mode() and has no graph; give a .clone() of it that is made outside."
+
+
+def inputs(batch: Inputs, model: Model) -> None:
+    """Raise unless every tensor of the batch can be found, can be differentiated behind, and has one meaning."""
+    if twice := sorted(batch.kwargs.keys() & model.shared.keys()):
+        raise ValueError(f"jacobian: {', '.join(twice)} came both in kwargs= and in shared=; give each once.")
+    for x in pytree.tree_leaves((batch, model.shared), is_leaf=lambda x: isinstance(x, PackedSequence)):
+        if isinstance(x, Mapping):
+            raise TypeError(
+                f"jacobian: tensors inside a {type(x).__name__} cannot be told apart by example; if it holds the "
+                "model's inputs by name, give it as kwargs=, else make it a dict."
+            )
+        if isinstance(x, PackedSequence) and model.batch_axis is not None:
+            raise TypeError(
+                "jacobian: the examples of a packed sequence have no axis of their own; give the padded tensor and the "
+                "lengths to a model that packs them itself, or batch_axis=None."
+            )
+        if isinstance(x, np.ndarray):
+            raise TypeError("jacobian: an input is a NumPy array; make it a tensor with torch.as_tensor.")
+        if isinstance(x, torch.Tensor) and x.is_nested:
+            raise TypeError("jacobian: an input is a nested tensor, whose examples differ in shape; pad it, and mask.")
+        if isinstance(x, torch.Tensor) and x.is_inference():
+            raise TypeError(f"jacobian: an input {INFERENCE}")
+
+
+def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]:
     """The shapes of the state's tensors.
 
     Raises
@@ -48,6 +100,8 @@ def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
                 "select or convert a part of it with output=."
             )
     found = [tuple(x.shape) for x in tensors]
+    if not sum(x.numel() for x in tensors):
+        raise ValueError(f"jacobian: the state is empty, of shape {' and '.join(map(str, found))}; give examples.")
     if model.batch_axis is None:
         return found
     shapes = [tuple(x.shape) for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)]
@@ -63,10 +117,18 @@ def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
     return found
 
 
-def deterministic(model: Model, params: Params, inputs: Any) -> None:
-    """Raise if two evaluations differ."""
+def deterministic(model: Model, params: Params, inputs: Inputs) -> None:
+    """Raise if two evaluations differ, or one is not finite."""
     first, second = model.rows(params, inputs), model.rows(params, inputs)
-    if not torch.allclose(first, second, rtol=_rtol(first), atol=_rtol(first) * _scale(first), equal_nan=True):
+    bad = (~first.isfinite()).any(1).nonzero()[:, 0]
+    if len(bad):
+        where = "the state" if model.batch_axis is None else f"the state of example {int(bad[0])}"
+        raise ValueError(
+            f"jacobian: there is NaN or infinity in {where}; look at its inputs and at the parameters, or select a "
+            "part that is finite with output=."
+        )
+    rtol = common.tolerance(model.eps(params, first))
+    if not torch.allclose(first, second, rtol=rtol, atol=rtol * _scale(first), equal_nan=True):
         raise ValueError(
             "jacobian: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
             "Call model.eval(), or fix the randomness."
@@ -83,12 +145,12 @@ def independent(J: Any) -> None:
         warnings.simplefilter("always")
         try:
             alone = J._examples.states()
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # whatever the model says of a batch of one
             if ran_out(error):
                 raise
             raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
     difference = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
-    if not difference <= _rtol(together) * _scale(together):
+    if not difference <= common.tolerance(J.eps) * _scale(together):
         raise common.not_independent(
             axis, f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
         )
@@ -97,18 +159,18 @@ def independent(J: Any) -> None:
 
 
 def depends(J: Any) -> None:
-    """Raise if the state has no derivative that differs from zero."""
+    """Raise if the state has no derivative that differs from zero, or none that is finite."""
     if not J._state.requires_grad:
         raise common.no_dependence()
-    (*grads,) = torch.autograd.grad(
-        J._state, list(J.params.values()), torch.ones_like(J._state), retain_graph=True, allow_unused=True
-    )
-    if not any(g is not None and bool((g != 0).any()) for g in grads):
+    grads = vjp([J._state], list(J.params.values()), [torch.ones_like(J._state)[None]])
+    for name, g in zip(J.params, grads, strict=True):
+        if not bool(g.isfinite().all()):
+            raise ValueError(
+                f"jacobian: NaN or infinity in a product Jᵀv, by parameter {name!r}; look for a square root, a norm "
+                "or a logarithm at zero, for overflow, or try float64. check=False lets it pass."
+            )
+    if not any(bool((g != 0).any()) for g in grads):
         raise common.no_dependence()
-
-
-def _rtol(x: torch.Tensor) -> float:
-    return common.tolerance(torch.finfo(x.dtype).eps)
 
 
 def _scale(x: torch.Tensor) -> float:

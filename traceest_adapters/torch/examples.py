@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from traceest_adapters import _memory as memory
-from traceest_adapters.torch.model import Model, Params, math_attention
+from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import flat, squares, vjp
 
 
@@ -67,7 +68,7 @@ class PerExample:
                 at_once = max(1, memory.budget() // (4 * size)) if size else None
                 try:
                     return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
-                except (RuntimeError, NotImplementedError, ValueError) as error:
+                except Exception as error:  # of any kind; what is wrong with the model itself is raised again below
                     if memory.ran_out(error):
                         raise
                     self._cannot_map(error)

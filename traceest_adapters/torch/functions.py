@@ -95,7 +95,7 @@ def _embedding(
     sparse: bool = False,
 ) -> Iterator[Term]:
     size = len(weight)
-    if max_norm is not None or scale_grad_by_freq or sparse:
+    if max_norm is not None or scale_grad_by_freq:
         return
 
     def factor(words: Any, d: torch.Tensor) -> Lookup:
@@ -237,6 +237,11 @@ def _add(z: torch.Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterat
         yield from _broadcast(z, other, None)
 
 
+def _add_in_place(z: torch.Tensor, input: Any, other: Any, *, alpha: float = 1) -> Iterator[Term]:
+    if alpha == 1:
+        yield from _broadcast(z, other, None)
+
+
 def _expand(z: torch.Tensor, input: torch.Tensor, *sizes: Any) -> Iterator[Term]:
     yield from _broadcast(z, input, None)
 
@@ -259,5 +264,6 @@ UNDERSTOOD: dict[Any, Callable[..., Iterator[Term]]] = {
     F.instance_norm: _instance_norm,
     **dict.fromkeys([torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__], _mul),
     **dict.fromkeys([torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__], _add),
+    **dict.fromkeys([torch.Tensor.add_, torch.Tensor.__iadd__], _add_in_place),
     torch.Tensor.expand: _expand,
 }

@@ -42,8 +42,9 @@ class Ghost:
         params: Params,
         dtype: torch.dtype,
         chunk_size: int | None,
+        eps: float,
     ) -> None:
-        self.state, self.B, self.dtype, self.chunk_size = state, len(state), dtype, chunk_size
+        self.state, self.B, self.dtype, self.chunk_size, self.eps = state, len(state), dtype, chunk_size, eps
         self.uses: dict[str, list[Use]] = {}
         self.largest = recorder.largest
         self.rest: list[str] = []
@@ -67,23 +68,27 @@ class Ghost:
         scaled = self.deltas(list(reached), r * u)
         self.unit = _unit([float(d.abs().max()) for d in reached.values()])
         for call, d in reached.items():
-            call.layout = _layout(call, d, scaled[call], r, self.B)
-        for name, p in params.items():
+            call.layout = _layout(call, d, scaled[call], r, self.B, self.eps)
+        for name in params:
             g, chosen = by[name], [use for use in uses[name] if use.call in reached]
             if g is None:
                 continue  # the state does not depend on it
-            if chosen and all(map(_usable, chosen)) and self._is_gradient(chosen, reached, g[0], p):
+            if chosen and all(map(_usable, chosen)) and self._is_gradient(chosen, reached, g[0]):
                 self.uses[name] = chosen
             else:
                 self.rest.append(name)
 
-    def _is_gradient(self, uses: list[Use], deltas: Deltas, g: torch.Tensor, p: torch.Tensor) -> bool:
+    def _is_gradient(self, uses: list[Use], deltas: Deltas, g: torch.Tensor) -> bool:
         try:
             error = total(partial(self._factors, uses, deltas), self.B) - g.reshape(-1)
         except ValueError:
             return False
-        eps = max(torch.finfo(dtype).eps for dtype in (p.dtype, *(use.call.dtype for use in uses)))
-        return bool(error.abs().max() <= eps ** (2 / 3) * g.abs().max())
+        size = g.abs().max()
+        if all(use.x is None for use in uses):  # a shift, whose gradient may be all rounding, as is attention's keys'
+            sizes = {use.call: deltas[use.call].abs() for use in uses}
+            size = total(partial(self._factors, uses, sizes), self.B).max()
+        eps = max(self.eps, *(torch.finfo(use.call.dtype).eps for use in uses))
+        return bool(error.abs().max() <= eps ** (2 / 3) * size)
 
     def _factors(self, uses: list[Use], deltas: Deltas, examples: slice) -> Factor:
         return merge([self._factor(use, deltas[use.call], examples) for use in uses])
@@ -158,9 +163,9 @@ def _calls(uses: Iterable[list[Use]]) -> list[Call]:
     return list(dict.fromkeys(use.call for some in uses for use in some))
 
 
-def _layout(call: Call, d: torch.Tensor, scaled: torch.Tensor, r: torch.Tensor, B: int) -> Layout | None:
+def _layout(call: Call, d: torch.Tensor, scaled: torch.Tensor, r: torch.Tensor, B: int, eps: float) -> Layout | None:
     """The layout by which `scaled`, which is for cotangents times a number an example, is `d` times that number."""
-    tolerance = common.tolerance(max(torch.finfo(t).eps for t in (call.dtype, r.dtype)))
+    tolerance = common.tolerance(max(eps, torch.finfo(call.dtype).eps))
     for layout in layouts(call.shape[: call.rows], B):
         one, two = (layout.arrange(x, call.rows, 1, slice(None)).flatten(2) for x in (d, scaled))
         if bool((two - r * one).abs().max() <= tolerance * one.abs().max()):

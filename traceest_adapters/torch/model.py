@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from traceest_adapters import _state as common
+from traceest_adapters.torch.outputs import listed, select, steps
+from traceest_adapters.torch.plain import Autocast, plainly
 
 Params = dict[str, torch.Tensor]
 
 
+class Inputs(NamedTuple):
+    """What a model is called with, besides what all examples share."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Model:
-    """The model, which part of its output is the state, and where the examples lie."""
+    """The model, which part of what passes through it is the state, and where the examples lie."""
 
     call: Callable[..., Any]
     module: torch.nn.Module | None
-    output: Any
+    path: tuple[Any, ...]
     batch_axis: int | None
+    shared: Mapping[str, Any]
+    autocast: Autocast
 
     @classmethod
-    def of(cls, model: Any, params: Any, output: Any, batch_axis: int | None) -> tuple[Model, Params]:
+    def of(
+        cls, model: Any, params: Any, output: Any, batch_axis: int | None, shared: Mapping[str, Any]
+    ) -> tuple[Model, Params]:
         """The model and the parameters chosen.
 
         Raises
@@ -34,24 +45,40 @@ class Model:
         TypeError
             If a function comes without a mapping of parameters, or the model cannot be called.
         """
-        if isinstance(model, torch.nn.Module):
-            chosen = _select(model, params)
-            return cls(_functional(model), model, output, batch_axis), chosen
-        if not callable(model):
-            raise TypeError(f"jacobian: expected an nn.Module or a function, got {type(model).__name__}.")
-        if not isinstance(params, Mapping):
+        if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+            raise TypeError(
+                f"jacobian: a {type(model).__name__} spreads each batch over devices and cannot be differentiated as "
+                "one function; give model.module."
+            )
+        if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+            raise TypeError(
+                "jacobian: a model compiled by torch.jit takes no parameters from outside; give the original."
+            )
+        module = model if isinstance(model, torch.nn.Module) else None
+        if module is not None:
+            chosen = _select(module, params)
+        elif not callable(model) or isinstance(model, type):
+            what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+            raise TypeError(f"jacobian: expected an nn.Module or a function, got {what}.")
+        elif not isinstance(params, Mapping):
             raise TypeError(
                 "jacobian: a function needs params=, a mapping from names to tensors that it is called with."
             )
-        return cls(model, None, output, batch_axis), dict(params)
+        else:
+            chosen = dict(params)
+        devices = [p.device.type for p in chosen.values() if isinstance(p, torch.Tensor)]
+        autocast = Autocast.current(devices[0] if devices else "cpu")
+        call = model if module is None else _functional(module)
+        return cls(call, module, steps(output), batch_axis, dict(shared), autocast), chosen
 
-    def tensors(self, params: Params, inputs: Any) -> list[torch.Tensor]:
-        """The state's tensors as the model returns them."""
-        with plain_recurrence(self.module):
-            state = common.selector(self.output)(self.call(params, *inputs))
+    def tensors(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
+        """The state's tensors as they are in the model."""
+        with plainly(self.module), self.autocast():
+            kwargs = {**inputs.kwargs, **self.shared}
+            state = select(self.module, self.path, lambda: self.call(params, *inputs.args, **kwargs))
         return [x for x in pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
 
-    def rows(self, params: Params, inputs: Any) -> torch.Tensor:
+    def rows(self, params: Params, inputs: Inputs) -> torch.Tensor:
         """The state as (n_examples, n_b), whatever the model's layout."""
         tensors, axis = self.tensors(params, inputs), self.batch_axis
         if axis is None:
@@ -65,7 +92,12 @@ class Model:
         alone = example if axis is None else pytree.tree_map_only(torch.Tensor, lambda x: x.unsqueeze(axis), example)
         return self.rows(params, alone)[0]
 
-    def axes(self, inputs: Any) -> Any:
+    def eps(self, params: Params, state: torch.Tensor) -> float:
+        """The coarsest rounding that goes on in the model, as far as dtypes tell."""
+        cast_to = [] if self.autocast.dtype is None else [self.autocast.dtype]
+        return max(torch.finfo(t).eps for t in (state.dtype, *(p.dtype for p in params.values()), *cast_to))
+
+    def axes(self, inputs: Inputs) -> Any:
         """Which axis of each input to map over: the batch axis of tensors, none of all else."""
         return pytree.tree_map(lambda x: self.batch_axis if isinstance(x, torch.Tensor) else None, inputs)
 
@@ -76,10 +108,10 @@ class Model:
 
 
 def _functional(module: torch.nn.Module) -> Callable[..., Any]:
-    def call(params: Params, *inputs: Any) -> Any:
+    def call(params: Params, *args: Any, **kwargs: Any) -> Any:
         # Copies of the buffers take the updates that a batch norm in training mode would make.
         buffers = {name: b.clone() for name, b in module.named_buffers()}
-        return torch.func.functional_call(module, {**buffers, **params}, inputs)
+        return torch.func.functional_call(module, {**buffers, **params}, args, kwargs)
 
     return call
 
@@ -89,15 +121,19 @@ def _select(module: torch.nn.Module, params: Any) -> Params:
     everything = dict(module.named_parameters())
     if params is None:
         return {name: p for name, p in everything.items() if p.requires_grad}
-    if isinstance(params, Mapping):
-        return dict(params)
-    if callable(params):
+    if not isinstance(params, Mapping) and callable(params):
         return {name: p for name, p in everything.items() if params(name, p)}
     names = [params] if isinstance(params, str) else list(_strings(params))
-    unknown = [name for name in names if name not in everything]
-    if unknown:
-        raise ValueError(f"params: the module has no parameter {', '.join(unknown)}; it has {', '.join(everything)}.")
-    return {name: everything[name] for name in names}
+    tied = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := [name for name in names if name not in tied]:
+        close = difflib.get_close_matches(unknown[0], tied)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        raise ValueError(
+            f"params: the module has no parameter {', '.join(unknown)}; it has {listed(list(everything))}{hint}"
+        )
+    if isinstance(params, Mapping):
+        return dict(params)
+    return {name: tied[name] for name in names}
 
 
 def _strings(names: Iterable[Any]) -> Iterator[str]:
@@ -105,63 +141,3 @@ def _strings(names: Iterable[Any]) -> Iterator[str]:
         if not isinstance(name, str):
             raise TypeError(f"params: expected names, a predicate or a mapping, got an item of {type(name).__name__}.")
         yield name
-
-
-def math_attention() -> Any:
-    """Attention in its plain form, which can be differentiated twice and mapped over."""
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-@contextmanager
-def plain_recurrence(module: torch.nn.Module | None) -> Iterator[None]:
-    """Run recurrent layers in a form that can be mapped over examples and differentiated twice.
-
-    Left to themselves they create a zero initial state that `vmap` takes for shared by all examples, and fail to
-    write the examples' states into it; zeros made *like the input* are mapped as the input is. And the fused
-    libraries' cells (oneDNN's LSTM, cuDNN's) have no batched or second derivative, PyTorch's own have.
-    """
-    fused: list[tuple[bool, bool]] = []
-
-    def before(layer: Any, args: Any, kwargs: Any = None) -> Any:
-        if not isinstance(layer, torch.nn.RNNBase):
-            return None
-        fused.append((torch.backends.mkldnn.set_flags(False)[0], torch.backends.cudnn.set_flags(False)[0]))
-        if len(args) != 1 or "hx" in (kwargs or {}) or not isinstance(args[0], torch.Tensor):
-            return None  # a state was given, or a packed sequence, which brings its own batch sizes
-        new = (args[0], initial_state(layer, args[0]))
-        return new if kwargs is None else (new, kwargs)
-
-    def after(layer: Any, *_: Any) -> None:
-        if isinstance(layer, torch.nn.RNNBase):
-            mkldnn, cudnn = fused.pop()
-            torch.backends.mkldnn.set_flags(mkldnn)
-            torch.backends.cudnn.set_flags(cudnn)
-
-    if module is None:  # a function may call any layer
-        every = torch.nn.modules.module
-        handles = [
-            every.register_module_forward_pre_hook(before),
-            every.register_module_forward_hook(after, always_call=True),
-        ]
-    else:
-        layers = [m for m in module.modules() if isinstance(m, torch.nn.RNNBase)]
-        handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-        handles += [layer.register_forward_hook(after, always_call=True) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def initial_state(layer: torch.nn.RNNBase, x: torch.Tensor) -> Any:
-    """The zero state that `layer` would start from on the input `x`, made like `x`."""
-    depth = layer.num_layers * (2 if layer.bidirectional else 1)
-    time = 1 if x.ndim == 3 and layer.batch_first else 0
-    first = x.select(time, 0)[..., :1]  # (batch, 1), or (1,) of an input without batch
-
-    def zeros(width: int) -> torch.Tensor:
-        return torch.zeros_like(first).expand(depth, *first.shape[:-1], width)
-
-    h = zeros(layer.proj_size or layer.hidden_size)
-    return (h, zeros(layer.hidden_size)) if isinstance(layer, torch.nn.LSTM) else h

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Any
 
@@ -14,8 +14,9 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
-from traceest_adapters.torch.model import Model, Params, math_attention
-from traceest_adapters.torch.products import CACHE, MOST, flat, pairs, squares, vjp
+from traceest_adapters.torch.model import Model, Params
+from traceest_adapters.torch.plain import in_full, math_attention
+from traceest_adapters.torch.products import CACHE, MOST, as_dense, flat, pairs, squares, vjp
 from traceest_adapters.torch.taps import Recorder, recording
 
 
@@ -31,7 +32,8 @@ class TorchJacobian(te.Operator):
         self.model, self.inputs, self.memory_budget = model, inputs, memory.given(memory_budget)
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
-        dtype = torch.result_type(state, next(iter(params.values())))
+        dtype = reduce(torch.promote_types, [x.dtype for x in (state, *params.values())], torch.float32)
+        self.eps = max(model.eps(self.params, state), self._recorded[1].eps)
         n, P = state.numel(), sum(p.numel() for p in params.values())
         like = torch.empty(0, dtype=dtype, device=state.device)
         super().__init__(
@@ -66,11 +68,11 @@ class TorchJacobian(te.Operator):
     @cached_property
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
-        dtype = torch.promote_types(self.dtype, torch.float32)
         state, recorder = self._recorded
-        return Ghost(state, recorder, self.params, dtype, self._chunk_asked)
+        return Ghost(state, recorder, self.params, self.dtype, self._chunk_asked, self.eps)
 
     @cached_property
+    @in_full
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """A cotangent u and, for each parameter, Jᵀu with a graph in u.
 
@@ -82,9 +84,10 @@ class TorchJacobian(te.Operator):
             state = self.model.rows(self.params, self.inputs)
             u = torch.zeros_like(state, requires_grad=True)
             grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
-        return u, {i: g for i, g in enumerate(grads) if g is not None and g.requires_grad}
+        return u, {i: as_dense(g) for i, g in enumerate(grads) if g is not None and g.requires_grad}
 
     @cached_property
+    @in_full
     def _has_forward(self) -> bool:
         """Whether the model's backward pass can itself be differentiated, tried on ⟨v, Jw⟩ = ⟨Jᵀv, w⟩.
 
@@ -96,17 +99,18 @@ class TorchJacobian(te.Operator):
             if not self._transposed[1]:
                 return False
             Jw = self._matmat(w)
-        except RuntimeError as error:
+        except Exception as error:  # whatever a backward pass written by hand says
             if memory.ran_out(error):
                 raise
             return False
         Jv = self.rmatmat(v)
-        error = float((v * Jw).sum() - (Jv * w).sum())
+        gap = float((v * Jw).sum() - (Jv * w).sum())
         scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
-        return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
+        return abs(gap) <= common.tolerance(self.eps) * scale
 
     # -- products -----------------------------------------------------------------------------------
     @memory.recovering
+    @in_full
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         parts = [flat(self._vjp(U)).to(self.dtype) for U in self._cotangents(V).split(self.chunk_size)]
@@ -119,16 +123,19 @@ class TorchJacobian(te.Operator):
         raise AttributeError(f"TorchJacobian has no {name}; the model's backward pass may not be differentiable")
 
     @memory.recovering
+    @in_full
     def _matmat(self, W: torch.Tensor) -> torch.Tensor:
         """J W: (P, k) → (n, k), a jvp a column."""
         return torch.cat([self._jvp(self._tangents(part)) for part in W.split(self.chunk_size, dim=1)], dim=1)
 
     @memory.recovering
+    @in_full
     def _gram_matmat(self, V: torch.Tensor) -> torch.Tensor:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         return self._by_chunks(lambda U: self._jvp(self._vjp(U)), self._cotangents(V))
 
     @memory.recovering
+    @in_full
     def block_sqnorms(self, V: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
@@ -138,6 +145,7 @@ class TorchJacobian(te.Operator):
         return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U) if rest else out
 
     @memory.recovering
+    @in_full
     def block_rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
         parts = self._cotangents(V).split(self.chunk_size)
@@ -149,6 +157,7 @@ class TorchJacobian(te.Operator):
         return self.grouped_gram(V, (tuple(range(len(self.parameters))),))[0]
 
     @memory.recovering
+    @in_full
     def grouped_gram(self, V: torch.Tensor, groups: tuple[tuple[int, ...], ...]) -> torch.Tensor:
         """The same of some parameters only, `groups` of indices into `parameters`: (len(groups), B, k, B, k).
 

@@ -25,11 +25,12 @@ def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch
     """
 
     def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor | None, ...]:
-        return torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+        found = torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+        return tuple(None if g is None else as_dense(g) for g in found)
 
     try:
         return list(grad(cotangents, True))
-    except RuntimeError as error:
+    except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
             raise
         rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
@@ -40,6 +41,11 @@ def vjp(outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: lis
     """The same, with zeros for inputs that no output depends on."""
     c, found = len(cotangents[0]), grads(outputs, inputs, cotangents)
     return [x.new_zeros(c, *x.shape) if g is None else g for g, x in zip(found, inputs, strict=True)]
+
+
+def as_dense(g: torch.Tensor) -> torch.Tensor:
+    """A gradient of which a layer gives only the entries that differ from zero, as `nn.Embedding(sparse=True)` does."""
+    return g.to_dense() if g.layout != torch.strided else g
 
 
 def pairs(U: torch.Tensor, chunk: int, compute: Callable[[torch.Tensor], T]) -> Iterator[tuple[slice, slice, T, T]]:
@@ -63,5 +69,6 @@ def flat(grads: list[torch.Tensor]) -> torch.Tensor:
 
 
 def squares(grads: list[torch.Tensor]) -> torch.Tensor:
-    """Σ over all parameters of the squares, (c,)."""
-    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads]).sum(0)
+    """Σ over all parameters of the squares, (c,), in float32 at the least."""
+    wide = [g.to(torch.promote_types(g.dtype, torch.float32)).reshape(len(g), -1) for g in grads]
+    return torch.stack([g.square().sum(1) for g in wide]).sum(0)

@@ -8,10 +8,9 @@ changed (normalised, masked, cast) is none that is understood.
 from __future__ import annotations
 
 import inspect
-import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from traceest_adapters.torch.functions import UNDERSTOOD, Term, swapped
 from traceest_adapters.torch.layers import Factor
 from traceest_adapters.torch.model import Params
+from traceest_adapters.torch.plain import uncompiled
 
 
 class Layout(NamedTuple):
@@ -69,14 +69,29 @@ class Use(NamedTuple):
     factor: Callable[[Any, torch.Tensor], Factor]
 
 
+class Read(NamedTuple):
+    """Rows that were read from a table, and the use that this is of the table."""
+
+    rows: torch.Tensor
+    version: int
+    name: str
+    use: Use
+
+
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """While active, notes in `uses` every use of the parameters that is understood, and the `largest` value's bytes."""
+    """While active, notes in `uses` every use of the parameters that is understood.
+
+    And the bytes of the `largest` value, and in `eps` the worst precision: many models take their softmax or their
+    norms in float32, whatever they are in themselves.
+    """
 
     def __init__(self, params: Params) -> None:
         super().__init__()
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
         self.largest = 0
         self._names = {id(p): name for name, p in params.items()}
+        self.eps = 0.0
+        self._reads: dict[int, Read] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,6 +101,8 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         z = func(*args, **kwargs)
         if isinstance(z, torch.Tensor) and z.requires_grad:
             self.largest = max(self.largest, z.numel() * z.itemsize)
+        if isinstance(z, torch.Tensor) and z.is_floating_point():
+            self.eps = max(self.eps, torch.finfo(z.dtype).eps)
         describe = UNDERSTOOD.get(func)
         if describe is not None and isinstance(z, torch.Tensor) and z.grad_fn is not None and _is_plain(z):
             try:
@@ -99,13 +116,34 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         call = None
         for p, rows, x, factor in terms:
             name, transposed = self._owner(p)
+            if name is None and x is None:
+                self._note_shared(z, p)
             turned = swapped(factor) if transposed else factor
             if name is None or turned is None or rows <= 0 or (x is not None and x.is_inference()):
                 continue
             if call is None or call.rows != rows:
                 call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, rows)
             version = 0 if x is None else x._version
-            self.uses[name].append(Use(call, None if x is None else x.detach(), version, turned))
+            use = Use(call, None if x is None else x.detach(), version, turned)
+            self.uses[name].append(use)
+            if x is not None and not x.is_floating_point():
+                self._reads[id(z)] = Read(z, z._version, name, use)
+
+    def _note_shared(self, z: torch.Tensor, p: Any) -> None:
+        """What `z` makes of rows of a table that all examples share, such as those of positions, broadcast into it.
+
+        The rows have no example axis, so that nothing can be told at their place in the graph; behind the sum it can.
+        """
+        read = self._reads.get(id(p)) or self._reads.get(id(getattr(p, "_base", None)))
+        if read is None or z.shape[-1:] != p.shape[-1:] or p.numel() == z.numel():
+            return
+        name, use = read.name, read.use
+        if read.rows._version != read.version or _without_ones(p) != _without_ones(read.rows):
+            return
+        assert use.x is not None, "what was read is known by its indices"
+        call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, z.ndim - 1)
+        self.uses[name] = [other for other in self.uses[name] if other is not use]
+        self.uses[name].append(use._replace(call=call, x=use.x.reshape(p.shape[:-1]).expand(z.shape[:-1])))
 
     def _owner(self, p: Any) -> tuple[str | None, bool]:
         """Which parameter `p` is, and whether it is that one's transpose."""
@@ -121,8 +159,7 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
 @contextmanager
 def recording(params: Params) -> Iterator[Recorder]:
     """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
-    compiled = "torch._dynamo" in sys.modules  # which takes seconds to import, and without which nothing is compiled
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params) as recorder:
+    with uncompiled(), Recorder(params) as recorder:
         yield recorder
 
 
@@ -132,6 +169,10 @@ def _seen_through(func: Any) -> Any:
     copy = types.FunctionType(func.__code__, seen, func.__name__, func.__defaults__, func.__closure__)
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
+
+
+def _without_ones(x: torch.Tensor) -> list[int]:
+    return [n for n in x.shape if n != 1]
 
 
 def _is_plain(z: torch.Tensor) -> bool:
