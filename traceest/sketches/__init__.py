@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from traceest.operators.blocks import n_blocks
+from traceest.operators.gram import shorter
 from traceest.sketches.base import Sketch
 from traceest.sketches.exact import exact
 from traceest.sketches.one_sided import one_sided
 from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
 from traceest.sketches.two_sided import two_sided
 
-__all__ = ["Groups", "Method", "Request", "Sketch", "exact_cost", "kernels_of_one_state", "route", "sketch"]
+__all__ = ["Groups", "Method", "Request", "Sketch", "by_blocks", "exact_cost", "kernels_of_one_state", "route", "sketch"]
 
 
 def route(Ks: list[Any], request: Request) -> str:
@@ -34,6 +35,12 @@ def route(Ks: list[Any], request: Request) -> str:
     counts_one_side = request.n_matvecs is None and (request.n_probes is not None or request.probes is not None)
     both = all(hasattr(K, "matmat") for K in Ks) if not (blocks or counts_one_side) else False
     return "two-sided" if both and request.method == "auto" and not request.groups else "one-sided"
+
+
+def by_blocks(Ks: list[Any], request: Request) -> list[Any]:
+    """A single kernel JᴴJ whose J has blocks as JJᴴ, where all that is asked for are functions of its eigenvalues."""
+    plain = request.probes is None and request.n_matvecs is None and request.method in ("auto", "one-sided", "exact")
+    return [shorter(Ks[0])] if plain and len(Ks) == 1 and not request.n_extra else Ks
 
 
 def exact_cost(Ks: list[Any], request: Request) -> int:
