@@ -59,6 +59,8 @@ def sketch(Ks: list[Any], request: Request) -> Sketch:
     if request.method == "exact":
         return exact(Ks, request)
     by = route(Ks, request)
-    if request.probes is None and request.n_drawn(2) + request.n_extra >= exact_cost(Ks, request):
-        return exact(Ks, request)
+    if request.probes is None:
+        cost = exact_cost(Ks, request)
+        if request.n_drawn(min(2, cost)) + request.n_extra >= cost:
+            return exact(Ks, request)
     return one_sided(Ks, request) if by == "one-sided" else two_sided(Ks, request)

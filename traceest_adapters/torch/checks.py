@@ -12,19 +12,19 @@ from traceest_adapters import _state as common
 from traceest_adapters.torch.model import Model, Params
 
 
-def parameters(params: Params, inputs: Any) -> None:
+def parameters(params: Params, inputs: Any, caller: str = "jacobian") -> None:
     """Raise unless there are real floating parameters, on the inputs' device."""
     if not params:
         raise TypeError(
-            "jacobian: no trainable parameter; none requires grad (frozen?), or params= selects none of them."
+            f"{caller}: no trainable parameter; none requires grad (frozen?), or params= selects none of them."
         )
     for name, p in params.items():
         if not p.dtype.is_floating_point:
-            raise TypeError(f"jacobian: parameter {name!r} has dtype {p.dtype}; only real floating ones can be used.")
+            raise TypeError(f"{caller}: parameter {name!r} has dtype {p.dtype}; only real floating ones can be used.")
     devices = {str(x.device) for x in [*params.values(), *pytree.tree_leaves(inputs)] if isinstance(x, torch.Tensor)}
     if len(devices) > 1:
         raise TypeError(
-            f"jacobian: parameters and inputs are on different devices, {', '.join(sorted(devices))}; move the "
+            f"{caller}: parameters and inputs are on different devices, {', '.join(sorted(devices))}; move the "
             "model or the inputs with .to(device)."
         )
 
@@ -64,10 +64,14 @@ def state(model: Model, params: Params, inputs: Any) -> list[tuple[int, ...]]:
 
 def deterministic(model: Model, params: Params, inputs: Any) -> None:
     """Raise if two evaluations differ."""
-    first, second = model.rows(params, inputs), model.rows(params, inputs)
+    same(model.rows(params, inputs), model.rows(params, inputs), "jacobian")
+
+
+def same(first: torch.Tensor, second: torch.Tensor, caller: str) -> None:
+    """Raise if what two evaluations gave differs."""
     if not torch.allclose(first, second, rtol=_rtol(first), atol=_rtol(first) * _scale(first), equal_nan=True):
         raise ValueError(
-            "jacobian: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
+            f"{caller}: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
             "Call model.eval(), or fix the randomness."
         )
 
