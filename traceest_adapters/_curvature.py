@@ -77,7 +77,7 @@ def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
 
 
 def empirical_fisher(J: Any, gradient: Any, scale: float) -> Any:
-    """scale · Σ_b g_b g_bᵀ with g_b = J_bᵀ r_b, for r the loss's gradient at the outputs, (n,)."""
+    """The sum over examples of scale · g_b g_bᵀ, g_b = J_bᵀr_b, for r the loss's gradient at the outputs, (n,)."""
     xp, B = aa.namespace(gradient), J.n_blocks or 1
     r = xp.reshape(gradient, (B, -1)) * scale**0.5
 
@@ -159,7 +159,9 @@ def _softmax(xp: Any, z: Any, axis: int, v: Any, Hv: Any) -> Form:
     Sv = plain(xp.reshape(v, (*z.shape, 1)))
     unit = aa.safe_scale(xp, Sv, axis)
     squares = total((Sv / unit) ** 2)
-    w = total(xp.reshape(Hv, (*z.shape, 1)) / unit * (Sv / unit)) / xp.where(squares > 0, squares, xp.ones_like(squares))
+    w = total(xp.reshape(Hv, (*z.shape, 1)) / unit * (Sv / unit)) / xp.where(
+        squares > 0, squares, xp.ones_like(squares)
+    )
     s = _sqrt(xp, w)
     return Form(
         on_rows(lambda V: w * plain(V)),

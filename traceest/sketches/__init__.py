@@ -12,7 +12,17 @@ from traceest.sketches.one_sided import one_sided
 from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
 from traceest.sketches.two_sided import two_sided
 
-__all__ = ["Groups", "Method", "Request", "Sketch", "by_blocks", "exact_cost", "kernels_of_one_state", "route", "sketch"]
+__all__ = [
+    "Groups",
+    "Method",
+    "Request",
+    "Sketch",
+    "by_blocks",
+    "exact_cost",
+    "kernels_of_one_state",
+    "route",
+    "sketch",
+]
 
 
 def route(Ks: list[Any], request: Request) -> str:
