@@ -21,6 +21,7 @@ def jacobian(
     batch_axis: int | None = 0,
     chunk_size: int | None = None,
     check: bool = True,
+    differentiable: bool = False,
 ) -> TorchJacobian:
     """The Jacobian of ``model(*inputs)`` with respect to its parameters, as an operator (n, P).
 
@@ -53,6 +54,10 @@ def jacobian(
     check : bool
         Verify on this batch that two evaluations agree, that examples are independent (outputs one by one against
         outputs together), and that the state depends on the parameters.
+    differentiable : bool
+        Keep the graph, so that statistics can be differentiated by the parameters, as regularisers are:
+        ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``. Costs about two
+        backward passes more, and the memory of every product's graph.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def jacobian(
     if check:
         with torch.no_grad():
             checks.deterministic(wrapped, chosen, inputs)
-    J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
+    J = TorchJacobian(wrapped, chosen, inputs, chunk_size, differentiable)
     J.state_shape = common.example_first(shapes, batch_axis)
     if check:
         checks.independent(J)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any
@@ -27,9 +28,12 @@ class TorchJacobian(te.Operator):
     state_shape: tuple[int, ...] | None = None
     """Of the state, example first, where it is one tensor."""
 
-    def __init__(self, model: Model, params: Params, inputs: Any, chunk_size: int | None) -> None:
-        self.model, self.inputs = model, inputs
-        self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
+    def __init__(
+        self, model: Model, params: Params, inputs: Any, chunk_size: int | None, differentiable: bool = False
+    ) -> None:
+        self.model, self.inputs, self.differentiable = model, inputs, differentiable
+        live = {name for name, p in params.items() if differentiable and p.requires_grad}
+        self.params = {name: p if name in live else p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
         dtype = torch.result_type(state, next(iter(params.values())))
         n, P = state.numel(), sum(p.numel() for p in params.values())
@@ -44,13 +48,14 @@ class TorchJacobian(te.Operator):
         affordable = common.GROUP_BYTES // (P * dtype.itemsize)
         self.chunk_size = max(1, min(CHUNK, affordable)) if chunk_size is None else chunk_size
         self._chunk_asked = chunk_size
-        self._examples = PerExample(model, self.params, inputs, len(state))
+        self._examples = PerExample(model, self.params, inputs, len(state), differentiable)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
     def _recorded(self) -> tuple[torch.Tensor, dict[str, list[Use]]]:
         """One forward pass over the whole batch, and the uses of parameters seen in it."""
-        with torch.enable_grad(), recording(self.params) as recorder:
+        plain = math_attention() if self.differentiable else nullcontext()
+        with torch.enable_grad(), plain, recording(self.params, self.differentiable) as recorder:
             return self.model.rows(self.params, self.inputs), recorder.uses
 
     @property
@@ -62,7 +67,7 @@ class TorchJacobian(te.Operator):
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
         dtype = torch.promote_types(self.dtype, torch.float32)
-        return Ghost(*self._recorded, self.params, dtype, self._chunk_asked)
+        return Ghost(*self._recorded, self.params, dtype, self._chunk_asked, self.differentiable)
 
     @cached_property
     def _transposed(self) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
@@ -95,6 +100,7 @@ class TorchJacobian(te.Operator):
         except RuntimeError:
             return False
         Jv = self.rmatmat(v)
+        Jv, Jw = Jv.detach(), Jw.detach()
         error = float((v * Jw).sum() - (Jv * w).sum())
         scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
         return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
@@ -173,11 +179,11 @@ class TorchJacobian(te.Operator):
 
     # -- one batched pass -----------------------------------------------------------------------------
     def _vjp(self, U: torch.Tensor) -> list[torch.Tensor]:
-        return vjp([self._state], list(self.params.values()), [U])
+        return vjp([self._state], list(self.params.values()), [U], self.differentiable)
 
     def _jvp(self, T: list[torch.Tensor]) -> torch.Tensor:
         u, grads = self._transposed
-        (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads])
+        (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads], self.differentiable)
         return out.reshape(len(out), -1).T.to(self.dtype)
 
     # -- columns ----------------------------------------------------------------------------------------

@@ -70,10 +70,11 @@ class Use(NamedTuple):
 
 
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """While active, notes in `uses` every use of the parameters that is understood."""
+    """While active, notes in `uses` every use of the parameters that is understood; inputs with their graph, if asked."""
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, with_graph: bool) -> None:
         super().__init__()
+        self.with_graph = with_graph
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
         self._names = {id(p): name for name, p in params.items()}
 
@@ -102,7 +103,8 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
             if call is None or call.rows != rows:
                 call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, rows)
             version = 0 if x is None else x._version
-            self.uses[name].append(Use(call, None if x is None else x.detach(), version, turned))
+            kept = x if x is None or self.with_graph else x.detach()
+            self.uses[name].append(Use(call, kept, version, turned))
 
     def _owner(self, p: Any) -> tuple[str | None, bool]:
         """Which parameter `p` is, and whether it is that one's transpose."""
@@ -116,10 +118,10 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
 
 
 @contextmanager
-def recording(params: Params) -> Iterator[Recorder]:
+def recording(params: Params, with_graph: bool) -> Iterator[Recorder]:
     """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
     compiled = "torch._dynamo" in sys.modules  # which takes seconds to import, and without which nothing is compiled
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params) as recorder:
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params, with_graph) as recorder:
         yield recorder
 
 
