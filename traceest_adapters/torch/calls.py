@@ -56,8 +56,10 @@ def jacobian(
         outputs together), and that the state depends on the parameters.
     differentiable : bool
         Keep the graph, so that statistics can be differentiated by the parameters, as regularisers are:
-        ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``. Costs about two
-        backward passes more, and the memory of every product's graph.
+        ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``, once a kernel.
+        Costs about two backward passes more, and the memory of every product's graph. Jvps are there only where
+        their own derivatives are right (those of PyTorch's layer norm are not); vjps suffice for the statistics of
+        kernels with independent examples.
 
     Returns
     -------

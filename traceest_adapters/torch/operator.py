@@ -100,10 +100,28 @@ class TorchJacobian(te.Operator):
         except RuntimeError:
             return False
         Jv = self.rmatmat(v)
-        Jv, Jw = Jv.detach(), Jw.detach()
-        error = float((v * Jw).sum() - (Jv * w).sum())
-        scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
-        return abs(error) <= common.tolerance(torch.finfo(self.dtype).eps) * scale
+        forms = (v * Jw).sum(), (Jv * w).sum()
+        scale = float(v.norm() * Jw.detach().norm() + Jv.detach().norm() * w.norm())
+        eps = common.tolerance(torch.finfo(self.dtype).eps)
+        if abs(float((forms[0] - forms[1]).detach())) > eps * scale:
+            return False
+        return not self.differentiable or self._derivatives_agree(*forms)
+
+    def _derivatives_agree(self, forward: torch.Tensor, reverse: torch.Tensor) -> bool:
+        """Whether ⟨v, Jw⟩ and ⟨Jᵀv, w⟩ have the same derivative by the parameters: a third one, which some lack.
+
+        PyTorch's layer norm takes its mean and variance for constants in its second derivative.
+        """
+
+        def derivative(form: torch.Tensor) -> torch.Tensor:
+            if not form.requires_grad:  # J does not depend on the parameters
+                return torch.zeros((), dtype=form.dtype, device=form.device)
+            leaves = list(self.params.values())
+            grads = torch.autograd.grad(form, leaves, retain_graph=True, materialize_grads=True)
+            return torch.cat([g.reshape(-1) for g in grads])
+
+        f, r = derivative(forward), derivative(reverse)
+        return float((f - r).norm()) <= common.tolerance(torch.finfo(self.dtype).eps) * float(f.norm() + r.norm())
 
     # -- products -----------------------------------------------------------------------------------
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:

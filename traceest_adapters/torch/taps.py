@@ -70,7 +70,7 @@ class Use(NamedTuple):
 
 
 class Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """While active, notes in `uses` every use of the parameters that is understood; inputs with their graph, if asked."""
+    """While active, notes in `uses` every use of the parameters that is understood; if asked, inputs' graphs too."""
 
     def __init__(self, params: Params, with_graph: bool) -> None:
         super().__init__()
@@ -121,7 +121,10 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
 def recording(params: Params, with_graph: bool) -> Iterator[Recorder]:
     """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
     compiled = "torch._dynamo" in sys.modules  # which takes seconds to import, and without which nothing is compiled
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext(), Recorder(params, with_graph) as recorder:
+    with (
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
+        Recorder(params, with_graph) as recorder,
+    ):
         yield recorder
 
 
