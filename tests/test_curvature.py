@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -317,6 +319,44 @@ def test_a_hessian_of_a_function_of_a_mapping() -> None:
     H = in_torch.hessian(lambda p: (p["a"] ** 3).sum() * p["b"] + p["b"] ** 2, p)
     np.testing.assert_allclose(te.to_dense(H), [[18, 0, 3], [0, 36, 12], [3, 12, 2]])
     assert float(te.trace(in_torch.hessian(lambda p: p["a"].sum(), p))) == 0.0
+
+
+BY_ROWS: dict[str, Callable[[Any], te.Estimate]] = {
+    "exact": te.exact,
+    "norm": lambda K: te.frobenius_norm(K, 3, rng=0),
+    "rank": lambda K: te.effective_rank(0.5 * K, 3, rng=0),
+    "exact norm": lambda K: te.frobenius_norm(K, method="exact"),
+}
+
+
+@pytest.mark.parametrize("statistic", BY_ROWS)
+def test_the_other_side_of_a_jacobian_with_blocks_has_the_same_statistics(backend: Any, statistic: str) -> None:
+    """JᴴJ by the rows of J, on every backend: the very numbers that JJᴴ gives."""
+    f, J = BY_ROWS[statistic], RNG.standard_normal((60, 20))
+
+    def of(J: Any) -> Any:
+        return f(te.gram(te.aslinearoperator(J, n_blocks=12).H))
+
+    got, expected = backend.call(of, J), f(te.gram(J, n_blocks=12))
+    assert_close(backend.host(got.value), expected.value, rtol=1e-10)
+    assert (got.n_matvecs, got.n_rmatvecs) == (expected.n_matvecs, expected.n_rmatvecs)
+
+
+def test_the_dual_of_the_dual_is_the_kernel_itself() -> None:
+    J = te.aslinearoperator(RNG.standard_normal((12, 8)), n_blocks=4)
+    K = te.gram(J)
+    assert K.dual.dual.factor is J
+    assert_close(te.to_dense(K.dual), J.array.T @ J.array, rtol=1e-12)
+    assert te.trace(K.dual).n_rmatvecs == 3
+    np.testing.assert_allclose(float(te.hutchinson(K.dual, probes=np.eye(8))), np.sum(J.array**2) / 8)  # taken as given
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "curvature.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S))
+def test_the_examples_of_the_documentation_run(block: str) -> None:
+    exec(compile(block, "curvature.md", "exec"), {})
 
 
 # -- what can be wrong --------------------------------------------------------------------------------------------

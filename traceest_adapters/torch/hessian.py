@@ -13,7 +13,7 @@ from traceest_adapters.torch.model import Params, math_attention
 from traceest_adapters.torch.operator import CHUNK
 from traceest_adapters.torch.products import flat, vjp
 
-ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
+ONCE = getattr(torch.autograd.function.once_differentiable(lambda ctx: None), "__code__", None)
 """By which a backward function is known that must not be differentiated."""
 
 
@@ -69,7 +69,7 @@ def _check_differentiable(value: torch.Tensor) -> None:
             continue
         seen.add(node)
         backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        if hasattr(backward, "__code__") and backward.__code__ is ONCE:
+        if backward is not None and getattr(backward, "__code__", backward) is ONCE:
             raise _not_differentiable(f"{type(node).__name__} is marked once_differentiable")
         left += [parent for parent, _ in node.next_functions]
 
