@@ -15,6 +15,7 @@ from traceest.estimate import Estimate
 from traceest.estimators._metering import chunk_columns
 from traceest.estimators.exact import Route, cheapest, exact
 from traceest.inner_product import inner_product, one_sided_pair
+from traceest.operators.gram import shorter
 from traceest.probes import Distribution
 from traceest.samplers import (
     Deflating,
@@ -59,7 +60,8 @@ def trace(
 
     * an exact trace that costs at most 16 products (a classifier with ten outputs, any operator with
       n ≤ 16) is computed at once;
-    * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`);
+    * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`); JᴴJ, `gram(J.H)`, of a
+      J with blocks has the same trace and goes the same way;
     * one whose J has `matmat` alone: ‖Jw‖² (`fhutch`);
     * a product K₁ @ K₂ of such Gram operators: `inner_product`, by vjps alone, with each of the two at most half of
       `max_matvecs` (an absolute tolerance, another confidence, and runs that are watched or continued are for the
@@ -128,6 +130,7 @@ def trace(
     check.tolerance(rtol, atol, confidence, "trace")
     if method not in get_args(Method):
         raise ValueError(f"trace: method must be one of {', '.join(get_args(Method))}, got {method!r}.")
+    A = shorter(A) if method in ("auto", "exact") else A
     say = explain if callable(explain) else print if explain else (lambda line: None)
     plain = rtol > 0 and confidence == 0.95 and not (atol or callback or progress or start or checkpoint)
     pair = one_sided_pair(A) if method == "auto" and plain else None

@@ -11,6 +11,7 @@ from traceest.estimate import Estimate, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
+from traceest.operators.gram import shorter
 
 
 class Route(NamedTuple):
@@ -78,6 +79,7 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
         raise ValueError(f"exact: side must be auto, matmat or rmatmat, got {side!r}.")
     if side != "auto":
         check.require_side(getattr(A, "factor", A), side, "exact")
+    A = shorter(A) if side == "auto" else A
     route = cheapest(A, side)
     if route is None:
         raise TypeError(f"exact: {A!r} has no product that gives the trace; a square operator needs matmat.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest._growth import Target
 from traceest.estimate import Estimate
-from traceest.sketches import Request, Sketch, exact_cost, route, sketch
+from traceest.sketches import Request, Sketch, by_blocks, exact_cost, route, sketch
 from traceest.sketches.two_sided import LOW_RANK_FROM
 
 FIRST = 4
@@ -27,6 +27,7 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
     made anew, and what all looks have spent is counted.
     """
     request = request.checked()
+    Ks = by_blocks(Ks, request)
     if request.rtol is None:
         return statistic(sketch(Ks, request))
     # As for traces: at half the error probability, since there may be several looks.

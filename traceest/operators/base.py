@@ -151,15 +151,9 @@ class Operator:
     @property
     def H(self) -> Operator:
         """The adjoint: the two sides change places."""
-        return Operator(
-            (self.shape[1], self.shape[0]),
-            like=self,
-            matmat=getattr(self, "rmatmat", None),
-            rmatmat=getattr(self, "matmat", None),
-            symmetric=self.symmetric,
-            psd=self.psd,
-            name=f"{self.name}ᴴ",
-        )
+        from traceest.operators.adjoint import Adjoint
+
+        return Adjoint(self)
 
     @property
     def T(self) -> Operator:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
+from traceest.operators.adjoint import Adjoint
 from traceest.operators.base import Operator, check_addends
+from traceest.operators.blocks import n_blocks as blocks_of
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.factors import Scaled, SideBySide
 
@@ -41,6 +43,15 @@ class Gram(Operator):
         """The adjoint: K itself."""
         return self
 
+    @property
+    def dual(self) -> Gram:
+        """JᴴJ: the Gram operator of the other side, with the same eigenvalues but for zeros.
+
+        Trace, norm, effective rank and eigenvalues of the one are those of the other. Of JᴴJ, whose J has blocks and
+        parameters, those of the part of each group of parameters come by ``summary(gram(J.H).dual, groups=True)``.
+        """
+        return Gram(self.factor.of if isinstance(self.factor, Adjoint) else Adjoint(self.factor))
+
     def __add__(self, other: Any) -> Operator:
         if not isinstance(other, Gram):
             return super().__add__(other)
@@ -50,7 +61,10 @@ class Gram(Operator):
     def __mul__(self, c: Any) -> Operator:
         if not (isinstance(c, Real) and float(c) >= 0):
             return super().__mul__(c)
-        return Gram(Scaled(self.factor, float(c) ** 0.5))
+        s = float(c) ** 0.5
+        if isinstance(self.factor, Adjoint):
+            return Gram(Adjoint(Scaled(self.factor.of, s)))
+        return Gram(Scaled(self.factor, s))
 
     __rmul__ = __mul__
 
@@ -71,7 +85,8 @@ def gram(J: Any, *, n_blocks: int | None = None) -> Gram:
     Returns
     -------
     Gram, (n, n)
-        For JᴴJ, (P, P), write ``gram(J.H)``.
+        For JᴴJ, (P, P), write ``gram(J.H)``: its trace, norm and effective rank are taken from J Jᴴ, block by block,
+        where J has blocks.
 
     Examples
     --------
@@ -81,3 +96,10 @@ def gram(J: Any, *, n_blocks: int | None = None) -> Gram:
     55.0
     """
     return Gram(aslinearoperator(J, n_blocks=n_blocks))
+
+
+def shorter(K: Any) -> Any:
+    """K itself, or JJᴴ for a K = JᴴJ whose J has blocks of rows: the same eigenvalues but for zeros, at less cost."""
+    factor = getattr(K, "factor", None)
+    able = isinstance(factor, Adjoint) and blocks_of(factor.of) > 1 and hasattr(factor.of, "rmatmat")
+    return K.dual if able else K

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from traceest.operators.blocks import n_blocks
+from traceest.operators.gram import shorter
 from traceest.sketches.base import Sketch
 from traceest.sketches.exact import exact
 from traceest.sketches.one_sided import one_sided
 from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
 from traceest.sketches.two_sided import two_sided
 
-__all__ = ["Groups", "Method", "Request", "Sketch", "exact_cost", "kernels_of_one_state", "route", "sketch"]
+__all__ = [
+    "Groups",
+    "Method",
+    "Request",
+    "Sketch",
+    "by_blocks",
+    "exact_cost",
+    "kernels_of_one_state",
+    "route",
+    "sketch",
+]
 
 
 def route(Ks: list[Any], request: Request) -> str:
@@ -36,6 +47,12 @@ def route(Ks: list[Any], request: Request) -> str:
     return "two-sided" if both and request.method == "auto" and not request.groups else "one-sided"
 
 
+def by_blocks(Ks: list[Any], request: Request) -> list[Any]:
+    """A single kernel JᴴJ whose J has blocks as JJᴴ, where all that is asked for are functions of its eigenvalues."""
+    plain = request.probes is None and request.n_matvecs is None and request.method in ("auto", "one-sided", "exact")
+    return [shorter(Ks[0])] if plain and len(Ks) == 1 and not request.n_extra else Ks
+
+
 def exact_cost(Ks: list[Any], request: Request) -> int:
     """The budget at which the exact answer costs no more."""
     J = getattr(Ks[0], "factor", None)
@@ -52,6 +69,8 @@ def sketch(Ks: list[Any], request: Request) -> Sketch:
     if request.method == "exact":
         return exact(Ks, request)
     by = route(Ks, request)
-    if request.probes is None and request.n_drawn(2) + request.n_extra >= exact_cost(Ks, request):
-        return exact(Ks, request)
+    if request.probes is None:
+        cost = exact_cost(Ks, request)
+        if request.n_drawn(min(2, cost)) + request.n_extra >= cost:
+            return exact(Ks, request)
     return one_sided(Ks, request) if by == "one-sided" else two_sided(Ks, request)

@@ -25,6 +25,7 @@ def jacobian(
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
+    differentiable: bool = False,
 ) -> TorchJacobian:
     """The Jacobian of ``model(*inputs, **kwargs)`` with respect to its parameters, as an operator (n, P).
 
@@ -69,6 +70,12 @@ def jacobian(
     check : bool
         Verify on this batch that two evaluations agree, that examples are independent (outputs one by one against
         outputs together), and that the state depends on the parameters.
+    differentiable : bool
+        Keep the graph, so that statistics can be differentiated by the parameters, as regularisers are:
+        ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``, once a kernel.
+        Costs about two backward passes more, and the memory of every product's graph. Jvps are there only where
+        their own derivatives are right (those of PyTorch's layer norm are not); vjps suffice for the statistics of
+        kernels with independent examples.
 
     Returns
     -------
@@ -119,7 +126,7 @@ def jacobian(
             shapes = checks.state(wrapped, chosen, batch)
             if check:
                 checks.deterministic(wrapped, chosen, batch)
-        J = TorchJacobian(wrapped, chosen, batch, chunk_size, memory_budget)
+        J = TorchJacobian(wrapped, chosen, batch, chunk_size, memory_budget, differentiable)
         J.state_shape = common.example_first(shapes, batch_axis)
         if check:
             checks.independent(J)

@@ -26,33 +26,33 @@ def options(batch_axis: Any, chunk_size: Any) -> None:
             raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")
 
 
-def parameters(params: Params, inputs: Any) -> None:
+def parameters(params: Params, inputs: Any, caller: str = "jacobian") -> None:
     """Raise unless there are real floating parameters, with values, on the inputs' device."""
     if not params:
         raise TypeError(
-            "jacobian: no trainable parameter; none requires grad (frozen, or quantised?), or params= selects none of "
+            f"{caller}: no trainable parameter; none requires grad (frozen, or quantised?), or params= selects none of "
             "them."
         )
     for name, p in params.items():
         if not isinstance(p, torch.Tensor):
-            raise TypeError(f"jacobian: parameter {name!r} must be a tensor, got a {type(p).__name__}.")
+            raise TypeError(f"{caller}: parameter {name!r} must be a tensor, got a {type(p).__name__}.")
         if torch.nn.parameter.is_lazy(p):
             raise TypeError(
-                f"jacobian: parameter {name!r} of a lazy module has no shape yet; call the model once before."
+                f"{caller}: parameter {name!r} of a lazy module has no shape yet; call the model once before."
             )
         if not p.dtype.is_floating_point:
-            raise TypeError(f"jacobian: parameter {name!r} has dtype {p.dtype}; only real floating ones can be used.")
+            raise TypeError(f"{caller}: parameter {name!r} has dtype {p.dtype}; only real floating ones can be used.")
         if p.is_inference():
-            raise TypeError(f"jacobian: parameter {name!r} {INFERENCE}")
+            raise TypeError(f"{caller}: parameter {name!r} {INFERENCE}")
     devices = {str(x.device) for x in [*params.values(), *pytree.tree_leaves(inputs)] if isinstance(x, torch.Tensor)}
     if len(devices) > 1:
         raise TypeError(
-            f"jacobian: parameters and inputs are on different devices, {', '.join(sorted(devices))}; move the "
+            f"{caller}: parameters and inputs are on different devices, {', '.join(sorted(devices))}; move the "
             "model or the inputs with .to(device)."
         )
     if devices == {"meta"}:
         raise TypeError(
-            "jacobian: the model is on the device meta and has shapes but no values; load it on another one."
+            f"{caller}: the model is on the device meta and has shapes but no values; load it on another one."
         )
 
 
@@ -127,10 +127,15 @@ def deterministic(model: Model, params: Params, inputs: Inputs) -> None:
             f"jacobian: there is NaN or infinity in {where}; look at its inputs and at the parameters, or select a "
             "part that is finite with output=."
         )
-    rtol = common.tolerance(model.eps(params, first))
+    same(first, second, "jacobian", model.eps(params, first))
+
+
+def same(first: torch.Tensor, second: torch.Tensor, caller: str, eps: float | None = None) -> None:
+    """Raise if what two evaluations gave differs."""
+    rtol = common.tolerance(torch.finfo(first.dtype).eps if eps is None else eps)
     if not torch.allclose(first, second, rtol=rtol, atol=rtol * _scale(first), equal_nan=True):
         raise ValueError(
-            "jacobian: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
+            f"{caller}: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
             "Call model.eval(), or fix the randomness."
         )
 
@@ -144,7 +149,7 @@ def independent(J: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            alone = J._examples.states()
+            alone = J._examples.states().detach()
         except Exception as error:  # whatever the model says of a batch of one
             if ran_out(error):
                 raise

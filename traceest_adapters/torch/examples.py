@@ -17,9 +17,9 @@ from traceest_adapters.torch.products import flat, squares, vjp
 class PerExample:
     """J_bᵀ v_b for every example b of a batch, by `vmap`; one by one where a model cannot be mapped."""
 
-    def __init__(self, model: Model, params: Params, inputs: Any, n_examples: int) -> None:
-        self.model, self.inputs, self.B = model, inputs, n_examples
-        self.params = {name: p.detach() for name, p in params.items()}
+    def __init__(self, model: Model, params: Params, inputs: Any, n_examples: int, differentiable: bool) -> None:
+        self.model, self.inputs, self.B, self.differentiable = model, inputs, n_examples, differentiable
+        self.params = params if differentiable else {name: p.detach() for name, p in params.items()}
         self._maps = True
 
     def states(self) -> torch.Tensor:
@@ -49,9 +49,9 @@ class PerExample:
 
         def plain(example: Any, u: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():
-                p = {name: x.requires_grad_() for name, x in _views(chosen).items()}
+                p = chosen if self.differentiable else {name: x.detach().requires_grad_() for name, x in chosen.items()}
                 row = self.model.row({**fixed, **p}, example)
-            return reduce(vjp([row], list(p.values()), [u]))
+            return reduce(vjp([row], list(p.values()), [u], self.differentiable))
 
         size = len(U) * sum(p.numel() for p in chosen.values())
         return self._over_examples(mapped, plain, (U.transpose(0, 1),), size)
@@ -60,7 +60,7 @@ class PerExample:
         self, mapped: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], extra: tuple[Any, ...], size: int
     ) -> torch.Tensor:
         """One function of every example, stacked: `mapped` by vmap, else `plain`; `size` numbers are held for each."""
-        with math_attention(), torch.no_grad():
+        with math_attention(), torch.set_grad_enabled(self.differentiable):
             if self.model.batch_axis is None:
                 return plain(self.inputs, *(x[0] for x in extra))[None]
             if self._maps:
@@ -84,8 +84,3 @@ class PerExample:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _views(params: Params) -> Params:
-    """The same values as new leaves of a graph."""
-    return {name: p.detach() for name, p in params.items()}

@@ -43,16 +43,19 @@ class Ghost:
         dtype: torch.dtype,
         chunk_size: int | None,
         eps: float,
+        differentiable: bool,
     ) -> None:
         self.state, self.B, self.dtype, self.chunk_size, self.eps = state, len(state), dtype, chunk_size, eps
         self.uses: dict[str, list[Use]] = {}
         self.largest = recorder.largest
         self.rest: list[str] = []
-        self.unit = 1.0
+        self.unit, self.create_graph = 1.0, False
         if state.requires_grad:
-            self._verify(params, recorder.uses)
+            with torch.no_grad():
+                self._verify(params, recorder.uses)
         else:
             self.rest = list(params)
+        self.create_graph = differentiable
 
     # -- what is understood --------------------------------------------------------------------------------
     def _verify(self, params: Params, uses: dict[str, list[Use]]) -> None:
@@ -112,22 +115,23 @@ class Ghost:
         edges = [call.edge for call in calls]
         found = {call: U.new_empty(len(U), *call.shape, dtype=self.dtype) for call in calls}
         for start in range(0, len(U), chunk):
-            for d, g in zip(found.values(), grads([self.state], edges, [U[start : start + chunk]]), strict=True):
+            new = grads([self.state], edges, [U[start : start + chunk]], self.create_graph)
+            for d, g in zip(found.values(), new, strict=True):
                 d[start : start + chunk] = 0.0 if g is None else g
         return found if self.unit == 1 else {call: d.div_(self.unit) for call, d in found.items()}
 
     def sqnorms(self, U: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ u_{b,i}‖² over the parameters understood, for U of shape (k, B, n_b): (B, k)."""
         calls = _calls(self.uses.values())
-        out = torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
         if not calls:
-            return out
+            return torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
         chunk = max(1, memory.budget() // self._bytes(calls))
-        for part, columns in zip(U.split(chunk), out.split(chunk, dim=1), strict=True):
+        parts = []
+        for part in U.split(chunk):
             deltas = self.deltas(calls, part)
-            for uses in self.uses.values():
-                columns += sqnorms(partial(self._factors, uses, deltas), self.B) * self.unit * self.unit
-        return out
+            of_each = (sqnorms(partial(self._factors, uses, deltas), self.B) for uses in self.uses.values())
+            parts.append(sum(of_each, start=part.new_zeros((), dtype=self.dtype)) * self.unit * self.unit)
+        return torch.cat(parts, dim=1)
 
     def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).

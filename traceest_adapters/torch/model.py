@@ -71,12 +71,15 @@ class Model:
         call = model if module is None else _functional(module)
         return cls(call, module, steps(output), batch_axis, dict(shared), autocast), chosen
 
-    def tensors(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
-        """The state's tensors as they are in the model."""
+    def state(self, params: Params, inputs: Inputs) -> Any:
+        """The part of what passes through the model that is the state."""
         with plainly(self.module), self.autocast():
             kwargs = {**inputs.kwargs, **self.shared}
-            state = select(self.module, self.path, lambda: self.call(params, *inputs.args, **kwargs))
-        return [x for x in pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
+            return select(self.module, self.path, lambda: self.call(params, *inputs.args, **kwargs))
+
+    def tensors(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
+        """The state's tensors as they are in the model."""
+        return [x for x in pytree.tree_leaves(self.state(params, inputs)) if isinstance(x, torch.Tensor)]
 
     def rows(self, params: Params, inputs: Inputs) -> torch.Tensor:
         """The state as (n_examples, n_b), whatever the model's layout."""

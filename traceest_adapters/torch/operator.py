@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Any
@@ -27,10 +28,18 @@ class TorchJacobian(te.Operator):
     """Of the state, example first, where it is one tensor."""
 
     def __init__(
-        self, model: Model, params: Params, inputs: Any, chunk_size: int | None = None, memory_budget: int | None = None
+        self,
+        model: Model,
+        params: Params,
+        inputs: Any,
+        chunk_size: int | None = None,
+        memory_budget: int | None = None,
+        differentiable: bool = False,
     ) -> None:
-        self.model, self.inputs, self.memory_budget = model, inputs, memory.given(memory_budget)
-        self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
+        self.model, self.inputs, self.differentiable = model, inputs, differentiable
+        self.memory_budget = memory.given(memory_budget)
+        live = {name for name, p in params.items() if differentiable and p.requires_grad}
+        self.params = {name: p if name in live else p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
         dtype = reduce(torch.promote_types, [x.dtype for x in (state, *params.values())], torch.float32)
         self.eps = max(model.eps(self.params, state), self._recorded[1].eps)
@@ -45,13 +54,14 @@ class TorchJacobian(te.Operator):
         )
         self.chunk_size = self._affordable(P * dtype.itemsize) if chunk_size is None else chunk_size
         self._chunk_asked = chunk_size
-        self._examples = PerExample(model, self.params, inputs, len(state))
+        self._examples = PerExample(model, self.params, inputs, len(state), differentiable)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
     def _recorded(self) -> tuple[torch.Tensor, Recorder]:
         """One forward pass over the whole batch, and what was seen in it."""
-        with torch.enable_grad(), recording(self.params) as recorder:
+        plain = math_attention() if self.differentiable else nullcontext()
+        with torch.enable_grad(), plain, recording(self.params, self.differentiable) as recorder:
             return self.model.rows(self.params, self.inputs), recorder
 
     def _affordable(self, gradient: int) -> int:
@@ -69,7 +79,7 @@ class TorchJacobian(te.Operator):
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
         state, recorder = self._recorded
-        return Ghost(state, recorder, self.params, self.dtype, self._chunk_asked, self.eps)
+        return Ghost(state, recorder, self.params, self.dtype, self._chunk_asked, self.eps, self.differentiable)
 
     @cached_property
     @in_full
@@ -104,9 +114,27 @@ class TorchJacobian(te.Operator):
                 raise
             return False
         Jv = self.rmatmat(v)
-        gap = float((v * Jw).sum() - (Jv * w).sum())
-        scale = float(v.norm() * Jw.norm() + Jv.norm() * w.norm())
-        return abs(gap) <= common.tolerance(self.eps) * scale
+        forms = (v * Jw).sum(), (Jv * w).sum()
+        scale = float(v.norm() * Jw.detach().norm() + Jv.detach().norm() * w.norm())
+        if abs(float((forms[0] - forms[1]).detach())) > common.tolerance(self.eps) * scale:
+            return False
+        return not self.differentiable or self._derivatives_agree(*forms)
+
+    def _derivatives_agree(self, forward: torch.Tensor, reverse: torch.Tensor) -> bool:
+        """Whether ⟨v, Jw⟩ and ⟨Jᵀv, w⟩ have the same derivative by the parameters: a third one, which some lack.
+
+        PyTorch's layer norm takes its mean and variance for constants in its second derivative.
+        """
+
+        def derivative(form: torch.Tensor) -> torch.Tensor:
+            if not form.requires_grad:  # J does not depend on the parameters
+                return torch.zeros((), dtype=form.dtype, device=form.device)
+            leaves = list(self.params.values())
+            grads = torch.autograd.grad(form, leaves, retain_graph=True, materialize_grads=True)
+            return torch.cat([g.reshape(-1) for g in grads])
+
+        f, r = derivative(forward), derivative(reverse)
+        return float((f - r).norm()) <= common.tolerance(self.eps) * float(f.norm() + r.norm())
 
     # -- products -----------------------------------------------------------------------------------
     @memory.recovering
@@ -196,11 +224,11 @@ class TorchJacobian(te.Operator):
 
     # -- one batched pass -----------------------------------------------------------------------------
     def _vjp(self, U: torch.Tensor) -> list[torch.Tensor]:
-        return vjp([self._state], list(self.params.values()), [U])
+        return vjp([self._state], list(self.params.values()), [U], self.differentiable)
 
     def _jvp(self, T: list[torch.Tensor]) -> torch.Tensor:
         u, grads = self._transposed
-        (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads])
+        (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads], self.differentiable)
         return out.reshape(len(out), -1).T.to(self.dtype)
 
     # -- columns ----------------------------------------------------------------------------------------

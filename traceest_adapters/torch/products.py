@@ -18,14 +18,18 @@ CACHE = 2**23
 """Bytes of one value, for all probes of a pass, that are no burden."""
 
 
-def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch.Tensor]) -> list[torch.Tensor | None]:
+def grads(
+    outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch.Tensor], create_graph: bool = False
+) -> list[torch.Tensor | None]:
     """(c, …) of every input for (c, …) of every output; one at a time where a backward pass cannot be batched.
 
-    Inputs are tensors or edges of the graph; those that no output depends on get None.
+    Inputs are tensors or edges of the graph; those that no output depends on get None. With `create_graph` the results
+    can be differentiated in turn.
     """
+    options = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
 
     def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor | None, ...]:
-        found = torch.autograd.grad(outputs, inputs, v, retain_graph=True, is_grads_batched=batched, allow_unused=True)
+        found = torch.autograd.grad(outputs, inputs, v, is_grads_batched=batched, **options)
         return tuple(None if g is None else as_dense(g) for g in found)
 
     try:
@@ -37,9 +41,11 @@ def grads(outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch
         return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def vjp(outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]) -> list[torch.Tensor]:
+def vjp(
+    outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor], create_graph: bool = False
+) -> list[torch.Tensor]:
     """The same, with zeros for inputs that no output depends on."""
-    c, found = len(cotangents[0]), grads(outputs, inputs, cotangents)
+    c, found = len(cotangents[0]), grads(outputs, inputs, cotangents, create_graph)
     return [x.new_zeros(c, *x.shape) if g is None else g for g, x in zip(found, inputs, strict=True)]
 
 

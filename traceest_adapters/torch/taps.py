@@ -82,11 +82,12 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
     """While active, notes in `uses` every use of the parameters that is understood.
 
     And the bytes of the `largest` value, and in `eps` the worst precision: many models take their softmax or their
-    norms in float32, whatever they are in themselves.
+    norms in float32, whatever they are in themselves. If asked, the inputs of uses keep their graphs.
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, with_graph: bool) -> None:
         super().__init__()
+        self.with_graph = with_graph
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
         self.largest = 0
         self._names = {id(p): name for name, p in params.items()}
@@ -124,7 +125,7 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
             if call is None or call.rows != rows:
                 call = Call(torch.autograd.graph.get_gradient_edge(z), z.shape, z.dtype, rows)
             version = 0 if x is None else x._version
-            use = Use(call, None if x is None else x.detach(), version, turned)
+            use = Use(call, x if x is None or self.with_graph else x.detach(), version, turned)
             self.uses[name].append(use)
             if x is not None and not x.is_floating_point():
                 self._reads[id(z)] = Read(z, z._version, name, use)
@@ -157,9 +158,9 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
 
 
 @contextmanager
-def recording(params: Params) -> Iterator[Recorder]:
+def recording(params: Params, with_graph: bool) -> Iterator[Recorder]:
     """A `Recorder`, active; what is compiled runs uncompiled meanwhile, so that its calls are seen."""
-    with uncompiled(), Recorder(params) as recorder:
+    with uncompiled(), Recorder(params, with_graph) as recorder:
         yield recorder
 
 

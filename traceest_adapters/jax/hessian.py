@@ -1,0 +1,46 @@
+"""The Hessian of a JAX function as an operator."""
+
+from __future__ import annotations
+
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import traceest as te
+from traceest_adapters.jax import steps
+from traceest_adapters.jax.model import Model
+from traceest_adapters.jax.operator import JaxJacobian
+
+
+class JaxHessian(te.Operator):
+    """∂²f/∂θ² of a scalar function, (P, P), by one linearisation of its gradient; see `hessian`."""
+
+    def __init__(self, J: JaxJacobian) -> None:
+        P = J.shape[1]
+        super().__init__((P, P), like=J, symmetric=True, parameters=J.parameters, name="JaxHessian")
+        self._of, self.chunk_size = J, J.chunk_size
+
+    @cached_property
+    def _jvp(self) -> Any:
+        J = self._of
+        return linearise_gradient(J.model, J.trained, J.fixed, J.inputs)
+
+    def matmat(self, X: Any) -> Any:
+        """H X: (P, k) → (P, k)."""
+        return self._of._by_chunks(lambda T: products(self._jvp, T).astype(self.dtype), self._of._tangents(X))
+
+    rmatmat = matmat
+
+
+@partial(jax.jit, static_argnums=0)
+def linearise_gradient(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
+    """The pushforward of the gradient, residuals included."""
+    return jax.linearize(jax.grad(lambda p: model.rows(p, fixed, inputs)[0, 0]), trained)[1]
+
+
+@jax.jit
+def products(jvp: Any, T: Any) -> Any:
+    """A (c, …) tangent for each parameter → (P, c)."""
+    return jnp.transpose(steps.flat(jax.vmap(jvp)(T)))
