@@ -25,6 +25,7 @@ from traceest.operators import (
     Jacobian,
     LinearOperator,
     Operator,
+    Stack,
     aslinearoperator,
     gram,
     identity,
@@ -32,6 +33,7 @@ from traceest.operators import (
     polynomial,
     symmetric_part,
     to_dense,
+    vstack,
 )
 from traceest.partial import PartialTrace, partial_trace
 from traceest.powers import trace_of_polynomial
@@ -64,6 +66,7 @@ __all__ = [
     "Operator",
     "PartialTrace",
     "SpectralDensity",
+    "Stack",
     "Summary",
     "Tracker",
     "alignment",
@@ -103,6 +106,7 @@ __all__ = [
     "trace",
     "trace_of_function",
     "trace_of_polynomial",
+    "vstack",
     "xnystrace",
     "xtrace",
 ]

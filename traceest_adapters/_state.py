@@ -10,8 +10,8 @@ GROUP_BYTES = 2**29
 """Most bytes of per-example gradients held at a time; parameters are taken in groups that fit."""
 
 
-def selector(output: Any) -> Callable[[Any], Any]:
-    """A function of the model's output: `output` itself, an index, a key, an attribute, or the identity.
+def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
+    """A function of the model's output (or of a batch): `output` itself, an index, a key, an attribute, or none.
 
     Raises
     ------
@@ -29,8 +29,9 @@ def selector(output: Any) -> Callable[[Any], Any]:
             return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
 
         return select
+    of = "the model's output" if name == "output" else "a batch"
     raise TypeError(
-        f"output must be an index, a key, an attribute's name or a function of the model's output, got {output!r}."
+        f"{name} must be an index, a key, an attribute's name or a function of {of}, got {output!r}."
     )
 
 

@@ -9,6 +9,8 @@ import torch
 
 import traceest as te
 from traceest_adapters import _state as common
+from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters.torch.batches import batched
 from traceest_adapters.torch.model import Model
 from traceest_adapters.torch.operator import TorchJacobian
 
@@ -21,7 +23,11 @@ def jacobian(
     batch_axis: int | None = 0,
     chunk_size: int | None = None,
     check: bool = True,
-) -> TorchJacobian:
+    batches: Iterable[Any] | None = None,
+    input: int | str | Callable[[Any], Any] | None = None,
+    blocks: Blocks = "example",
+    progress: bool = False,
+) -> TorchJacobian | te.Stack:
     """The Jacobian of ``model(*inputs)`` with respect to its parameters, as an operator (n, P).
 
     Nothing of its size is formed. One forward pass is kept and serves all vjps of the whole batch; one backward
@@ -53,20 +59,35 @@ def jacobian(
     check : bool
         Verify on this batch that two evaluations agree, that examples are independent (outputs one by one against
         outputs together), and that the state depends on the parameters.
+    batches : iterable, optional
+        In place of `inputs`: a `DataLoader`, a list of tensors, anything that can be gone through again and again and
+        yields the same batches each time; all of their examples make up one Jacobian (`te.vstack`), of which one batch
+        is linearised at a time. A batch is a tensor, a tuple or list of inputs, or a mapping of keyword inputs, and is
+        moved to the parameters' device. Checks are made on the first.
+    input : int, str or callable, optional
+        Which part of a batch is the model's input: an index (0 where a loader yields inputs and targets), a key, or
+        a function. Default: all of it.
+    blocks : {"example", "batch"}
+        Of batches: each example is a block, or each batch, all of one size then (its examples need not be independent).
+        Norms and ranks of B blocks by k probes take (Bk)² numbers: choose "batch" for many thousands of examples.
+        Traces take B k numbers; leave "example" for them.
+    progress : bool
+        Of batches: show a bar over them (needs tqdm).
 
     Returns
     -------
-    TorchJacobian
+    TorchJacobian, or of batches a `te.Stack` of them
         With `rmatmat` (vjps), the per-block abilities, and `matmat` (jvps) where the model can be differentiated
         twice. `parameters` are the names, in the order of the columns.
 
     Raises
     ------
     TypeError
-        If there is no trainable parameter, or the state is not real floating, or devices are mixed.
+        If there is no trainable parameter, or the state is not real floating, or devices are mixed; if `batches` can
+        be gone through only once.
     ValueError
         If dropout is active, examples are not independent, a tensor has no `batch_axis`, or the state does not
-        depend on the parameters.
+        depend on the parameters; if `batches` are none, or others in another pass (``shuffle=True``).
 
     Examples
     --------
@@ -79,19 +100,27 @@ def jacobian(
     """
     from traceest_adapters.torch import checks
 
+    check_arguments(inputs, batches, input, blocks, progress)
     wrapped, chosen = Model.of(model, params, output, batch_axis)
-    checks.parameters(chosen, inputs)
-    with torch.no_grad():
-        shapes = checks.state(wrapped, chosen, inputs)
-    if check:
+
+    def of(wrapped: Model, inputs: Any, check: bool) -> TorchJacobian:
+        checks.parameters(chosen, inputs)
         with torch.no_grad():
-            checks.deterministic(wrapped, chosen, inputs)
-    J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
-    J.state_shape = common.example_first(shapes, batch_axis)
-    if check:
-        checks.independent(J)
-        checks.depends(J)
-    return J
+            shapes = checks.state(wrapped, chosen, inputs)
+        if check:
+            with torch.no_grad():
+                checks.deterministic(wrapped, chosen, inputs)
+        J = TorchJacobian(wrapped, chosen, inputs, chunk_size)
+        J.state_shape = common.example_first(shapes, wrapped.batch_axis)
+        if check:
+            checks.independent(J)
+            checks.depends(J)
+        return J
+
+    if batches is None:
+        return of(wrapped, inputs, check)
+    make = lambda wrapped, inputs, first: of(wrapped, inputs, check and first)  # noqa: E731
+    return batched(make, wrapped, chosen, batches, input, blocks, progress)
 
 
 def ntk(model: torch.nn.Module | Callable[..., Any], *inputs: Any, **options: Any) -> te.Gram:

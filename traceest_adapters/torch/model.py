@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class Model:
     module: torch.nn.Module | None
     output: Any
     batch_axis: int | None
+    known: dict[str, bool] = field(default_factory=dict, compare=False)
+    """What was found out about it on one batch, and holds for all: whether it `maps`, and has a `forward` side."""
 
     @classmethod
     def of(cls, model: Any, params: Any, output: Any, batch_axis: int | None) -> tuple[Model, Params]:
@@ -76,10 +78,10 @@ class Model:
 
 
 def _functional(module: torch.nn.Module) -> Callable[..., Any]:
-    def call(params: Params, *inputs: Any) -> Any:
+    def call(params: Params, *inputs: Any, **named: Any) -> Any:
         # Copies of the buffers take the updates that a batch norm in training mode would make.
         buffers = {name: b.clone() for name, b in module.named_buffers()}
-        return torch.func.functional_call(module, {**buffers, **params}, inputs)
+        return torch.func.functional_call(module, {**buffers, **params}, inputs, named)
 
     return call
 
