@@ -28,7 +28,7 @@ class Batches:
     """
 
     def __init__(self, data: Any, input: Any, convert: Callable[[Any], Any], digest: Callable[[Any], Any]) -> None:
-        if not (hasattr(data, "__iter__") or (hasattr(data, "__getitem__") and hasattr(data, "__len__"))):
+        if isinstance(data, (Mapping, str)) or not (hasattr(data, "__iter__") or _indexed(data)):
             raise TypeError(
                 f"batches: expected an iterable of batches, a list or a data loader, got {type(data).__name__}."
             )
@@ -62,7 +62,7 @@ class Batches:
         self.complete = True
 
     def _raw(self, p: int) -> Iterator[Any]:
-        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
+        if _indexed(self.data):
             return (self.data[i] for i in range(p, len(self.data)))
         return islice(self.data, p, None)
 
@@ -78,20 +78,23 @@ class Batches:
 
 
 class Parts:
-    """The Jacobian of each batch, made when its turn comes: ``make(inputs, first)``."""
+    """The Jacobian of each batch, made when its turn comes: ``make(inputs, first, seen)``.
+
+    It is told whether this is the first look at any batch, and whether this one was looked at in an earlier pass.
+    """
 
     alike = True
     """What one part can do, all can: they are of one model."""
 
-    def __init__(self, batches: Batches, make: Callable[[Any, bool], Any]) -> None:
+    def __init__(self, batches: Batches, make: Callable[[Any, bool, bool], Any]) -> None:
         self.batches, self.make = batches, make
-        self.checked = False
+        self.begun = False
 
     def starting_at(self, p: int) -> Iterator[Any]:
         """The Jacobians of batch p and of those after it."""
         for inputs in self.batches.starting_at(p):
-            first, self.checked = not self.checked, True
-            yield self.make(inputs, first)
+            first, self.begun = not self.begun, True
+            yield self.make(inputs, first, self.batches.complete)
             del inputs
 
 
@@ -130,6 +133,10 @@ def check_arguments(inputs: tuple[Any, ...], batches: Any, input: Any, blocks: s
             "jacobian: input=, blocks= and progress= are for batches=; one batch takes no input= to be picked from it, "
             "and batch_axis=None makes it one block."
         )
+
+
+def _indexed(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _changed(p: int) -> ValueError:

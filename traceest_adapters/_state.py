@@ -30,9 +30,7 @@ def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
 
         return select
     of = "the model's output" if name == "output" else "a batch"
-    raise TypeError(
-        f"{name} must be an index, a key, an attribute's name or a function of {of}, got {output!r}."
-    )
+    raise TypeError(f"{name} must be an index, a key, an attribute's name or a function of {of}, got {output!r}.")
 
 
 def chunks(k: int, size: int) -> Iterator[tuple[int, int]]:

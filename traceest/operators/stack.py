@@ -25,7 +25,7 @@ class Stack(Operator):
     """[J₁; J₂; …], see `vstack`."""
 
     def __init__(self, parts: Any, progress: bool = False) -> None:
-        looks = [_Look.of(J) for J in _shown(parts.starting_at(0), progress, None)]
+        looks = list(map(_Look.of, _shown(parts.starting_at(0), progress, None)))
         if not looks:
             raise ValueError("vstack: there is nothing to stack; give at least one operator.")
         first = looks[0]
@@ -57,6 +57,10 @@ class Stack(Operator):
             return getattr(self, f"_{name}")
         raise AttributeError(f"Stack has no {name}; it has what all its parts have, for blocks of equally many rows")
 
+    def __repr__(self) -> str:  # without finding out what is not known yet
+        blocks = f", n_blocks={self.n_blocks}" if self.n_blocks else ""
+        return f"<Stack of {len(self._rows)}, {self.shape[0]}×{self.shape[1]}, {self.dtype}{blocks}>"
+
     def _can(self, name: str) -> bool:
         if name == "gram_matmat":
             return self._can("rmatmat") and self._can("matmat")
@@ -64,7 +68,8 @@ class Stack(Operator):
             return self.n_blocks is not None and self._can("rmatmat") and (name != "grouped_gram" or self._grouped)
         if name not in self._has:
             alike = 1 if getattr(self.parts, "alike", False) else None
-            self._has[name] = all(hasattr(J, name) for J in islice(self.parts.starting_at(0), alike))
+            some = islice(self.parts.starting_at(0), alike)
+            self._has[name] = all(map(lambda J: hasattr(J, name), some))  # noqa: C417 — a loop's name would keep it
         return self._has[name]
 
     # -- a pass over the parts, of which one is there at a time ------------------------------------------

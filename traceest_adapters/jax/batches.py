@@ -17,7 +17,7 @@ from traceest_adapters.jax.operator import JaxJacobian
 
 
 def batched(
-    make: Callable[[Any, bool], JaxJacobian], batches: Any, input: Any, blocks: common.Blocks, progress: bool
+    make: Callable[[Any, bool, bool], JaxJacobian], batches: Any, input: Any, blocks: common.Blocks, progress: bool
 ) -> te.Stack:
     """One Jacobian over all batches. See `traceest_adapters.jax.jacobian`."""
     parts = common.Parts(common.Batches(batches, input, _inputs, _digest), make)

@@ -113,8 +113,10 @@ def jacobian(
     names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
     names = [name for name, t in zip(names, trainable, strict=True) if t]
 
-    def of(inputs: Any, check: bool) -> JaxJacobian:
+    def of(inputs: Any, check: bool, seen: bool = False) -> JaxJacobian:
         inputs = jax.tree.map(jnp.asarray, inputs)
+        if seen:
+            return JaxJacobian(model, names, trained, fixed, inputs, chunk_size)
         state_shapes = checks.shapes(model, params, inputs)
         J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size)
         J.state_shape = common.example_first(state_shapes, model.batch_axis)
@@ -124,7 +126,8 @@ def jacobian(
 
     if batches is None:
         return of(inputs, check)
-    return batched(lambda inputs, first: of(inputs, check and first), batches, input, blocks, progress)
+    make = lambda inputs, first, seen: of(inputs, check and first, seen)  # noqa: E731
+    return batched(make, batches, input, blocks, progress)
 
 
 def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:

@@ -210,9 +210,7 @@ def _gram(plans: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], delta
         found = []
         for plan, kept, (taps, _) in zip(plans, operands, deltas, strict=True):
             at = plan.of(leaf)
-            found.append(
-                _all_factors([plan.uses[i] for i in at], dtype, [kept[i] for i in at], [taps[i] for i in at])
-            )
+            found.append(_all_factors([plan.uses[i] for i in at], dtype, [kept[i] for i in at], [taps[i] for i in at]))
         total = total + layers.gram(*found)
     for g, h in zip(deltas[0][1], deltas[1][1], strict=True):
         flat = (jnp.reshape(x.astype(dtype), (*x.shape[:2], -1)) for x in (g, h))

@@ -15,8 +15,8 @@ from traceest_adapters import _batches as common
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.operator import TorchJacobian
 
-Make = Callable[[Model, Any, bool], TorchJacobian]
-"""From the model, a batch's inputs, and whether they are to be checked, to its Jacobian."""
+Make = Callable[[Model, Any, bool, bool], TorchJacobian]
+"""From the model and a batch's inputs, whether these are the first, and whether they were seen, to its Jacobian."""
 
 
 def batched(
@@ -40,7 +40,7 @@ class _Maker:
         self.tensors = [x for x in (*params.values(), *module) if not x.is_inference()]
         self.versions = [x._version for x in self.tensors]
 
-    def __call__(self, inputs: Any, first: bool) -> TorchJacobian:
+    def __call__(self, inputs: Any, first: bool, seen: bool) -> TorchJacobian:
         if [x._version for x in self.tensors] != self.versions:
             raise ValueError(
                 "jacobian: the model's parameters or buffers were changed since this Jacobian was made, and every "
@@ -50,7 +50,7 @@ class _Maker:
         if isinstance(inputs, Mapping):
             given = (dict(inputs),)
             model = replace(model, call=lambda params, named: self.model.call(params, **named))
-        return self.make(model, given, first)
+        return self.make(model, given, first, seen)
 
 
 def _inputs(batch: Any) -> Any:

@@ -103,7 +103,9 @@ def jacobian(
     check_arguments(inputs, batches, input, blocks, progress)
     wrapped, chosen = Model.of(model, params, output, batch_axis)
 
-    def of(wrapped: Model, inputs: Any, check: bool) -> TorchJacobian:
+    def of(wrapped: Model, inputs: Any, check: bool, seen: bool = False) -> TorchJacobian:
+        if seen:
+            return TorchJacobian(wrapped, chosen, inputs, chunk_size)
         checks.parameters(chosen, inputs)
         with torch.no_grad():
             shapes = checks.state(wrapped, chosen, inputs)
@@ -119,7 +121,7 @@ def jacobian(
 
     if batches is None:
         return of(wrapped, inputs, check)
-    make = lambda wrapped, inputs, first: of(wrapped, inputs, check and first)  # noqa: E731
+    make = lambda wrapped, inputs, first, seen: of(wrapped, inputs, check and first, seen)  # noqa: E731
     return batched(make, wrapped, chosen, batches, input, blocks, progress)
 
 

@@ -114,12 +114,24 @@ def gram(P: Factors, Q: Factors, B: int, C: int | None = None) -> torch.Tensor:
     return _direct_gram(P, Q, (B, C), step, s, B * c + C * d, limit(first))
 
 
-def formed(factors: Factors) -> torch.Tensor:
+def better_formed(factors: Factors) -> bool:
+    """Whether gradients that are multiplied with many others had better be formed once: they take no more room."""
+    first = factors(slice(0, 1))
+    if not isinstance(first, Outer):
+        return isinstance(first, Vector)
+    s = _Sizes.of(first)
+    return s.T > 1 and max(s.c_left, s.c_right) * s.G * s.o * s.i <= 4 * s.numbers
+
+
+def formed(factors: Factors, B: int) -> torch.Tensor:
     """The gradients themselves, flat: (B, c, P)."""
-    f = _whole(factors)
-    if isinstance(f, Vector):
-        return f.g.transpose(0, 1)
-    return _formed(_dense(f) if isinstance(f, Lookup) else f).flatten(2)
+    first = factors(slice(0, 1))
+    if isinstance(first, Vector):
+        return _whole(factors).g.transpose(0, 1)
+    numbers = first.words.numel() * first.size if isinstance(first, Lookup) else _Sizes.of(first).numbers
+    step = max(1, limit(first) // numbers)
+    parts = (factors(slice(b, b + step)) for b in range(0, B, step))
+    return torch.cat([_formed(_dense(f) if isinstance(f, Lookup) else f).flatten(2) for f in parts])
 
 
 def limit(factor: Factor) -> int:

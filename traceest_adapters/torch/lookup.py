@@ -71,7 +71,7 @@ def lookup_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
 
 
 def lookup_cross_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
-    """⟨g_{b,i}, g_{c,j}⟩ of two batches: (B, c_I, C, c_J), from the rows of the words that both read, some at a time."""
+    """⟨g_{b,i}, g_{c,j}⟩ of two batches, (B, c_I, C, c_J): rows of the words that both read, some words at a time."""
     read = torch.unique(P.words)
     both = read[torch.isin(read, Q.words)]
     (c, B, _, width), (d, C) = P.right.shape, Q.right.shape[:2]
