@@ -104,8 +104,10 @@ CASES: dict[str, tuple[Callable[..., Any], np.ndarray, int]] = {
 }
 
 
-MARKED = [pytest.param(case, marks=pytest.mark.slow if case in ("gru, jax", "conv, jax") else ()) for case in CASES]
-"""The two that compile for long are left to the slow tests."""
+SLOW = ("gru, jax", "conv, jax", "tokens, jax")
+"""They compile for long."""
+
+MARKED = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
 
 
 def cut(data: np.ndarray, axis: int, ends: tuple[int, ...] = (3, 6)) -> list[np.ndarray]:
