@@ -26,6 +26,7 @@ from traceest.operators import (
     Jacobian,
     LinearOperator,
     Operator,
+    Stack,
     aslinearoperator,
     gram,
     identity,
@@ -33,6 +34,7 @@ from traceest.operators import (
     polynomial,
     symmetric_part,
     to_dense,
+    vstack,
 )
 from traceest.partial import PartialTrace, partial_trace
 from traceest.powers import trace_of_polynomial
@@ -66,6 +68,7 @@ __all__ = [
     "Operator",
     "PartialTrace",
     "SpectralDensity",
+    "Stack",
     "Summary",
     "Tracker",
     "alignment",
@@ -106,6 +109,7 @@ __all__ = [
     "trace",
     "trace_of_function",
     "trace_of_polynomial",
+    "vstack",
     "xnystrace",
     "xtrace",
 ]

@@ -14,7 +14,7 @@ class _Silent:
 
 
 @contextmanager
-def bar(show: bool, *, total: int, unit: str) -> Any:
+def bar(show: bool, *, total: int | None, unit: str) -> Any:
     """A tqdm bar, or an object that takes its calls in silence.
 
     Raises

@@ -90,6 +90,21 @@ def empirical_fisher(J: Any, gradient: Any, scale: float) -> Any:
     return _of_rows(J, B, times, adjoint)
 
 
+def of_one_batch(J: Any, caller: str) -> Any:
+    """`J`, of one batch.
+
+    Raises
+    ------
+    TypeError
+        If it is of several: targets come with them, and the losses of batches add up.
+    """
+    if isinstance(J, te.Stack):
+        raise TypeError(
+            f"{caller}: batches= is not taken here, since each has targets of its own; add up what the batches give."
+        )
+    return J
+
+
 def check_reduction(share: float | None, reduction: str, caller: str) -> None:
     """Raise unless a batch beside a copy of itself leaves of each example's gradient what `reduction` says."""
     if reduction not in ("mean", "sum"):

@@ -9,8 +9,8 @@ from typing import Any
 from traceest_adapters._memory import budget
 
 
-def selector(output: Any) -> Callable[[Any], Any]:
-    """A function of the model's output: `output` itself, an index, a key, an attribute, or the identity.
+def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
+    """A function of the model's output (or of a batch): `output` itself, an index, a key, an attribute, or none.
 
     Raises
     ------
@@ -28,9 +28,8 @@ def selector(output: Any) -> Callable[[Any], Any]:
             return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
 
         return select
-    raise TypeError(
-        f"output must be an index, a key, an attribute's name or a function of the model's output, got {output!r}."
-    )
+    of = "the model's output" if name == "output" else "a batch"
+    raise TypeError(f"{name} must be an index, a key, an attribute's name or a function of {of}, got {output!r}.")
 
 
 def chunks(k: int, size: int) -> Iterator[tuple[int, int]]:

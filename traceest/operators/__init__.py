@@ -8,6 +8,7 @@ from traceest.operators.dense import DenseOperator
 from traceest.operators.densify import to_dense
 from traceest.operators.gram import Gram, gram
 from traceest.operators.kronecker import kron
+from traceest.operators.stack import Stack, vstack
 
 __all__ = [
     "DenseOperator",
@@ -15,6 +16,7 @@ __all__ = [
     "Jacobian",
     "LinearOperator",
     "Operator",
+    "Stack",
     "aslinearoperator",
     "block_rmatmat",
     "block_sqnorms",
@@ -25,4 +27,5 @@ __all__ = [
     "sketch_gram",
     "symmetric_part",
     "to_dense",
+    "vstack",
 ]

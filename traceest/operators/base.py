@@ -61,6 +61,9 @@ class Jacobian(_Shaped, Protocol):
     ``parameters`` and ``grouped_gram(V, groups)``
         Names of runs of columns, one an array of parameters; and of V, (n_rows, k), and tuples of indices into
         them, (n_groups, n_blocks, k, n_blocks, k): the `sketch_gram` of each group's columns.
+    ``block_sketch(V)`` and ``sketch_bytes``
+        The J_bᴴ v_b in whatever form suits, for inner products between the parts of a stack (`vstack`), and what
+        those of one probe take; see `traceest.operators.sketched.BlockSketch`.
     """
 
 

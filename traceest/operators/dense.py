@@ -8,6 +8,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest.operators.base import Operator
+from traceest.operators.sketched import Formed
 
 
 class DenseOperator(Operator):
@@ -51,7 +52,7 @@ class DenseOperator(Operator):
             raise ValueError(
                 f"DenseOperator: parameters have {sum(names.values())} columns in all, the array has {array.shape[1]}."
             )
-        self.array, self._ends = array, list(pairwise(accumulate(names.values(), initial=0)))
+        self.array, self._ends = array, tuple(pairwise(accumulate(names.values(), initial=0)))
 
     def matmat(self, X: Any) -> Any:
         """A X."""
@@ -68,14 +69,11 @@ class DenseOperator(Operator):
         V = xp.reshape(V, (B, -1, V.shape[1]))
         return xp.matrix_transpose(V) @ aa.conj(xp, A)
 
+    def block_sketch(self, V: Any) -> Formed:
+        """The blocks' sketches, of which a stack of operators takes inner products."""
+        return Formed(self._xp, self.block_rmatmat(V), self._ends)
+
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """(n_groups, n_blocks, k, n_blocks, k): inner products of the blocks' sketches over each group's columns."""
-        xp, g = self._xp, self.block_rmatmat(V)
-        B, k, _ = g.shape
-
-        def gram(group: tuple[int, ...]) -> Any:
-            part = aa.concat_columns(xp, [g[:, :, slice(*self._ends[i])] for i in group])
-            part = xp.reshape(part, (B * k, -1))
-            return xp.reshape(aa.conj(xp, part) @ xp.matrix_transpose(part), (B, k, B, k))
-
-        return xp.stack([gram(group) for group in groups])
+        sketch = self.block_sketch(V)
+        return sketch.gram(sketch, groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ from jax.tree_util import keystr
 
 import traceest as te
 from traceest_adapters import _state as common
+from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters.jax import (
     checks,
 )
+from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 
@@ -27,7 +29,11 @@ def jacobian(
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
-) -> JaxJacobian:
+    batches: Iterable[Any] | None = None,
+    input: int | str | Callable[[Any], Any] | None = None,
+    blocks: Blocks = "example",
+    progress: bool = False,
+) -> JaxJacobian | te.Stack:
     """The Jacobian of ``fn(params, *inputs)`` with respect to `params`, as an operator (n, P).
 
     Nothing of its size is formed. The model is linearised once for all products with the whole batch; steps
@@ -55,18 +61,34 @@ def jacobian(
     check : bool
         Verify on this batch that examples are independent (outputs one by one against outputs together) and that
         the state depends on the parameters. Under `jax.jit`, where there are no values, only shapes are checked.
+    batches : iterable, optional
+        In place of `inputs`: a list of arrays, a data loader, anything that can be gone through again and again and
+        yields the same batches each time; all of their examples make up one Jacobian (`te.vstack`), of which one batch
+        is linearised at a time. A batch is an array or a mapping, which is one input, or a tuple or list of inputs.
+        Checks are made on the first; batches of equal shape share all compiled steps.
+    input : int, str or callable, optional
+        Which part of a batch is the model's input: an index (0 where a loader yields inputs and targets), a key, or
+        a function. Default: all of it.
+    blocks : {"example", "batch"}
+        Of batches: each example is a block, or each batch, all of one size then (its examples need not be independent).
+        Norms and ranks of B blocks by k probes take (Bk)² numbers: choose "batch" for many thousands of examples.
+        Traces take B k numbers; leave "example" for them.
+    progress : bool
+        Of batches: show a bar over them (needs tqdm).
 
     Returns
     -------
-    JaxJacobian
+    JaxJacobian, or of batches a `te.Stack` of them
         With `matmat` (jvps), `rmatmat` (vjps), `gram_matmat` and the per-block abilities.
 
     Raises
     ------
     TypeError
-        If there are no floating parameters, or the state is not real floating.
+        If there are no floating parameters, or the state is not real floating; if `batches` can be gone through only
+        once.
     ValueError
-        If examples are not independent, an array has no `batch_axis`, or the state does not depend on `params`.
+        If examples are not independent, an array has no `batch_axis`, or the state does not depend on `params`; if
+        `batches` are none, or others in another pass (shuffled, or augmented at random).
 
     Examples
     --------
@@ -77,6 +99,7 @@ def jacobian(
     >>> float(te.exact(te.gram(J)))
     6.0
     """
+    check_arguments(inputs, batches, input, blocks, progress)
     paths, treedef = jax.tree.flatten_with_path(params)
     leaves = [leaf for _, leaf in paths]
     leaves = [jnp.asarray(p) for p in leaves]
@@ -90,16 +113,25 @@ def jacobian(
         )
     if any(jnp.issubdtype(p.dtype, jnp.complexfloating) for p in trained):
         raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
-    inputs = jax.tree.map(jnp.asarray, inputs)
-    model = Model(fn, output, batch_axis, trainable, treedef)
-    state_shapes = checks.shapes(model, params, inputs)
+    model = Model(fn, output, None if blocks == "batch" else batch_axis, trainable, treedef)
     names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
     names = [name for name, t in zip(names, trainable, strict=True) if t]
-    J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
-    J.state_shape = common.example_first(state_shapes, batch_axis)
-    if check and not traced((trained, fixed, inputs)):
-        checks.values(J)
-    return J
+
+    def of(inputs: Any, check: bool, seen: bool = False) -> JaxJacobian:
+        inputs = jax.tree.map(jnp.asarray, inputs)
+        if seen:
+            return JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
+        state_shapes = checks.shapes(model, params, inputs)
+        J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
+        J.state_shape = common.example_first(state_shapes, model.batch_axis)
+        if check and not traced((trained, fixed, inputs)):
+            checks.values(J)
+        return J
+
+    if batches is None:
+        return of(inputs, check)
+    make = lambda inputs, first, seen: of(inputs, check and first, seen)  # noqa: E731
+    return batched(make, batches, input, blocks, progress)
 
 
 def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:

@@ -59,7 +59,9 @@ def hessian(fn: Callable[..., Any], params: Any, *args: Any, chunk_size: int | N
     >>> float(te.trace(H))  # 6·1 + 6·2
     18.0
     """
-    J = jacobian(fn, params, *args, batch_axis=None, chunk_size=chunk_size, check=False)
+    J = curvature.of_one_batch(
+        jacobian(fn, params, *args, batch_axis=None, chunk_size=chunk_size, check=False), "hessian"
+    )
     if J.shape[0] != 1:
         raise ValueError(
             f"hessian: fn must return one real number, got shape {J.state_shape}; take the mean or the sum of the loss."
@@ -117,7 +119,7 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
-    J = jacobian(fn, params, *_arguments(inputs), **options)
+    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), "gauss_newton")
     z = _outputs(J, loss, targets, "gauss_newton")
     jvp = _linearise(loss, J.model.batch_axis, z, targets)
 
@@ -170,7 +172,7 @@ def empirical_fisher(
     >>> round(float(te.trace(F)), 5)  # the mean of (2 wᵢ)²
     4.0
     """
-    J = jacobian(fn, params, *_arguments(inputs), **options)
+    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), "empirical_fisher")
     z, axis = _outputs(J, loss, targets, "empirical_fisher"), J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")

@@ -186,13 +186,24 @@ def deltas(plan: Plan, some: Plan, pullback: Any, U: Any) -> Any:
 @partial(jax.jit, static_argnums=(0, 1))
 def gram(some: Plan, dtype: Any, operands: list[Any], P: Any, Q: Any) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩, summed over some parameters, from two pieces' `deltas`: (B, c, B, c)."""
+    return _gram((some, some), dtype, (operands, operands), (P, Q))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def cross_gram(both: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], deltas: tuple[Any, Any]) -> Any:
+    """The same of two batches, each with a plan for the same parameters, operands and `deltas`: (B, c, B′, c)."""
+    return _gram(both, dtype, operands, deltas)
+
+
+def _gram(plans: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], deltas: tuple[Any, Any]) -> Any:
     total: Any = 0.0
-    for leaf in some.weights:
-        at = some.of(leaf)
-        uses, x = [some.uses[i] for i in at], [operands[i] for i in at]
-        p, q = (_all_factors(uses, dtype, x, [taps[i] for i in at]) for taps, _ in (P, Q))
-        total = total + layers.gram(p, q)
-    for g, h in zip(P[1], Q[1], strict=True):
+    for leaf in plans[0].weights:
+        found = []
+        for plan, kept, (taps, _) in zip(plans, operands, deltas, strict=True):
+            at = plan.of(leaf)
+            found.append(_all_factors([plan.uses[i] for i in at], dtype, [kept[i] for i in at], [taps[i] for i in at]))
+        total = total + layers.gram(*found)
+    for g, h in zip(deltas[0][1], deltas[1][1], strict=True):
         flat = (jnp.reshape(x.astype(dtype), (*x.shape[:2], -1)) for x in (g, h))
         total = total + jnp.einsum("bcp,Bdp->bcBd", *flat)
     return total

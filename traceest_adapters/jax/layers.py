@@ -171,20 +171,20 @@ def formed(f: Outer) -> Any:
 
 # -- Gram matrices ------------------------------------------------------------------------------------------------
 def gram(P: Outer, Q: Outer) -> Any:
-    """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, both of all examples: (B, c, B, d)."""
-    B, (cl, cr, T, G, o, i) = len(P.left), P.sizes
-    (dl, dr, *_), itemsize = Q.sizes, P.left.dtype.itemsize
+    """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, each of all examples of a batch: (B, c, C, d)."""
+    B, C, (cl, cr, T, G, o, i) = len(P.left), len(Q.left), P.sizes
+    (dl, dr, S, *_), itemsize = Q.sizes, P.left.dtype.itemsize
     c, d = max(cl, cr), max(dl, dr)
     if P.table is None:
-        ghost, held = (T * B) ** 2 * (cl * dl * o + cr * dr * i + 4 * c * d), 2 * c * d * G * T * T * B
-        direct = c * d * B**2 * o * i + (c + d) * B * T * o * i
+        ghost, held = T * B * S * C * (cl * dl * o + cr * dr * i + 4 * c * d), 2 * c * d * G * T * S * C
+        direct = c * d * B * C * o * i + (c * B * T + d * C * S) * o * i
     else:
-        ghost, held = c * B * B * T * o * (T + d), (T + c * o) * B * T
-        direct = c * d * B**2 * o * i + (c + d) * B * T * o
+        ghost, held = c * B * C * S * o * (T + d), (T + c * o) * C * S
+        direct = c * d * B * C * o * i + (c * B * T + d * C * S) * o
     if ghost <= direct and held * itemsize <= memory.budget():
         one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
         return over_examples(partial(_ghost_row, Q), P, held * itemsize, one_by_one)
-    return _direct(P, Q, (c + d) * B * G * o * i * itemsize)
+    return _direct(P, Q, (c * B + d * C) * G * o * i * itemsize)
 
 
 def _ghost_row(Q: Outer, f: Outer) -> Any:

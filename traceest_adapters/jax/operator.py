@@ -14,6 +14,7 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, steps
 from traceest_adapters.jax.model import Model, traced
+from traceest_adapters.jax.sketch import Sketch, Sketched
 
 MOST = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
@@ -164,6 +165,17 @@ class JaxJacobian(te.Operator):
         G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
         G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
         return G[:, :, :k, :, :k].astype(self.dtype)
+
+    def block_sketch(self, V: Any) -> Sketch:
+        """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
+        of_all = Sketched(self.model, self._plan, self.trained, self.fixed, self._examples, self._wide, self.dtype)
+        return Sketch(of_all, self._tapped, list(self._pieces(self._cotangents(V))), V.shape[1])
+
+    @property
+    def sketch_bytes(self) -> int:
+        """What those of one probe take."""
+        tapped = sum(ghost.size(self._plan, i, self.trained[i]) for i in (*self._plan.weights, *self._plan.small))
+        return self._B * (tapped + sum(self.trained[i].size for i in self._plan.rest)) * int(self._wide.itemsize)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
         plan = self._plan.chosen(group)

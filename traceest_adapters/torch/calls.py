@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 import traceest as te
 from traceest_adapters import _state as common
+from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters.torch.batches import batched
 from traceest_adapters.torch.model import Inputs, Model
 from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.plain import graphs_allowed
@@ -26,7 +29,11 @@ def jacobian(
     memory_budget: int | None = None,
     check: bool = True,
     differentiable: bool = False,
-) -> TorchJacobian:
+    batches: Iterable[Any] | None = None,
+    input: int | str | Callable[[Any], Any] | None = None,
+    blocks: Blocks = "example",
+    progress: bool = False,
+) -> TorchJacobian | te.Stack:
     """The Jacobian of ``model(*inputs, **kwargs)`` with respect to its parameters, as an operator (n, P).
 
     Nothing of its size is formed. One forward pass is kept and serves all vjps of the whole batch; one backward
@@ -76,10 +83,24 @@ def jacobian(
         Costs about two backward passes more, and the memory of every product's graph. Jvps are there only where
         their own derivatives are right (those of PyTorch's layer norm are not); vjps suffice for the statistics of
         kernels with independent examples.
+    batches : iterable, optional
+        In place of `inputs`: a `DataLoader`, a list of tensors, anything that can be gone through again and again and
+        yields the same batches each time; all of their examples make up one Jacobian (`te.vstack`), of which one batch
+        is linearised at a time. A batch is a tensor, a tuple or list of inputs, or a mapping of keyword inputs, and is
+        moved to the parameters' device. Checks are made on the first.
+    input : int, str or callable, optional
+        Which part of a batch is the model's input: an index (0 where a loader yields inputs and targets), a key, or
+        a function. Default: all of it.
+    blocks : {"example", "batch"}
+        Of batches: each example is a block, or each batch, all of one size then (its examples need not be independent).
+        Norms and ranks of B blocks by k probes take (Bk)² numbers: choose "batch" for many thousands of examples.
+        Traces take B k numbers; leave "example" for them.
+    progress : bool
+        Of batches: show a bar over them (needs tqdm).
 
     Returns
     -------
-    TorchJacobian
+    TorchJacobian, or of batches a `te.Stack` of them
         With `rmatmat` (vjps), the per-block abilities, and `matmat` (jvps) where the model can be differentiated
         twice. `parameters` are the names, in the order of the columns.
 
@@ -87,10 +108,12 @@ def jacobian(
     ------
     TypeError
         If there is no trainable parameter, or the state is not real floating, devices are mixed, or the model or an
-        input is of a kind that cannot be differentiated (quantised, scripted, packed, made in inference mode, …).
+        input is of a kind that cannot be differentiated (quantised, scripted, packed, made in inference mode, …); if
+        `batches` can be gone through only once.
     ValueError
         If dropout is active, examples are not independent, a tensor has no `batch_axis`, `output` names nothing, the
-        state or its derivative is not finite, or the state does not depend on the parameters.
+        state or its derivative is not finite, or the state does not depend on the parameters; if `batches` are none,
+        or others in another pass (``shuffle=True``).
 
     Notes
     -----
@@ -116,22 +139,34 @@ def jacobian(
     """
     from traceest_adapters.torch import checks
 
+    check_arguments(inputs, batches, input, blocks, progress)
+    if batches is not None and kwargs:
+        raise TypeError("jacobian: kwargs= beside batches=; keyword inputs come in the batches, each a mapping.")
     checks.options(batch_axis, chunk_size)
     wrapped, chosen = Model.of(model, params, output, batch_axis, shared or {})
-    batch = Inputs(inputs, dict(kwargs or {}))
-    checks.inputs(batch, wrapped)
-    checks.parameters(chosen, (batch, wrapped.shared))
-    with graphs_allowed():
-        with torch.no_grad():
-            shapes = checks.state(wrapped, chosen, batch)
+
+    def of(wrapped: Model, batch: Inputs, check: bool, seen: bool = False) -> TorchJacobian:
+        make = partial(TorchJacobian, wrapped, chosen, batch, chunk_size, memory_budget, differentiable)
+        with graphs_allowed():
+            if seen:
+                return make()
+            checks.inputs(batch, wrapped)
+            checks.parameters(chosen, (batch, wrapped.shared))
+            with torch.no_grad():
+                shapes = checks.state(wrapped, chosen, batch)
+                if check:
+                    checks.deterministic(wrapped, chosen, batch)
+            J = make()
+            J.state_shape = common.example_first(shapes, wrapped.batch_axis)
             if check:
-                checks.deterministic(wrapped, chosen, batch)
-        J = TorchJacobian(wrapped, chosen, batch, chunk_size, memory_budget, differentiable)
-        J.state_shape = common.example_first(shapes, batch_axis)
-        if check:
-            checks.independent(J)
-            checks.depends(J)
-    return J
+                checks.independent(J)
+                checks.depends(J)
+        return J
+
+    if batches is None:
+        return of(wrapped, Inputs(inputs, dict(kwargs or {})), check)
+    of_batch = lambda wrapped, batch, first, seen: of(wrapped, batch, check and first, seen)  # noqa: E731
+    return batched(of_batch, wrapped, chosen, batches, input, blocks, progress)
 
 
 def ntk(model: torch.nn.Module | Callable[..., Any], *inputs: Any, **options: Any) -> te.Gram:

@@ -148,7 +148,7 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
-    J = jacobian(model, *_arguments(inputs), **options)
+    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "gauss_newton")
     z, of = _at_outputs(J, loss, targets, "gauss_newton")
     with torch.enable_grad():
         z.requires_grad_()
@@ -207,7 +207,7 @@ def empirical_fisher(
     >>> bool(torch.isclose(te.trace(F).value, 4 / 3 * (model.weight**2).sum()))
     True
     """
-    J = jacobian(model, *_arguments(inputs), **options)
+    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "empirical_fisher")
     z, of = _at_outputs(J, loss, targets, "empirical_fisher")
     axis = J.model.batch_axis
     if axis is None:

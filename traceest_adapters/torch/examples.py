@@ -20,7 +20,6 @@ class PerExample:
     def __init__(self, model: Model, params: Params, inputs: Any, n_examples: int, differentiable: bool) -> None:
         self.model, self.inputs, self.B, self.differentiable = model, inputs, n_examples, differentiable
         self.params = params if differentiable else {name: p.detach() for name, p in params.items()}
-        self._maps = True
 
     def states(self) -> torch.Tensor:
         """The state of every example computed by itself, (B, n_b)."""
@@ -63,7 +62,7 @@ class PerExample:
         with math_attention(), torch.set_grad_enabled(self.differentiable):
             if self.model.batch_axis is None:
                 return plain(self.inputs, *(x[0] for x in extra))[None]
-            if self._maps:
+            if self.model.known.get("maps", True):
                 axes = (self.model.axes(self.inputs), *(0 for _ in extra))
                 at_once = max(1, memory.budget() // (4 * size)) if size else None
                 try:
@@ -76,7 +75,7 @@ class PerExample:
             return torch.stack([plain(self.model.example(self.inputs, b), *(x[b] for x in extra)) for b in rows])
 
     def _cannot_map(self, error: Exception) -> None:
-        self._maps = False
+        self.model.known["maps"] = False
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         warnings.warn(
             f"this model cannot be mapped over examples by torch.func.vmap ({reason}); they are taken one by one, "

@@ -94,15 +94,7 @@ class Ghost:
         return bool(error.abs().max() <= eps ** (2 / 3) * size)
 
     def _factors(self, uses: list[Use], deltas: Deltas, examples: slice) -> Factor:
-        return merge([self._factor(use, deltas[use.call], examples) for use in uses])
-
-    def _factor(self, use: Use, delta: torch.Tensor, examples: slice) -> Factor:
-        layout, rows = use.call.layout, use.call.rows
-        assert layout is not None, "only calls whose layout was found are used"
-        x = use.x if use.x is None else layout.arrange(use.x, rows, 0, examples)
-        if x is not None and x.is_floating_point():
-            x = x.to(self.dtype)
-        return use.factor(x, layout.arrange(delta, rows, 1, examples))
+        return factors(uses, deltas, self.dtype, examples)
 
     # -- what is asked for ---------------------------------------------------------------------------------
     def deltas(self, calls: list[Call], U: torch.Tensor) -> Deltas:
@@ -157,9 +149,28 @@ class Ghost:
                     G = gram(f, f if d is e else partial(self._factors, uses, e), self.B)
                     yield name, P, Q, G if self.unit == 1 else G * self.unit * self.unit
 
+    @property
+    def probe_bytes(self) -> int:
+        """What one probe's derivatives take at all calls that are understood."""
+        return self._bytes(_calls(self.uses.values()))
+
     def _bytes(self, calls: list[Call]) -> int:
         """What one probe's derivatives take."""
         return sum(call.shape.numel() for call in calls) * self.dtype.itemsize
+
+
+def factors(uses: list[Use], deltas: Deltas, dtype: torch.dtype, examples: slice) -> Factor:
+    """The gradient of a run of examples by the parameter that is used so."""
+    return merge([_factor(use, deltas[use.call], dtype, examples) for use in uses])
+
+
+def _factor(use: Use, delta: torch.Tensor, dtype: torch.dtype, examples: slice) -> Factor:
+    layout, rows = use.call.layout, use.call.rows
+    assert layout is not None, "only calls whose layout was found are used"
+    x = use.x if use.x is None else layout.arrange(use.x, rows, 0, examples)
+    if x is not None and x.is_floating_point():
+        x = x.to(dtype)
+    return use.factor(x, layout.arrange(delta, rows, 1, examples))
 
 
 def _calls(uses: Iterable[list[Use]]) -> list[Call]:

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from traceest_adapters import _memory as memory
-from traceest_adapters.torch.lookup import Lookup, lookup_gram, lookup_sqnorms
+from traceest_adapters.torch.lookup import Lookup, lookup_cross_gram, lookup_gram, lookup_sqnorms
 
 
 class Outer(NamedTuple):
@@ -90,24 +90,48 @@ def sqnorms(factors: Factors, B: int) -> torch.Tensor:
     return torch.cat([_sqnorms(part, ghost) for part in parts])
 
 
-def gram(P: Factors, Q: Factors, B: int) -> torch.Tensor:
-    """⟨g_{b,i}, g_{c,j}⟩ for the probes i of one set of factors and j of another: (B, c_I, B, c_J)."""
+def gram(P: Factors, Q: Factors, B: int, C: int | None = None) -> torch.Tensor:
+    """⟨g_{b,i}, g_{c,j}⟩ for the probes i of one set of factors and j of another: (B, c_I, C, c_J).
+
+    Both are of the same B examples, unless the number C of the other's is given.
+    """
+    one_batch, C = C is None, B if C is None else C
     first, second = P(slice(0, 1)), Q(slice(0, 1))
     if isinstance(first, Vector):
         g, h = (_whole(f).g.transpose(0, 1) for f in (P, Q))
         return torch.einsum("bif,cjf->bicj", g, h)
     if isinstance(first, Lookup):
-        return lookup_gram(_whole(P), _whole(Q), limit(first))
+        return (lookup_gram if one_batch else lookup_cross_gram)(_whole(P), _whole(Q), limit(first))
     s, t = _Sizes.of(first), _Sizes.of(second)
     c, d = max(s.c_left, s.c_right), max(t.c_left, t.c_right)
-    pairs = c * d * s.G * s.T**2
-    ghost = (s.T * B) ** 2 * (s.c_left * t.c_left * s.o + s.c_right * t.c_right * s.i + 4 * c * d)
-    direct = (c * d * B**2 + (c + d) * B * s.T) * s.o * s.i
+    pairs = c * d * s.G * s.T * t.T
+    ghost = s.T * B * t.T * C * (s.c_left * t.c_left * s.o + s.c_right * t.c_right * s.i + 4 * c * d)
+    direct = (c * d * B * C + c * B * s.T + d * C * t.T) * s.o * s.i
     if ghost <= direct and pairs <= limit(first):
         step = max(1, min(limit(first) // max(s.numbers, t.numbers), math.isqrt(limit(first) // pairs)))
-        return _ghost_gram(P, Q, B, step)
+        return _ghost_gram(P, Q, (B, C), step)
     step = max(1, limit(first) // max(s.numbers, t.numbers))
-    return _direct_gram(P, Q, B, step, s, c + d, limit(first))
+    return _direct_gram(P, Q, (B, C), step, s, B * c + C * d, limit(first))
+
+
+def better_formed(factors: Factors) -> bool:
+    """Whether gradients that are multiplied with many others had better be formed once: they take no more room."""
+    first = factors(slice(0, 1))
+    if not isinstance(first, Outer):
+        return isinstance(first, Vector)
+    s = _Sizes.of(first)
+    return s.T > 1 and max(s.c_left, s.c_right) * s.G * s.o * s.i <= 4 * s.numbers
+
+
+def formed(factors: Factors, B: int) -> torch.Tensor:
+    """The gradients themselves, flat: (B, c, P)."""
+    first = factors(slice(0, 1))
+    if isinstance(first, Vector):
+        return _whole(factors).g.transpose(0, 1)
+    numbers = first.words.numel() * first.size if isinstance(first, Lookup) else _Sizes.of(first).numbers
+    step = max(1, limit(first) // numbers)
+    parts = (factors(slice(b, b + step)) for b in range(0, B, step))
+    return torch.cat([_formed(_dense(f) if isinstance(f, Lookup) else f).flatten(2) for f in parts])
 
 
 def limit(factor: Factor) -> int:
@@ -189,12 +213,12 @@ def _sqnorms(f: Outer, ghost: bool) -> torch.Tensor:
     return torch.stack([g.square().sum((2, 3, 4)) for g in tiles]).sum(0)
 
 
-def _ghost_gram(P: Factors, Q: Factors, B: int, step: int) -> torch.Tensor:
-    runs = [slice(b, min(b + step, B)) for b in range(0, B, step)]
+def _ghost_gram(P: Factors, Q: Factors, sizes: tuple[int, int], step: int) -> torch.Tensor:
+    runs, others = ([slice(b, min(b + step, B)) for b in range(0, B, step)] for B in sizes)
     rows = []
     for run in runs:
         f = P(run)
-        rows.append(torch.cat([_ghost(f, f if P is Q and other == run else Q(other)) for other in runs], dim=2))
+        rows.append(torch.cat([_ghost(f, f if P is Q and other == run else Q(other)) for other in others], dim=2))
     return torch.cat(rows)
 
 
@@ -202,7 +226,7 @@ def _ghost(f: Outer, h: Outer) -> torch.Tensor:
     """Σ_{t,t′} ⟨l_t, l′_{t′}⟩⟨r_t, r′_{t′}⟩: (B, c, B′, c′) of two runs of examples."""
     left, right = (_products(x, y) for x, y in zip(f, h, strict=True))
     products = left * right  # (G, B, c, T, B′, c′, T′)
-    one = products.shape[0] == products.shape[3] == 1
+    one = products.shape[0] == products.shape[3] == products.shape[6] == 1
     return products[0, :, :, 0, :, :, 0] if one else products.sum((0, 3, 6))
 
 
@@ -216,19 +240,20 @@ def _products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _direct_gram(
     P: Factors,
     Q: Factors,
-    B: int,
+    sizes: tuple[int, int],
     step: int,
     s: _Sizes,
-    probes: int,
+    rows: int,
     most: int,
 ) -> torch.Tensor:
-    def formed(factors: Factors, tile: tuple[slice, slice]) -> torch.Tensor:
+    def formed(factors: Factors, B: int, tile: tuple[slice, slice]) -> torch.Tensor:
         runs = (factors(slice(b, b + step)) for b in range(0, B, step))
         return torch.cat([_formed(_tile(f, tile)).flatten(2) for f in runs])
 
+    B, C = sizes
     total: torch.Tensor | float = 0.0
-    for tile in _tiles(B * probes, s, most):
-        g = formed(P, tile)
-        h = g if P is Q else formed(Q, tile)
-        total = total + (g.flatten(0, 1) @ h.flatten(0, 1).T).reshape(B, g.shape[1], B, h.shape[1])
+    for tile in _tiles(rows, s, most):
+        g = formed(P, B, tile)
+        h = g if P is Q else formed(Q, C, tile)
+        total = total + (g.flatten(0, 1) @ h.flatten(0, 1).T).reshape(B, g.shape[1], C, h.shape[1])
     return total

@@ -68,3 +68,26 @@ def lookup_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
             out.index_add_(0, pairs.flatten(), products.reshape(-1, c, d))
         shared *= 2
     return out.reshape(B, B, c, d).transpose(1, 2)
+
+
+def lookup_cross_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
+    """⟨g_{b,i}, g_{c,j}⟩ of two batches, (B, c_I, C, c_J): rows of the words that both read, some words at a time."""
+    read = torch.unique(P.words)
+    both = read[torch.isin(read, Q.words)]
+    (c, B, _, width), (d, C) = P.right.shape, Q.right.shape[:2]
+    out = P.right.new_zeros(B * c, C * d)
+    for words in both.split(max(1, most // ((B * c + C * d) * width))):
+        g, h = (_rows_of(words, f).transpose(0, 1).flatten(2).flatten(0, 1) for f in (P, Q))
+        out += g @ h.T
+    return out.reshape(B, c, C, d)
+
+
+def _rows_of(words: torch.Tensor, f: Lookup) -> torch.Tensor:
+    """The rows of every example's gradient at these words, which are in order: (c, B, words, d)."""
+    B, W = len(f.words), len(words)
+    at = torch.searchsorted(words, f.words.contiguous()).clamp(max=W - 1)
+    c, _, _, d = f.right.shape
+    found = (words[at] == f.words).flatten()
+    to = (torch.arange(B, device=words.device)[:, None] * W + at).flatten()[found]
+    rows = f.right.new_zeros(c, B * W, d).index_add_(1, to, f.right.flatten(1, 2)[:, found])
+    return rows.unflatten(1, (B, W))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,8 @@ class Model:
     batch_axis: int | None
     shared: Mapping[str, Any]
     autocast: Autocast
+    known: dict[str, bool] = field(default_factory=dict, compare=False)
+    """What was found out about it on one batch, and holds for all: whether it `maps`, and has a `forward` side."""
 
     @classmethod
     def of(

@@ -18,6 +18,7 @@ from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.plain import in_full, math_attention
 from traceest_adapters.torch.products import CACHE, MOST, as_dense, flat, pairs, squares, vjp
+from traceest_adapters.torch.sketch import Sketch
 from traceest_adapters.torch.taps import Recorder, recording
 
 
@@ -96,9 +97,14 @@ class TorchJacobian(te.Operator):
             grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
         return u, {i: as_dense(g) for i, g in enumerate(grads) if g is not None and g.requires_grad}
 
-    @cached_property
-    @in_full
+    @property
     def _has_forward(self) -> bool:
+        if "forward" not in self.model.known:
+            self.model.known["forward"] = self._try_forward()
+        return self.model.known["forward"]
+
+    @in_full
+    def _try_forward(self) -> bool:
         """Whether the model's backward pass can itself be differentiated, tried on ⟨v, Jw⟩ = ⟨Jᵀv, w⟩.
 
         Seeing it run is not enough: a function that is differentiable once cuts its branch off without a word.
@@ -203,6 +209,15 @@ class TorchJacobian(te.Operator):
                 if P != Q:
                     total[g, :, Q, :, P] += G.permute(2, 3, 0, 1)
         return total.to(self.dtype)
+
+    def block_sketch(self, V: torch.Tensor) -> Sketch:
+        """J_bᵀ v_b without the graph, for inner products with those of other batches."""
+        return Sketch(self._ghost, self._examples, self._cotangents(V), self.chunk_size)
+
+    @property
+    def sketch_bytes(self) -> int:
+        """What those of one probe take, once all are formed or all factors there."""
+        return self._ghost.probe_bytes + sum(self.params[name].nbytes for name in self._ghost.rest) * len(self._state)
 
     def _formed_grams(self, U: torch.Tensor, asked: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """As `Ghost.grams`, from gradients that are formed example by example, a group of parameters at a time."""

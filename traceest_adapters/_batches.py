@@ -1,0 +1,147 @@
+"""Batches of data that a model's Jacobian goes through again for every product, and finds the same each time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Literal
+
+import traceest as te
+from traceest_adapters import _state as common
+
+Blocks = Literal["example", "batch"]
+
+
+class Batches:
+    """The inputs in each batch of an iterable: what `input` selects of it, as `convert` makes them.
+
+    `digest` of the inputs tells whether a later pass yields the same batches as the first. A list or tuple holds its
+    batches and is not asked.
+
+    Raises
+    ------
+    TypeError
+        If the iterable can be gone through only once.
+    ValueError
+        If it is empty, or yields other batches when asked again.
+    """
+
+    def __init__(self, data: Any, input: Any, convert: Callable[[Any], Any], digest: Callable[[Any], Any]) -> None:
+        if isinstance(data, (Mapping, str)) or not (hasattr(data, "__iter__") or _indexed(data)):
+            raise TypeError(
+                f"batches: expected an iterable of batches, a list or a data loader, got {type(data).__name__}."
+            )
+        if iter(data) is data:
+            raise TypeError(
+                f"batches: a {type(data).__name__} can be gone through only once, and every product needs all batches "
+                "again; give list(...) of it, or a data loader."
+            )
+        self.data, self.convert, self.digest = data, convert, digest
+        self.select = common.selector(input, "input")
+        self.held = isinstance(data, (list, tuple))
+        self.seen: list[Any] = []
+        self.complete = False
+        if not self.held and (first := self._look()) is not None and self._look() != first:
+            raise _changed(0)  # before any work is done in vain
+
+    def starting_at(self, p: int) -> Iterator[Any]:
+        """The inputs of batch p and of those after it."""
+        for batch in self._raw(p):
+            inputs = self.convert(self.select(batch))
+            if not self.held:
+                self._recognise(p, inputs)
+            del batch
+            yield inputs
+            del inputs  # before the next is made
+            p += 1
+        if p == 0:
+            raise ValueError("batches: there is no batch; give at least one, of at least one example.")
+        if not self.held and self.complete and p != len(self.seen):
+            raise _changed(p)
+        self.complete = True
+
+    def _raw(self, p: int) -> Iterator[Any]:
+        if _indexed(self.data):
+            return (self.data[i] for i in range(p, len(self.data)))
+        return islice(self.data, p, None)
+
+    def _look(self) -> Any:
+        return next((self.digest(self.convert(self.select(batch))) for batch in self._raw(0)), None)
+
+    def _recognise(self, p: int, inputs: Any) -> None:
+        digest = self.digest(inputs)
+        if p == len(self.seen) and not self.complete:
+            self.seen.append(digest)
+        elif p >= len(self.seen) or digest != self.seen[p]:
+            raise _changed(p)
+
+
+class Parts:
+    """The Jacobian of each batch, made when its turn comes: ``make(inputs, first, seen)``.
+
+    It is told whether this is the first look at any batch, and whether this one was looked at in an earlier pass.
+    """
+
+    alike = True
+    """What one part can do, all can: they are of one model."""
+
+    def __init__(self, batches: Batches, make: Callable[[Any, bool, bool], Any]) -> None:
+        self.batches, self.make = batches, make
+        self.begun = False
+
+    def starting_at(self, p: int) -> Iterator[Any]:
+        """The Jacobians of batch p and of those after it."""
+        for inputs in self.batches.starting_at(p):
+            first, self.begun = not self.begun, True
+            yield self.make(inputs, first, self.batches.complete)
+            del inputs
+
+
+def stacked(parts: Parts, blocks: Blocks, progress: bool) -> te.Stack:
+    """The Jacobians of all batches, one below the other.
+
+    Raises
+    ------
+    ValueError
+        If batches are to be blocks and differ in size.
+    """
+    J = te.vstack(parts, progress=progress)  # type: ignore[arg-type]
+    if J.n_blocks is None and blocks == "batch":
+        raise ValueError(
+            "blocks='batch' needs batches of equal size, and these differ (the last is smaller, probably); choose a "
+            "size that divides the number of examples, or leave the last out (drop_last=True)."
+        )
+    if J.n_blocks is None:
+        warnings.warn(
+            "the states of an example have other sizes in other batches, so that examples cannot be told apart as "
+            "blocks of equal size: all are one block, and estimates need more probes. Pad all batches to one size.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return J
+
+
+def check_arguments(inputs: tuple[Any, ...], batches: Any, input: Any, blocks: str, progress: bool) -> None:
+    """Raise unless the arguments that belong to `batches` come with it, and inputs without."""
+    if blocks not in ("example", "batch"):
+        raise ValueError(f"blocks must be 'example' or 'batch', got {blocks!r}.")
+    if batches is not None and inputs:
+        raise TypeError("jacobian: give inputs or batches=, not both; batches= holds all inputs.")
+    if batches is None and (input is not None or blocks != "example" or progress):
+        raise TypeError(
+            "jacobian: input=, blocks= and progress= are for batches=; one batch takes no input= to be picked from it, "
+            "and batch_axis=None makes it one block."
+        )
+
+
+def _indexed(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+def _changed(p: int) -> ValueError:
+    return ValueError(
+        f"batches: batch {p} is not what it was in the pass before, and every product needs the same data in the same "
+        "order; give a loader with shuffle=False and without random augmentation (or a list of its batches, if they "
+        "fit into memory)."
+    )
