@@ -23,9 +23,12 @@ class Metered(Operator):
             psd=getattr(inner, "psd", False),
             n_blocks=getattr(inner, "n_blocks", None),
             parameters=getattr(inner, "parameters", ()),
-            name=repr(inner),
+            name=getattr(inner, "name", type(inner).__name__),
         )
         self.inner, self.n_matvecs, self.n_rmatvecs = inner, 0, 0
+
+    def __repr__(self) -> str:  # the default would ask for both sides, and finding out about one may be dear
+        return repr(self.inner)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("matmat", "rmatmat", *ABILITIES):

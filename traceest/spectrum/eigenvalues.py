@@ -13,6 +13,9 @@ from traceest.spectrum.dense import dense_cost, to_dense
 from traceest.spectrum.krylov import KrylovSpace, Ritz, Which, rayleigh_ritz
 from traceest.spectrum.quadrature import require_matmat
 
+DENSE = 2048
+"""Rows up to which `eigh` takes less than a second or two, as much as the looks of a Krylov space."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Eigenvalues:
@@ -101,7 +104,8 @@ def eigenvalues(
         Columns of Ω; default k. Smaller ones converge in fewer products, and may miss copies of repeated eigenvalues.
     method : {"auto", "krylov", "exact"}
         "exact" forms A as an array, by n/B vjps for a Gram operator of B independent blocks, and takes `eigh`; "auto"
-        does so where a Krylov space would be most of Cⁿ at once (n ≤ 3 · block_size, or a fixed budget of n).
+        does so where a Krylov space would be most of Cⁿ at once (n ≤ 3 · block_size, or a fixed budget of n), and for
+        n up to 2048 where all of A costs no more than three blocks of products.
     rng
         As in `hutchinson`.
 
@@ -172,7 +176,7 @@ def make_plan(
     cost = dense_cost(A)
     affordable = cost is not None and cost <= budget
     exact = method == "exact" or (
-        method == "auto" and affordable and (rtol is None or n <= 3 * b or not hasattr(A, "matmat"))
+        method == "auto" and affordable and (rtol is None or _small(n, cost, b) or not hasattr(A, "matmat"))
     )
     if exact and not affordable:
         raise ValueError(
@@ -182,6 +186,11 @@ def make_plan(
     if not exact:
         require_matmat(A, caller)
     return Plan(k, min(budget, n), min(b, budget, n), rtol, which, exact)
+
+
+def _small(n: int, cost: int | None, b: int) -> bool:
+    """Whether three blocks' products make up all of Cⁿ, or pay for all of A, of which `eigh` is cheap."""
+    return n <= 3 * b or (cost is not None and cost <= 3 * b and n <= DENSE)
 
 
 def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | None]:
