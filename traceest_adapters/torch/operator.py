@@ -53,8 +53,8 @@ class TorchJacobian(te.Operator):
             parameters=self.params,
             name="TorchJacobian",
         )
-        self.chunk_size = self._affordable(P * dtype.itemsize) if chunk_size is None else chunk_size
         self._chunk_asked = chunk_size
+        self.chunk_size = self._to_a_pass(list(self.params), 1) if chunk_size is None else chunk_size
         self._examples = PerExample(model, self.params, inputs, len(state), differentiable)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
@@ -65,11 +65,12 @@ class TorchJacobian(te.Operator):
         with torch.enable_grad(), plain, recording(self.params, self.differentiable) as recorder:
             return self.model.rows(self.params, self.inputs), recorder
 
-    def _affordable(self, gradient: int) -> int:
-        """Probes to a pass, each of which makes a gradient of so many bytes."""
-        largest = self._recorded[1].largest
+    def _to_a_pass(self, names: list[str], examples: int) -> int:
+        """Probes to a pass, each of which makes so many examples' gradients by the parameters named."""
+        sizes = [examples * p.numel() * self.dtype.itemsize for p in map(self.params.__getitem__, names)]
+        state = self._recorded[1].largest
         with memory.within(self.memory_budget):
-            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
+            return memory.probes_to_a_pass(sum(sizes) + 4 * state, max(state, *sizes), CACHE, MOST)
 
     @property
     def _state(self) -> torch.Tensor:
@@ -176,7 +177,10 @@ class TorchJacobian(te.Operator):
             return self._by_chunks(lambda U: squares(self._vjp(U))[None, :], self._cotangents(V))
         U, rest = self._cotangents(V), self._ghost.rest
         out = self._ghost.sqnorms(U).to(self.dtype)
-        return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U) if rest else out
+        if not rest:
+            return out
+        size = min(self.chunk_size, self._to_a_pass(rest, len(self._state))) if self._chunk_asked is None else None
+        return out + self._by_chunks(lambda part: self._examples.sqnorms(part, rest), U, size)
 
     @memory.recovering
     @in_full
@@ -256,5 +260,7 @@ class TorchJacobian(te.Operator):
         parts = W.split([p.numel() for p in self.params.values()])
         return [w.T.reshape(W.shape[1], *p.shape).to(p.dtype) for w, p in zip(parts, self.params.values(), strict=True)]
 
-    def _by_chunks(self, step: Callable[[torch.Tensor], torch.Tensor], U: torch.Tensor) -> torch.Tensor:
-        return torch.cat([step(part).to(self.dtype) for part in U.split(self.chunk_size)], dim=-1)
+    def _by_chunks(
+        self, step: Callable[[torch.Tensor], torch.Tensor], U: torch.Tensor, size: int | None = None
+    ) -> torch.Tensor:
+        return torch.cat([step(part).to(self.dtype) for part in U.split(size or self.chunk_size)], dim=-1)
