@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -494,14 +492,6 @@ def test_the_bar_moves_over_the_batches(capsys: pytest.CaptureFixture[str]) -> N
     pytest.importorskip("tqdm", reason="the progress bar is tqdm's")
     te.rhutch(of_torch(torch_mlp())(batches=cut(x(7, 6), 0), progress=True), 2, rng=0)
     assert "3/3" in capsys.readouterr().err
-
-
-DOCS = (Path(__file__).parent.parent / "docs" / "batches.md").read_text()
-
-
-@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S))
-def test_the_page_runs_as_written(block: str) -> None:
-    exec(compile(block, "batches.md", "exec"), {})
 
 
 # -- the tests bite -----------------------------------------------------------------------------------------

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -349,14 +347,6 @@ def test_the_dual_of_the_dual_is_the_kernel_itself() -> None:
     assert_close(te.to_dense(K.dual), J.array.T @ J.array, rtol=1e-12)
     assert te.trace(K.dual).n_rmatvecs == 3
     np.testing.assert_allclose(float(te.hutchinson(K.dual, probes=np.eye(8))), np.sum(J.array**2) / 8)  # taken as given
-
-
-DOCS = (Path(__file__).parent.parent / "docs" / "curvature.md").read_text()
-
-
-@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S))
-def test_the_examples_of_the_documentation_run(block: str) -> None:
-    exec(compile(block, "curvature.md", "exec"), {})
 
 
 # -- what can be wrong --------------------------------------------------------------------------------------------

@@ -51,12 +51,17 @@ def test_docstring_examples_print_what_they_say(name: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize(
-    "block", re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "other_libraries.md").read_text(), re.M | re.S)
-)
-def test_examples_with_other_libraries_run_as_written(block: str) -> None:
+def blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+
+
+PAGES = "docs/adapters.md", "docs/batches.md", "docs/curvature.md", "docs/other_libraries.md"
+
+
+@pytest.mark.parametrize(("page", "block"), [(page, block) for page in PAGES for block in blocks(page)])
+def test_examples_of_the_pages_run_as_written(page: str, block: str) -> None:
     with others_may_warn(block):
-        exec(compile(block, "other_libraries.md", "exec"), {})
+        exec(compile(block, page, "exec"), {})
 
 
 def test_every_public_call_has_an_example() -> None:
@@ -65,7 +70,7 @@ def test_every_public_call_has_an_example() -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", README, re.M | re.S))
+@pytest.mark.parametrize("block", blocks("README.md"))
 def test_readme_examples_run_as_written(block: str) -> None:
     assert 5 <= len(block.strip().splitlines()) <= 12
     exec(compile(block, "README.md", "exec"), {})

@@ -29,9 +29,19 @@ def device(array: Array) -> Any:
 
 
 def devices_differ(A: Array, B: Array) -> bool:
-    """Whether `A` and `B` are known to live apart; inside a JAX transformation a device is None, not known yet."""
+    """Whether `A` and `B` are known to live apart; inside a JAX transformation a device is None, not known yet.
+
+    An array that is spread over several devices has for device the sharding that says how, with a `device_set`; it
+    goes with what lies on some of them, or is spread otherwise.
+    """
     a, b = device(A), device(B)
-    return a is not None and b is not None and bool(a != b)
+    if a is None or b is None or not bool(a != b):
+        return False
+    spread = [getattr(d, "device_set", None) for d in (a, b)]
+    if spread[0] is None and spread[1] is None:
+        return True
+    one, other = (set(s) if s is not None else {d} for s, d in zip(spread, (a, b), strict=True))
+    return one.isdisjoint(other)
 
 
 def is_floating(xp: Namespace, dtype: Any) -> bool:

@@ -88,12 +88,13 @@ def example_first(shapes: list[tuple[int, ...]], axis: int | None) -> tuple[int,
     return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
-def not_independent(axis: int, why: str) -> ValueError:
-    """The error for examples that influence each other."""
+def not_independent(axis: int, why: str, also: str = "") -> ValueError:
+    """The error for examples that influence each other; `also`: one more likely cause."""
     return ValueError(
         f"batch_axis={axis}: the examples are not independent: {why}. Likely causes: batch norm in training mode "
         "(call model.eval(), or use running statistics), a time-major layout (batch_axis=1), or a layer that mixes "
-        "examples. Give the right axis, or batch_axis=None to treat the whole state as one block."
+        f"examples{also and ', or ' + also}. Give the right axis, or batch_axis=None to treat the whole state as one "
+        "block."
     )
 
 

@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.tree_util import keystr
-
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
-from traceest_adapters.jax import (
-    checks,
-)
+from traceest_adapters.jax import checks, partition, placement
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
@@ -24,8 +18,10 @@ def jacobian(
     fn: Callable[..., Any],
     params: Any,
     *inputs: Any,
-    batch_axis: int | None = 0,
+    wrt: partition.Wrt = None,
     output: Any = None,
+    batch_axis: int | None = 0,
+    in_axes: Any = "batch_axis",
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
@@ -45,14 +41,24 @@ def jacobian(
         ``fn(params, *inputs) → state``, any pytree of real floating arrays. Pass the same function object again
         (not a new lambda) and compiled steps are used again.
     params : pytree
-        Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
-    *inputs : pytrees of arrays
-        Their leaves all have the examples along `batch_axis`.
+        Floating arrays are the parameters, in the pytree's order. All else is passed through: integers, keys, and
+        what is no array, as the functions and flags in an Equinox module. A Python float is a constant, unless `wrt`
+        names it.
+    *inputs : pytrees
+        Their arrays have the examples along `batch_axis`, or as `in_axes` says; flags and strings are passed through.
+    wrt : str, sequence of str, predicate or class, optional
+        Which parameters to differentiate by: dotted paths of leaves or of whole subtrees ("params", "layers.0",
+        "encoder.attention.query"), a predicate of dotted path and array, or a class that marks nodes of the pytree
+        (``nnx.Param``, ``eqx.nn.Linear``). All others are held fixed. Default: all floating arrays, and hence the
+        running averages of a batch norm too, where `params` holds them.
+    output : int, str or callable, optional
+        Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
     batch_axis : int or None
         Axis of independent examples in inputs and state. Rows of the operator are ordered example first, so that
         each example is one block. None: no such axis, one block.
-    output : int, str or callable, optional
-        Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
+    in_axes : int, None, or a sequence or pytree of them, optional
+        As in `jax.vmap`: where the inputs have their examples, if not at `batch_axis`; None for what all examples
+        share, a key, a mask, a time grid. Arrays of no dimension are shared in any case.
     chunk_size : int, optional
         Probes to a compiled step; absent: up to 4, as the memory budget allows.
     memory_budget : int, optional
@@ -79,16 +85,29 @@ def jacobian(
     Returns
     -------
     JaxJacobian, or of batches a `te.Stack` of them
-        With `matmat` (jvps), `rmatmat` (vjps), `gram_matmat` and the per-block abilities.
+        With `matmat` (jvps), `rmatmat` (vjps), `gram_matmat` and the per-block abilities, as far as the model has
+        the modes of differentiation for them: a loop until convergence has forward mode alone, and an implicit layer
+        with a `jax.custom_vjp` reverse mode alone. `parameters` are the dotted paths, in the order of the columns. Its
+        dtype is float32 for models in half precision, whose own rounding is then in its products.
 
     Raises
     ------
     TypeError
-        If there are no floating parameters, or the state is not real floating; if `batches` can be gone through only
-        once.
+        If there are no floating parameters, the state is not real floating or cannot be differentiated in either
+        mode, or arrays were put on different devices; if `batches`
+        can be gone through only once.
     ValueError
-        If examples are not independent, an array has no `batch_axis`, or the state does not depend on `params`; if
-        `batches` are none, or others in another pass (shuffled, or augmented at random).
+        If `wrt` names what is not there, examples are not independent, an array has no `batch_axis`, or the state does
+        not depend on the parameters; if `batches` are none, or others in another pass (shuffled, or augmented at
+        random).
+
+    Notes
+    -----
+    Flax linen: ``jacobian(model.apply, variables, x, wrt="params")``. Flax nnx: a module is a pytree,
+    ``jacobian(lambda m, x: m(x), model, x, wrt=nnx.Param)``; or split it,
+    ``jacobian(lambda p, x: nnx.merge(graphdef, p, rest)(x), p, x)``. Equinox:
+    ``jacobian(lambda m, x: jax.vmap(m)(x), model, x)``. Haiku: ``jacobian(f.apply, params, None, x)``, or with a key,
+    ``jacobian(f.apply, params, key, x, in_axes=(None, 0))``.
 
     Examples
     --------
@@ -98,40 +117,44 @@ def jacobian(
     ((8, 6), 4)
     >>> float(te.exact(te.gram(J)))
     6.0
+    >>> layers = {"first": jnp.ones((3, 2)), "second": jnp.ones((2, 2))}
+    >>> jacobian(lambda p, x: x @ p["first"] @ p["second"], layers, jnp.eye(4, 3), wrt="second").parameters
+    ('second',)
     """
     check_arguments(inputs, batches, input, blocks, progress)
-    paths, treedef = jax.tree.flatten_with_path(params)
-    leaves = [leaf for _, leaf in paths]
-    leaves = [jnp.asarray(p) for p in leaves]
-    trainable = tuple(bool(jnp.issubdtype(p.dtype, jnp.inexact)) for p in leaves)
-    trained = [p for p, t in zip(leaves, trainable, strict=True) if t and p.size]
-    trainable = tuple(t and p.size > 0 for p, t in zip(leaves, trainable, strict=True))
-    fixed = [p for p, t in zip(leaves, trainable, strict=True) if not t]
-    if not trained:
-        raise TypeError(
-            "jacobian: params has no floating leaf, so there is no trainable parameter to differentiate by."
-        )
-    if any(jnp.issubdtype(p.dtype, jnp.complexfloating) for p in trained):
-        raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
-    model = Model(fn, output, None if blocks == "batch" else batch_axis, trainable, treedef)
-    names = [keystr(path, simple=True, separator=".") or "params" for path, _ in paths]
-    names = [name for name, t in zip(names, trainable, strict=True) if t]
+    parts, names, trained, fixed = partition.parameters(params, wrt)
+    trained, fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
+    axis = None if blocks == "batch" else batch_axis
 
     def of(inputs: Any, check: bool, seen: bool = False) -> JaxJacobian:
-        inputs = jax.tree.map(jnp.asarray, inputs)
-        if seen:
-            return JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
-        state_shapes = checks.shapes(model, params, inputs)
-        J = JaxJacobian(model, names, trained, fixed, inputs, chunk_size, memory_budget)
-        J.state_shape = common.example_first(state_shapes, model.batch_axis)
-        if check and not traced((trained, fixed, inputs)):
-            checks.values(J)
+        inputs_parts, axes, split, shared = partition.batch(inputs, axis, in_axes)
+        model = Model(_hashable(fn), _hashable(output), axis, parts, inputs_parts, axes)
+        split, shared = ([placement.automatic(x) for x in part] for part in (split, shared))
+        arrays = trained, fixed + shared, split
+        state_shapes = None if seen else checks.shapes(model, *arrays)
+        J = JaxJacobian(model, names, *arrays, chunk_size, memory_budget)
+        if state_shapes is None:
+            return J
+        J.state_shape = common.example_first(state_shapes, axis)
+        if check:
+            checks.modes(J)
+            if not traced(arrays):
+                checks.values(J)
         return J
 
     if batches is None:
         return of(inputs, check)
     make = lambda inputs, first, seen: of(inputs, check and first, seen)  # noqa: E731
     return batched(make, batches, input, blocks, progress)
+
+
+def _hashable(f: Any) -> Any:
+    """`f` as part of a static argument: of a callable without a hash (a module that holds arrays), itself alone."""
+    try:
+        hash(f)
+    except TypeError:
+        return partition.Constant(f)
+    return f
 
 
 def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:

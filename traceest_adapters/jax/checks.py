@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters import _state as common
+from traceest_adapters.jax import steps
 from traceest_adapters.jax.model import Model
 
+SHARED = "None for what all examples share (in_axes=(0, None))"
+ALSO = "dropout that draws one mask for the whole batch (switch it off, or give each example a key of its own)"
 
-def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:
+
+def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[int, ...]]:
     """The shapes of the state's arrays.
 
     Raises
@@ -20,8 +24,8 @@ def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:
     TypeError, ValueError
         Unless the state is real floating, and inputs and state share their batch axis.
     """
-    state = jax.eval_shape(lambda p, x: common.selector(model.output)(model.fn(p, *x)), params, inputs)
-    arrays = jax.tree.leaves(state)
+    B = None if model.batch_axis is None else _batch_size(inputs, model.axes)
+    arrays = jax.tree.leaves(jax.eval_shape(model.state, trained, fixed, inputs))
     if not arrays:
         raise TypeError("jacobian: the state holds no array; fn must return arrays (see output=).")
     for a in arrays:
@@ -33,9 +37,6 @@ def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:
     found = [a.shape for a in arrays]
     if model.batch_axis is None:
         return found
-    if not jax.tree.leaves(inputs):
-        raise ValueError("jacobian: there are no inputs, hence no batch; give batch_axis=None.")
-    B = common.batch_size([x.shape for x in jax.tree.leaves(inputs)], model.batch_axis, "the inputs")
     B_out = common.batch_size(found, model.batch_axis, "the state")
     if B_out != B:
         raise ValueError(
@@ -45,25 +46,60 @@ def shapes(model: Model, params: Any, inputs: Any) -> list[tuple[int, ...]]:
     return found
 
 
+def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
+    """The number of examples that the inputs agree on."""
+    if not inputs:
+        raise ValueError(
+            "jacobian: there are no inputs with a batch axis, hence no batch; give batch_axis=None, or check in_axes=."
+        )
+    for x, axis in zip(inputs, axes, strict=True):
+        if not -x.ndim <= axis < x.ndim:
+            raise ValueError(
+                f"batch_axis={axis}: an input of shape {x.shape} has no such axis; give the axis of independent "
+                f"examples, batch_axis=None if there is none, or in_axes= with {SHARED}."
+            )
+    lengths = sorted({x.shape[axis] for x, axis in zip(inputs, axes, strict=True)})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"jacobian: the lengths {lengths} of the inputs along their batch axes differ; give in_axes= with the axis "
+            f"of each, and {SHARED}, or batch_axis=None."
+        )
+    return int(lengths[0])
+
+
+def modes(J: Any) -> None:
+    """Raise if the state can be differentiated in neither mode."""
+    if (reverse := J.lacking("reverse")) and (forward := J.lacking("forward")):
+        raise TypeError(
+            f"jacobian: the state cannot be differentiated, neither in reverse mode ({reverse}) nor in forward mode "
+            f"({forward}); give the step that is in the way a jax.custom_vjp or a jax.custom_jvp."
+        )
+
+
 def values(J: Any) -> None:
     """Raise unless examples are independent and the state depends on the parameters."""
     axis = J.model.batch_axis
     if axis is not None and J._B > 1:
         try:
-            difference, scale = _alone_and_together(J.model, J.trained, J.fixed, J.inputs, J._examples)
+            difference, scale = _alone_and_together(J.model, J.trained, J.fixed, J.inputs, J._examples, J._lanes)
         except (TypeError, ValueError) as error:
-            raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
+            raise common.not_independent(axis, f"one by itself, the model fails ({error})", ALSO) from error
         if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
             why = f"computed one by one their states differ from those of the batch by up to {float(difference):.2g}"
-            raise common.not_independent(axis, why)
-    ones = jnp.ones((J.shape[0], 1), J.dtype)
-    if not jnp.any(J.block_sqnorms(ones) != 0):
+            raise common.not_independent(axis, why, ALSO)
+    # At random: a layer norm or a softmax at the end leaves nothing of ones.
+    random = [jax.random.normal(jax.random.key(0), (n, 1), J.dtype) for n in J.shape]
+    derivatives = J.matmat(random[1]) if J.lacking("reverse") else J.block_sqnorms(random[0])
+    if not jnp.any(derivatives != 0):
         raise common.no_dependence()
 
 
-@partial(jax.jit, static_argnums=0)
-def _alone_and_together(model: Model, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:
+@partial(jax.jit, static_argnums=(0, 5))
+def _alone_and_together(model: Model, trained: Any, fixed: Any, inputs: Any, examples: Any, lanes: int) -> Any:
     """Largest difference between states computed one by one and together, and the largest entry."""
     together = model.rows(trained, fixed, inputs)
-    alone = jax.lax.map(lambda example: model.row(trained, fixed, example), examples)
-    return jnp.max(jnp.abs(alone - together)), jnp.max(jnp.abs(together))
+    alone = steps.scanned(lambda example: model.row(trained, fixed, example), examples, lanes)
+    both = jnp.isfinite(alone) & jnp.isfinite(together)  # NaN in both is for the first product to report
+    alike = both | ~(jnp.isfinite(alone) | jnp.isfinite(together))
+    difference = jnp.where(both, jnp.abs(alone - together), jnp.where(alike, 0, jnp.inf))
+    return jnp.max(difference), jnp.max(jnp.where(both, jnp.abs(together), 0))

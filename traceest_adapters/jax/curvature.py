@@ -15,11 +15,14 @@ from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
+from traceest_adapters.jax.partition import Wrt
 
 Loss = Callable[..., Any]
 
 
-def hessian(fn: Callable[..., Any], params: Any, *args: Any, chunk_size: int | None = None) -> JaxHessian:
+def hessian(
+    fn: Callable[..., Any], params: Any, *args: Any, wrt: Wrt = None, chunk_size: int | None = None
+) -> JaxHessian:
     """The Hessian ∂²f/∂θ² of the scalar ``fn(params, *args)`` by the parameters θ, (P, P), as an operator.
 
     Symmetric, not positive semidefinite in general. The gradient is linearised once for all products, which are mapped
@@ -33,6 +36,8 @@ def hessian(fn: Callable[..., Any], params: Any, *args: Any, chunk_size: int | N
     params : pytree
         Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
     *args : pytrees of arrays
+    wrt : paths, predicate or class, optional
+        Which leaves to differentiate by, as in `jacobian`.
     chunk_size : int, optional
         Columns to a compiled step (4 if absent).
 
@@ -60,7 +65,7 @@ def hessian(fn: Callable[..., Any], params: Any, *args: Any, chunk_size: int | N
     18.0
     """
     J = curvature.of_one_batch(
-        jacobian(fn, params, *args, batch_axis=None, chunk_size=chunk_size, check=False), "hessian"
+        jacobian(fn, params, *args, wrt=wrt, batch_axis=None, chunk_size=chunk_size, check=False), "hessian"
     )
     if J.shape[0] != 1:
         raise ValueError(

@@ -155,7 +155,7 @@ def sqnorms(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], U: Any) 
         uses, arrays = [plan.uses[i] for i in at], ([operands[i] for i in at], [taps[i] for i in at])
 
         def norms(arrays: Any, uses: list[Use] = uses) -> Any:
-            return layers.sqnorms(_factors(uses, dtype, *arrays))
+            return layers.sqnorms(factors(uses, dtype, *arrays))
 
         size = _held(uses, dtype, arrays)
         total = total + layers.over_examples(norms, arrays, size)
@@ -169,7 +169,7 @@ def _held(uses: list[Use], dtype: Any, arrays: Any) -> int:
     found: list[int] = []
 
     def one(arrays: Any) -> None:
-        found.append(layers.numbers(_factors(uses, dtype, *arrays)))
+        found.append(layers.numbers(factors(uses, dtype, *arrays)))
 
     jax.eval_shape(one, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), arrays))
     return found[0] * jnp.dtype(dtype).itemsize
@@ -213,7 +213,7 @@ def _deltas(pullback: Any, U: Any) -> Any:
     return jax.vmap(pullback, out_axes=1)(U)
 
 
-def _factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layers.Outer:
+def factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layers.Outer:
     """Of one example."""
     return layers.merged(uses, [layers.outer(u, x, d, dtype) for u, x, d in zip(uses, operands, taps, strict=True)])
 
@@ -222,7 +222,7 @@ def _all_factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layer
     tables: list[int | None] = []
 
     def one(x: Any, d: Any) -> Any:
-        f = _factors(uses, dtype, x, d)
+        f = factors(uses, dtype, x, d)
         tables.append(f.table)
         return f.left, f.right
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import ghost, steps
-from traceest_adapters.jax.model import Model, traced
+from traceest_adapters.jax import ghost, modes, placement, steps, verify
+from traceest_adapters.jax.model import Model, has_tracers, traced
 from traceest_adapters.jax.sketch import Sketch, Sketched
 
 MOST = 4
@@ -30,7 +30,7 @@ def once(compute: Callable[[Any], Any]) -> Any:
     """
 
     def outside(J: JaxJacobian) -> Any:
-        if traced((J.trained, J.fixed, J.inputs)):
+        if has_tracers((J.trained, J.fixed, J.inputs)):
             return compute(J)
         with jax.ensure_compile_time_eval():
             return compute(J)
@@ -56,13 +56,14 @@ class JaxJacobian(te.Operator):
     ) -> None:
         self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
         state = jax.eval_shape(model.rows, trained, fixed, inputs)
-        dtype = jnp.result_type(state.dtype, *trained)
+        # Half precision ends at the model's boundary: probes, norms and inner products are of float32 at the least.
+        dtype = jnp.promote_types(jnp.result_type(state.dtype, *trained), jnp.float32)
         P = sum(p.size for p in trained)
         like = jnp.zeros((), dtype)
         n_blocks = None if model.batch_axis is None else state.shape[0]
         super().__init__((state.size, P), like=like, n_blocks=n_blocks, parameters=names, name="JaxJacobian")
-        if not traced(trained):
-            self.device = trained[0].device
+        if not traced((trained, fixed, inputs)):
+            self.device = placement.device((trained, fixed, inputs))
         self.memory_budget = memory.given(memory_budget)
         self.chunk_size = self._affordable() if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
@@ -84,11 +85,19 @@ class JaxJacobian(te.Operator):
 
     @once
     def _examples(self) -> Any:
-        return self.model.example_first(self.inputs) if self.model.batch_axis is not None else self._alone
+        return self.model.example_first(self.inputs)
+
+    @cached_property
+    def _lanes(self) -> int:
+        return placement.lanes(self._examples)
 
     @once
     def _understood(self) -> ghost.Plan:
-        return ghost.plan(self.model, self.trained, self.fixed, self._examples)
+        arrays = self.trained, self.fixed, self._examples
+        plan = ghost.plan(self.model, *arrays)
+        if traced(arrays) or not (plan.weights or plan.small):
+            return plan
+        return verify.verified(plan, self.model, *arrays, self.shape[0] // self._B)
 
     @property
     def _plan(self) -> ghost.Plan:
@@ -101,44 +110,46 @@ class JaxJacobian(te.Operator):
             return ()
         return ghost.linearise(self.model, self._understood, self.trained, self.fixed, self._examples)
 
-    @property
-    def _wide(self) -> Any:
-        """The dtype that products of gradients are summed in."""
-        return jnp.promote_types(self.dtype, jnp.float32)
-
-    @property
-    def _alone(self) -> Any:
-        return jax.tree.map(lambda x: jnp.asarray(x)[None], self.inputs)
+    def lacking(self, mode: modes.Mode) -> str | None:
+        """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
+        return modes.lacking(self.model, mode, self.trained, self.fixed, self.inputs)
 
     # -- products -----------------------------------------------------------------------------------
+    @modes.needs("reverse")
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         return self._by_chunks(lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
 
+    @modes.needs("forward")
     @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
         leaves = self._tangents(W)
         return self._by_chunks(lambda T: steps.matmat(self._jvp, T).astype(self.dtype), leaves)
 
+    @modes.needs("reverse", "forward")
     @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         step = lambda U: steps.gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V))
 
+    @modes.needs("reverse")
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
         return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V))
 
     def _sqnorms(self, U: Any) -> Any:
-        out = ghost.sqnorms(self._plan, self._wide, *self._tapped, U) if self._tapped else 0.0
+        nothing = jnp.zeros((self._B, len(U)), self.dtype)
+        out = ghost.sqnorms(self._plan, self.dtype, *self._tapped, U) if self._tapped else nothing
         if not self._plan.rest:
             return out
-        return out + steps.block_sqnorms(self.model, self._plan.rest, self.trained, self.fixed, self._examples, U)
+        arrays = self.trained, self.fixed, self._examples, U
+        return out + steps.block_sqnorms(self.model, self._plan.rest, self._lanes, *arrays)
 
+    @modes.needs("reverse")
     @memory.recovering
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
@@ -147,11 +158,13 @@ class JaxJacobian(te.Operator):
         parts = [self._block_grads(everything, piece) for piece in self._pieces(U)]
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
+    @modes.needs("reverse")
     @memory.recovering
     def sketch_gram(self, V: Any) -> Any:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
         return self.grouped_gram(V, (tuple(range(len(self.trained))),))[0]
 
+    @modes.needs("reverse")
     @memory.recovering
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
@@ -166,39 +179,40 @@ class JaxJacobian(te.Operator):
         G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
         return G[:, :, :k, :, :k].astype(self.dtype)
 
+    @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
-        of_all = Sketched(self.model, self._plan, self.trained, self.fixed, self._examples, self._wide, self.dtype)
+        of_all = Sketched(self.model, self._plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
         return Sketch(of_all, self._tapped, list(self._pieces(self._cotangents(V))), V.shape[1])
 
     @property
     def sketch_bytes(self) -> int:
         """What those of one probe take."""
         tapped = sum(ghost.size(self._plan, i, self.trained[i]) for i in (*self._plan.weights, *self._plan.small))
-        return self._B * (tapped + sum(self.trained[i].size for i in self._plan.rest)) * int(self._wide.itemsize)
+        return self._B * (tapped + sum(self.trained[i].size for i in self._plan.rest)) * int(self.dtype.itemsize)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
         plan = self._plan.chosen(group)
         n, B, c = len(pieces), self._B, self.chunk_size
-        G: Any = jnp.zeros((n, n, B, c, B, c), self._wide)
+        G: Any = jnp.zeros((n, n, B, c, B, c), self.dtype)
         of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
         for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
             some = plan.chosen(run)
             kept = [x for x, use in zip(self._tapped[1], self._plan.uses, strict=True) if use.leaf in some.weights]
             taps = partial(ghost.deltas, self._plan, some, self._tapped[0])
-            G = G + _inner_products(taps, partial(ghost.gram, some, self._wide, kept), pieces, fits)
+            G = G + _inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
         for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
             G = G + _inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
         return G
 
     def _runs(self, leaves: tuple[int, ...], sizes: list[int], n: int) -> Iterator[tuple[tuple[int, ...], bool]]:
         """Runs of parameters, of which an example and probe give `sizes` numbers, and whether n pieces' fit at once."""
-        rows, itemsize = self._B * self.chunk_size * n, self._wide.itemsize
+        rows, itemsize = self._B * self.chunk_size * n, self.dtype.itemsize
         for run in common.groups(sizes, rows, itemsize):
             yield tuple(leaves[i] for i in run), rows * sum(sizes[i] for i in run) * itemsize <= memory.budget()
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
-        return steps.block_grads(self.model, group, self.trained, self.fixed, self._examples, U)
+        return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)
 
     # -- columns in chunks of one size, so that a new number of probes compiles nothing ----------------
     def _cotangents(self, V: Any) -> Any:

@@ -16,19 +16,23 @@ Groups = tuple[tuple[int, ...], ...] | None
 
 
 class Sketched(NamedTuple):
-    """What is sketched: a model with its parameters and examples, the dtype of sums and that of the result."""
+    """What is sketched: a model with its parameters and examples, and the dtype of sums."""
 
     model: Model
     plan: ghost.Plan
+    lanes: int
     trained: list[Any]
     fixed: list[Any]
     examples: Any
-    wide: Any
     dtype: Any
+
+    @property
+    def _arrays(self) -> tuple[Any, ...]:
+        return self.trained, self.fixed, self.examples
 
     def grads(self, leaves: tuple[int, ...], U: Any) -> list[Any]:
         """Gradients by some parameters, formed: (B, c, P_leaf) each."""
-        g, found, start = steps.block_grads(self.model, leaves, self.trained, self.fixed, self.examples, U), [], 0
+        g, found, start = steps.block_grads(self.model, leaves, self.lanes, *self._arrays, U), [], 0
         for i in leaves:
             found.append(g[:, :, start : start + self.trained[i].size])
             start += self.trained[i].size
@@ -49,7 +53,7 @@ class Sketch:
         self._kept: list[dict[int, Any]] = [{} for _ in pieces]
         rest = of.plan.rest
         rows = pieces[0].shape[0] * pieces[0].shape[1] * len(pieces)
-        if rest and rows * sum(of.trained[i].size for i in rest) * of.wide.itemsize <= memory.budget():
+        if rest and rows * sum(of.trained[i].size for i in rest) * of.dtype.itemsize <= memory.budget():
             self._kept = [dict(zip(rest, of.grads(rest, U), strict=True)) for U in pieces]
 
     @property
@@ -69,16 +73,16 @@ class Sketch:
         plans = self.of.plan.chosen(alike), other.of.plan.chosen(alike)
         sizes = [self.of.trained[i].size for i in left]
         rows = self._rows + other._rows
-        runs = [tuple(left[i] for i in run) for run in common.groups(sizes, rows, self.of.wide.itemsize)]
+        runs = [tuple(left[i] for i in run) for run in common.groups(sizes, rows, self.of.dtype.itemsize)]
         lines = []
         for i in range(len(self.pieces)):
             line = []
             for j in range(len(other.pieces)):
-                G = jnp.zeros((self._B, self._c, other._B, other._c), self.of.wide)
+                G = jnp.zeros((self._B, self._c, other._B, other._c), self.of.dtype)
                 if alike:
                     deltas = self._chosen(plans[0], i), other._chosen(plans[1], j)
                     operands = self._operands(plans[0]), other._operands(plans[1])
-                    G = G + ghost.cross_gram(plans, self.of.wide, operands, deltas)
+                    G = G + ghost.cross_gram(plans, self.of.dtype, operands, deltas)
                 for run in runs:
                     g, h = self._formed(run, i), other._formed(run, j)
                     G = G + sum(steps.inner(x, y) for x, y in zip(g, h, strict=True))

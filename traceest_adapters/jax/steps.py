@@ -45,22 +45,27 @@ def gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
     return jnp.reshape(out, (out.shape[0], -1)).T
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def block_sqnorms(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def block_sqnorms(
+    model: Model, group: tuple[int, ...], lanes: int, trained: Any, fixed: Any, examples: Any, U: Any
+) -> Any:
     """(c, B, n_b) → (B, c), of the parameters in `group`: a scan over examples, the probes mapped inside."""
-    return _by_example(squares, model, group, trained, fixed, examples, U)
+    return _by_example(squares, model, group, lanes, trained, fixed, examples, U)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def block_grads(model: Model, group: tuple[int, ...], trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def block_grads(
+    model: Model, group: tuple[int, ...], lanes: int, trained: Any, fixed: Any, examples: Any, U: Any
+) -> Any:
     """Gradients of the parameters in `group`, (B, c, P_group)."""
-    return _by_example(flat, model, group, trained, fixed, examples, U)
+    return _by_example(flat, model, group, lanes, trained, fixed, examples, U)
 
 
 def _by_example(
     of: Callable[[list[Any]], Any],
     model: Model,
     group: tuple[int, ...],
+    lanes: int,
     trained: Any,
     fixed: Any,
     examples: Any,
@@ -78,7 +83,16 @@ def _by_example(
         (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
         return of(grads)
 
-    return jax.lax.map(one, (examples, jnp.swapaxes(U, 0, 1)))
+    return scanned(one, (examples, jnp.swapaxes(U, 0, 1)), lanes)
+
+
+def scanned(f: Callable[[Any], Any], xs: Any, lanes: int) -> Any:
+    """`f` of one entry after another; in that many runs side by side, a run on each device that has a part of `xs`."""
+    if lanes == 1:
+        return jax.lax.map(f, xs)
+    runs = jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (lanes, -1, *x.shape[1:])), 0, 1), xs)
+    out = jax.lax.map(jax.vmap(f), runs)
+    return jax.tree.map(lambda y: jnp.reshape(jnp.swapaxes(y, 0, 1), (-1, *y.shape[2:])), out)
 
 
 @jax.jit
@@ -89,10 +103,11 @@ def inner(a: Any, b: Any) -> Any:
 
 def flat(grads: list[Any]) -> Any:
     """(c, P) of a list of (c, …)."""
-    dtype = jnp.result_type(*grads)
+    dtype = jnp.promote_types(jnp.result_type(*grads), jnp.float32)
     return jnp.concatenate([jnp.reshape(g, (g.shape[0], -1)).astype(dtype) for g in grads], axis=1)
 
 
 def squares(grads: list[Any]) -> Any:
     """Σ over all parameters of the squares, (c,)."""
-    return sum(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in grads)
+    wide = [g.astype(jnp.promote_types(g.dtype, jnp.float32)) for g in grads]
+    return sum(jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim))) for g in wide)

@@ -1,0 +1,96 @@
+"""Ghost norms are verified at first use: against gradients that are formed, on two examples and two probes.
+
+The rules read a program; that they read it rightly is seen from its values. For each parameter, the inner products of
+the gradients of two examples by two random cotangents are computed both ways; a parameter that fails is left to be
+treated example by example, which is slower and right. It costs four backward passes of a single example, once for
+each model. Under `jax.jit`, where there are no values, nothing is verified.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from traceest_adapters.jax import ghost, layers, steps
+from traceest_adapters.jax.ghost import Plan
+from traceest_adapters.jax.model import Model, traced
+
+ROUNDING = 1e-5
+"""Least difference, relative to the gradients' norms, that tells: parts of a float64 model may be of float32."""
+REMEMBERED = 64
+_verified: dict[tuple[Model, Plan], Plan] = {}
+
+
+def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], examples: list[Any], n_b: int) -> Plan:
+    """The plan, with parameters whose gradients it does not reproduce moved to `rest`; of arrays with values."""
+    key = model, plan
+    if key not in _verified:
+        some = [x[:: max(1, x.shape[0] - 1)][:2] for x in examples]  # the first and the last
+        both = _both(model, plan, n_b, trained, fixed, some)
+        if traced(both):  # the function has a tracer in it
+            return plan
+        wrong = _wrong(plan, trained, both)
+        if len(_verified) >= REMEMBERED:
+            _verified.clear()
+        _verified[key] = plan if not wrong else without(plan, wrong)
+    return _verified[key]
+
+
+def without(plan: Plan, leaves: set[int]) -> Plan:
+    """The plan with some parameters left to be treated example by example."""
+    kept = plan.chosen({*plan.weights, *plan.small} - leaves)
+    return kept._replace(rest=tuple(sorted({*plan.rest, *leaves})))
+
+
+def _wrong(plan: Plan, trained: list[Any], both: Any) -> set[int]:
+    found, squares, formed = map(np.asarray, both)
+    norms = np.sqrt(np.einsum("lbibi->lbi", formed))
+    scale = norms[..., None, None] * norms[:, None, None] + np.finfo(formed.dtype).tiny
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in (*(p.dtype for p in trained), *_dtypes(plan)))
+    rtol = max(ROUNDING, eps ** (2 / 3))
+    off = (np.abs(found - formed) > rtol * scale) | (np.isfinite(formed) & ~np.isfinite(found))
+    off |= (np.abs(squares - norms**2) > rtol * norms**2)[..., None, None]
+    return {leaf for leaf, wrong in zip((*plan.weights, *plan.small), off, strict=True) if wrong.any()}
+
+
+def _dtypes(plan: Plan) -> list[Any]:
+    return [use.result[1] for use in plan.uses]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _both(model: Model, plan: Plan, n_b: int, trained: Any, fixed: Any, examples: Any) -> Any:
+    """⟨g_{b,i}, g_{c,j}⟩ and ‖g_{b,i}‖² of every parameter that the plan understands, by it, and the former formed.
+
+    Of the shapes (leaves, B, 2, B, 2), (leaves, B, 2) and (leaves, B, 2, B, 2).
+    """
+    dtype = jnp.promote_types(jnp.result_type(*trained), jnp.float32)
+    B = examples[0].shape[0] if examples else 1
+    state = jax.eval_shape(model.row, trained, fixed, [x[0] for x in examples])
+    U = jax.random.normal(jax.random.key(0), (2, B, n_b)).astype(state.dtype)
+    leaves = (*plan.weights, *plan.small)
+    pullback, operands = ghost.linearise(model, plan, trained, fixed, examples)
+    found, squares, formed = [], [], []
+    g = steps.block_grads(model, leaves, 1, trained, fixed, examples, U).astype(dtype)
+    start = 0
+    for leaf in leaves:
+        one = plan.chosen((leaf,))
+        kept = [x for x, use in zip(operands, plan.uses, strict=True) if use.leaf == leaf and leaf in plan.weights]
+        deltas = ghost.deltas(plan, one, pullback, U)
+        found.append(ghost.gram(one, dtype, kept, deltas, deltas))
+        squares.append(_squares(one, dtype, kept, deltas))
+        part = g[:, :, start : start + trained[leaf].size]
+        formed.append(steps.inner(part, part))
+        start += trained[leaf].size
+    return jnp.stack(found), jnp.stack(squares), jnp.stack(formed)
+
+
+def _squares(one: Plan, dtype: Any, operands: list[Any], deltas: Any) -> Any:
+    """‖g_{b,i}‖² of a single parameter, as `ghost.sqnorms` has them: (B, 2)."""
+    taps, copies = deltas
+    if not one.weights:
+        return jnp.sum(jnp.square(jnp.reshape(copies[0].astype(dtype), (*copies[0].shape[:2], -1))), -1)
+    return jax.vmap(lambda x, d: layers.sqnorms(ghost.factors(list(one.uses), dtype, x, d)))(operands, taps)
