@@ -181,3 +181,10 @@ def test_inference_mode_and_no_grad_do_not_matter() -> None:
 
 def _statistics(K: Any) -> list[te.Estimate]:
     return [te.exact(K), te.frobenius_norm(K, 2, rng=0), te.hutchpp(K, 7, rng=0), te.rhutch(K, 2, rng=0)]
+
+
+def test_a_state_that_sums_to_one_depends_on_its_parameters() -> None:
+    """Of a softmax at the end, the derivative of the sum is exactly zero."""
+    J = jacobian(nn.Sequential(nn.Linear(6, 4), nn.Softmax(-1)).double(), X.double())
+    assert float(J.block_sqnorms(torch.ones(J.shape[0], 1, dtype=torch.float64)).max()) < 1e-28
+    assert J.n_blocks == len(X)

@@ -167,7 +167,10 @@ def depends(J: Any) -> None:
     """Raise if the state has no derivative that differs from zero, or none that is finite."""
     if not J._state.requires_grad:
         raise common.no_dependence()
-    grads = vjp([J._state], list(J.params.values()), [torch.ones_like(J._state)[None]])
+    # At random: a layer norm or a softmax at the end leaves nothing of ones.
+    random = torch.Generator(J.device).manual_seed(0)
+    v = torch.randn(J._state.shape, generator=random, device=J.device).to(J._state.dtype)
+    grads = vjp([J._state], list(J.params.values()), [v[None]])
     for name, g in zip(J.params, grads, strict=True):
         if not bool(g.isfinite().all()):
             raise ValueError(
