@@ -39,15 +39,20 @@ def grads(
         reached[:] = [i for i, g in enumerate(found) if g is not None]
         return [g for g in found if g is not None]
 
+    def one_by_one() -> list[torch.Tensor | None]:
+        rows = [grad(*(v[i] for v in cotangents)) for i in range(len(cotangents[0]))]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+
+    if len(cotangents[0]) == 1:
+        return one_by_one()
     try:  # unlike `is_grads_batched`, it asks functions with a backward pass of their own how they are batched
         found = torch.func.vmap(some)(*cotangents)
-        at = dict(zip(reached, found, strict=True))
-        return [at.get(i) for i in range(len(inputs))]
     except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
             raise
-        rows = [grad(*(v[i] for v in cotangents)) for i in range(len(cotangents[0]))]
-        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+        return one_by_one()
+    at = dict(zip(reached, found, strict=True))
+    return [at.get(i) for i in range(len(inputs))]
 
 
 def vjp(
