@@ -237,10 +237,10 @@ def _layers(
     dropout: Any = 0.0,
     train: bool = False,
     bidirectional: bool = False,
-    batch_first: Any = None,
+    batch_first: bool = False,
 ) -> Any:
     """Every layer and direction of a whole recurrent module."""
-    if not isinstance(batch_first, bool) or (train and dropout):
+    if not isinstance(has_biases, bool) or (train and dropout):
         return None  # packed sequences, whose arguments are others, and dropout between layers
     start = tuple(hx) if cell is LSTM else (hx,)
     if params[1].shape != (cell.gates * start[0].shape[-1], start[0].shape[-1]):
