@@ -138,7 +138,7 @@ def _run_by_steps(cell: Cell, x: torch.Tensor, start: State, w: Weights) -> Stat
     return tuple(torch.stack(s) for s in zip(*found, strict=True))
 
 
-class _Recurrence(torch.autograd.Function):
+class _Recurrence(torch.autograd.Function):  # type: ignore[misc]
     """The states of a layer, as a function of gⁱ, gʰ and the state that it starts from."""
 
     @staticmethod
@@ -158,7 +158,7 @@ class _Recurrence(torch.autograd.Function):
         return (None, by_i, by_h, None, None, *(g[None] for g in by_start), *(None for _ in d))
 
 
-class _Backward(torch.autograd.Function):
+class _Backward(torch.autograd.Function):  # type: ignore[misc]
     """Its adjoint, which maps over probes by having them as more rows of every product."""
 
     @staticmethod
@@ -186,12 +186,12 @@ def _adjoint(W: torch.Tensor, a: Adjoint, d: list[torch.Tensor]) -> tuple[torch.
     In memory examples come before time, as what is made of these wants them.
     """
     c, T, B, H = d[0].shape
-    gates, long = a.C.shape[-2], a.along is not None
+    gates = a.C.shape[-2]
     by_states = [x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in d]
     by_h = d[0].new_empty(c, B, T, gates, H)
     for t in reversed(range(T)):
         dh, g = by_states[0][:, :, t], by_h[:, :, t]  # what comes from later steps was added
-        if long:
+        if a.along is not None:
             de = by_states[1][:, :, t].addcmul_(dh, a.along[t])
             torch.mul(de[:, :, None], a.C[t, :, :-1], out=g[:, :, :-1])
             torch.mul(dh, a.C[t, :, -1], out=g[:, :, -1])
@@ -200,7 +200,7 @@ def _adjoint(W: torch.Tensor, a: Adjoint, d: list[torch.Tensor]) -> tuple[torch.
         start = [x[:, :, t - 1] if t else x.new_zeros(c, B, H) for x in by_states]
         start[0].view(c * B, H).addmm_(g.view(c * B, gates * H), W)
         if a.keep is not None:
-            start[-1].addcmul_(de if long else dh, a.keep[t])
+            start[-1].addcmul_(dh if a.along is None else de, a.keep[t])
     by_i = by_h
     if a.last is not None:
         by_i = by_h.clone()
