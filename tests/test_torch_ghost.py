@@ -268,7 +268,11 @@ CASES: dict[str, Case] = {
     "recurrent, and a head": Case(
         Of(lambda m, a: m.head(m.rnn(a)[0]), rnn=nn.GRU(3, 4, batch_first=True, **F64), head=linear(4, 2)),
         x(5, 4, 3),
-        {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"},
+    ),
+    "recurrent, projected": Case(
+        Of(lambda m, a: m.rnn(a)[0], rnn=nn.LSTM(3, 4, batch_first=True, bias=False, proj_size=2, **F64)),
+        x(5, 4, 3),
+        {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.weight_hr_l0"},
     ),
     "recurrent by hand": Case(Of(lambda m, a: _unrolled(m, a), cell=linear(6, 4)), x(5, 3, 2)),
     "frozen in part": Case(torch_mlp(), x(7, 6), options={"params": ["0.bias", "2.weight"]}),
@@ -369,6 +373,7 @@ SEVERAL_KINDS = [
     "embedding tied to the head",
     "layer used twice, tied, scaled",
     "recurrent, and a head",
+    "recurrent, projected",
 ]
 
 
@@ -570,7 +575,7 @@ def test_positions_that_are_not_crossed_are_caught(monkeypatch: pytest.MonkeyPat
         check(CASES["few positions, wide"].jacobian())
 
 
-@pytest.mark.parametrize(("module", "case"), [(GHOST, "mlp"), (ADAPTER, "recurrent, and a head")])
+@pytest.mark.parametrize(("module", "case"), [(GHOST, "mlp"), (ADAPTER, "recurrent, projected")])
 def test_pairs_of_chunks_that_are_left_out_are_caught(monkeypatch: pytest.MonkeyPatch, module: Any, case: str) -> None:
     monkeypatch.setattr(_memory, "BUDGET", 1)
     broken(monkeypatch, module, "pairs", lambda honest, *args: (pair for pair in honest(*args) if pair[0] == pair[1]))

@@ -1,13 +1,14 @@
 """What does a probe cost, over one plain backward pass of the same model and batch?
 
-    python docs/benchmarks/passes.py [--frameworks torch jax] [--models MLP CNN …] [--probes 16] [--quick] [--out DIR]
+    python docs/benchmarks/passes.py [--frameworks torch jax] [--models MLP CNN …] [--probes 16] [--quick] [--gpu]
+                                     [--out DIR]
 
 For an MLP, a CNN, the paper's GRU and a transformer (timed_models.py), in PyTorch and in JAX, in turns in one process:
 a plain backward pass (a pullback of one cotangent through the whole batch, forward pass excluded, compiled in JAX),
 and, over the number of probes, the summed vjps (`rmatmat`), the norms of the summed vjps (one block), and the norms of
 per-example gradients (`block_sqnorms`) and their Gram matrix (`sketch_gram`). Also, as a share of what a large matrix
 product reaches on this machine, the flops of the backward pass over the time of each. Prints the tables, writes
-passes.json and brings the tables of docs/adapters.md up to date.
+passes.json and brings the tables of docs/performance.md up to date.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from estimators import revision
 from tables import Table, fill, markdown, plain
 from timed_models import NAMES, QUICK, Sizes, in_jax, in_torch
+from timing import machine, on_gpu, peak, seconds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIMITS = {"summed vjps": 1.3, "their norms": 1.3, "per-example norms": 2.0}
@@ -78,32 +79,18 @@ def jax_case(name: str, sizes: Sizes, k: int) -> Timed:
         "per-example norms": lambda: J.block_sqnorms(V),
         "per-example Gram": lambda: J.sketch_gram(V),
     }
-    return {what: lambda f=f: jax.block_until_ready(f()) for what, f in timed.items()}
-
-
-def peak() -> dict[str, float]:
-    """Flops a second of a large float32 matrix product: PyTorch's, with its threads as they are."""
-    import torch
-
-    A = torch.randn(3000, 3000)
-    return {"n": 3000, "flops": 2 * 3000**3 / min(_seconds(lambda: A @ A) for _ in range(7))}
-
-
-def _seconds(f: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
+    return timed
 
 
 def measure(timed: Timed, k: int, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of each, medians of turns, and, per probe, the median ratio to the backward pass of the same turn."""
     for f in timed.values():
-        f()
-        f()
+        seconds(f)
+        seconds(f)
     turns: dict[str, list[float]] = {what: [] for what in timed}
     for _ in range(repeats):
         for what, f in timed.items():
-            turns[what].append(_seconds(f))
+            turns[what].append(seconds(f))
     plain_pass = turns["backward pass"]
     found = {}
     for what, times in turns.items():
@@ -142,8 +129,11 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="tiny models: prints only, unless --out is given")
+    parser.add_argument("--gpu", action="store_true", help="on the GPU, if there is one")
     parser.add_argument("--out", type=Path, help="folder for passes.json; default: results, beside this file")
     options = parser.parse_args()
+    if options.gpu:
+        on_gpu()
     sizes = QUICK if options.quick else Sizes()
     top, rows = peak(), []
     for framework in options.frameworks:
@@ -153,17 +143,17 @@ def main() -> None:
                 timed = jax_case(name, sizes, options.probes)
             measured = measure(timed, options.probes, 3 if options.quick else options.repeats)
             rows.append({"framework": framework, "model": name, "flops": flops, "measured": measured})
-    shown = tables(rows, options.probes, top["flops"])
+    shown = tables(rows, options.probes, top)
     print("\n".join(plain(*t) for t in shown))
     out = options.out or (None if options.quick else RESULTS)
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    result = {"revision": revision(), "peak": top, "probes": options.probes, "rows": rows}
+    result = {"revision": revision(), "machine": machine(), "peak_flops": top, "probes": options.probes, "rows": rows}
     (out / "passes.json").write_text(json.dumps(result, indent=1) + "\n")
     if out == RESULTS:
-        text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])
-        fill(RESULTS.parent.parent / "adapters.md", "passes", text)
+        text = "\n".join([f"{result['revision']}; {result['machine']}.\n", *(markdown(*t) for t in shown)])
+        fill(RESULTS.parent.parent / "performance.md", "passes", text)
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def in_torch(name: str, s: Sizes) -> tuple[nn.Module, torch.Tensor, dict[str, An
     make, shape, options = _torch_models(s)[name]
     torch.manual_seed(0)
     x = torch.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    return make().eval(), x, options
+    return make().eval(), x.to(torch.get_default_device()), options
 
 
 # -- JAX ------------------------------------------------------------------------------------------------------------
@@ -155,6 +155,6 @@ def in_jax(name: str, s: Sizes) -> tuple[Callable[[dict[str, Any], Any], Any], d
     import jax.numpy as jnp
 
     module, x, options = in_torch(name, s)
-    params = {name: jnp.asarray(p.detach().numpy()) for name, p in module.named_parameters()}
+    params = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in module.named_parameters()}
     options = {key: value for key, value in options.items() if key == "batch_axis"}
-    return _jax_functions(s)[name], params, jnp.asarray(x.numpy()), options
+    return _jax_functions(s)[name], params, jnp.asarray(x.cpu().numpy()), options

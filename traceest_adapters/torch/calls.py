@@ -41,9 +41,9 @@ def jacobian(
 
     Norms and inner products of per-example gradients (`block_sqnorms`, `sketch_gram`, `grouped_gram`) come from the
     inputs and output derivatives of the layers, at about one or two backward passes a probe, for the parameters of
-    linear, convolutional, embedding, normalisation and attention layers, of matrix products, scales and shifts. That
-    the gradient is made of these is verified at first use, parameter by parameter; for all others (recurrent layers,
-    for one) gradients are formed example by example, which gives the same result more slowly.
+    linear, convolutional, recurrent, embedding, normalisation and attention layers, of matrix products, scales and
+    shifts. That the gradient is made of these is verified at first use, parameter by parameter; for all others (of
+    transposed convolutions, for one) gradients are formed example by example, which gives the same result more slowly.
 
     Parameters
     ----------

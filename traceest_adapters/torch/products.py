@@ -28,17 +28,31 @@ def grads(
     """
     options = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
 
-    def grad(v: list[torch.Tensor], batched: bool) -> tuple[torch.Tensor | None, ...]:
-        found = torch.autograd.grad(outputs, inputs, v, is_grads_batched=batched, **options)
-        return tuple(None if g is None else as_dense(g) for g in found)
+    reached: list[int] = []  # by `torch.func.vmap` only tensors come out, so that None has to be remembered
 
-    try:
-        return list(grad(cotangents, True))
+    def grad(*v: torch.Tensor) -> list[torch.Tensor | None]:
+        found = torch.autograd.grad(outputs, inputs, v, **options)
+        return [None if g is None else as_dense(g) for g in found]
+
+    def some(*v: torch.Tensor) -> list[torch.Tensor]:
+        found = grad(*v)
+        reached[:] = [i for i, g in enumerate(found) if g is not None]
+        return [g for g in found if g is not None]
+
+    def one_by_one() -> list[torch.Tensor | None]:
+        rows = [grad(*(v[i] for v in cotangents)) for i in range(len(cotangents[0]))]
+        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+
+    if len(cotangents[0]) == 1:
+        return one_by_one()
+    try:  # unlike `is_grads_batched`, it asks functions with a backward pass of their own how they are batched
+        found = torch.func.vmap(some)(*cotangents)
     except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
             raise
-        rows = [grad([v[i] for v in cotangents], False) for i in range(len(cotangents[0]))]
-        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+        return one_by_one()
+    at = dict(zip(reached, found, strict=True))
+    return [at.get(i) for i in range(len(inputs))]
 
 
 def vjp(

@@ -23,6 +23,7 @@ from traceest_adapters.torch.functions import UNDERSTOOD, Term, swapped
 from traceest_adapters.torch.layers import Factor
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.plain import uncompiled
+from traceest_adapters.torch.recurrence import recurrent
 
 
 class Layout(NamedTuple):
@@ -99,6 +100,12 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         if func is F.multi_head_attention_forward:
             with self:
                 return _seen_through(func)(*args, **kwargs)
+        replaced = recurrent(func, self.with_graph)
+        if replaced is not None and not kwargs:
+            with self:
+                found = replaced(*args)
+            if found is not None:
+                return found
         z = func(*args, **kwargs)
         if isinstance(z, torch.Tensor) and z.requires_grad:
             self.largest = max(self.largest, z.numel() * z.itemsize)

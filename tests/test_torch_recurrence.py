@@ -1,0 +1,132 @@
+"""Recurrent layers, their weights' products out of the time loop, against the dense Jacobian."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from traceest_adapters.torch import jacobian
+
+RECURRENCE = sys.modules["traceest_adapters.torch.recurrence"]
+F64 = {"dtype": torch.float64}
+B, T = 5, 6
+pytestmark = pytest.mark.filterwarnings("ignore:this model cannot be mapped", "ignore:There is a performance drop")
+
+
+class Everything(nn.Module):
+    """All outputs of a recurrent layer, its last states too, example first, and after something that can be learnt."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.before, self.layer = nn.Linear(3, 3, **F64), layer
+        parts = 2 if isinstance(layer, nn.LSTM) else 1
+        depth = layer.num_layers * (2 if layer.bidirectional else 1)
+        self.start = nn.ParameterList(nn.Parameter(torch.randn(depth, 1, 4, **F64)) for _ in range(parts))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.layer.batch_first
+        x, start = self.before(x).sin(), tuple(s.expand(-1, len(x), -1).contiguous() for s in self.start)
+        out, last = self.layer(x if first else x.transpose(0, 1), start if len(start) > 1 else start[0])
+        ends = last if isinstance(last, tuple) else (last,)
+        return torch.cat(
+            [y.flatten(1) for y in (out if first else out.transpose(0, 1), *(s.transpose(0, 1) for s in ends))], 1
+        )
+
+
+class Steps(nn.Module):
+    """A cell in a loop that is written out."""
+
+    def __init__(self, cell: nn.RNNCellBase) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, found = None, []
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+            found.append(state[0] if isinstance(state, tuple) else state)
+        return torch.stack(found, 1)
+
+
+LAYERS = {
+    f"{make.__name__}, {what}": Everything(make(3, 4, **options, **F64))
+    for make in (nn.GRU, nn.LSTM, nn.RNN)
+    for what, options in {
+        "time first": {},
+        "two layers and directions": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+        "no bias": {"bias": False},
+    }.items()
+}
+LAYERS["RNN, relu"] = Everything(nn.RNN(3, 4, nonlinearity="relu", **F64))
+CELLS = {make.__name__: Steps(make(3, 4, **F64)) for make in (nn.GRUCell, nn.LSTMCell, nn.RNNCell)}
+MODELS: dict[str, nn.Module] = {**LAYERS, **CELLS}
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(B, T, 3, generator=torch.Generator().manual_seed(0), **F64)
+
+
+def check(model: nn.Module, **options: Any) -> None:
+    """Every product against one plain backward pass a row, and that no weight's gradient is formed for an example."""
+    J = jacobian(model, inputs(), **options)
+    state, params = model(inputs()), list(model.parameters())
+    rows = [torch.autograd.grad(s, params, retain_graph=True, materialize_grads=True) for s in state.reshape(-1)]
+    D = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
+    V = torch.randn(len(D), 3, generator=torch.Generator().manual_seed(1), **F64)
+    g = torch.einsum("bnp,bnk->bkp", D.unflatten(0, (B, -1)), V.unflatten(0, (B, -1)))
+    torch.testing.assert_close(J.rmatmat(V), D.T @ V)
+    torch.testing.assert_close(J.rmatmat(V[:, :1]), D.T @ V[:, :1])
+    torch.testing.assert_close(J.block_sqnorms(V), g.square().sum(-1))
+    torch.testing.assert_close(J.sketch_gram(V), torch.einsum("bip,cjp->bicj", g, g))
+    torch.testing.assert_close(J.matmat(torch.eye(D.shape[1], **F64)), D)
+    assert not [name for name in J._ghost.rest if not name.startswith("start")]
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_products_norms_and_grams_are_those_of_the_dense_jacobian(name: str, differentiable: bool) -> None:
+    check(MODELS[name], differentiable=differentiable)
+
+
+def test_the_state_is_that_of_the_fused_layer() -> None:
+    for model in MODELS.values():
+        J = jacobian(model, inputs())
+        torch.testing.assert_close(J._state, model(inputs()).flatten(1))
+
+
+def test_a_projection_and_dropout_are_left_to_the_fused_layer() -> None:
+    projected = nn.LSTM(3, 4, proj_size=2, batch_first=True, **F64)
+    J = jacobian(projected, inputs(), output=0)
+    assert set(J._ghost.rest) == {name for name, _ in projected.named_parameters()}
+    args = inputs(), torch.zeros(2, B, 4, **F64), list(nn.GRU(3, 4, 2, **F64).parameters()), True, 2
+    assert RECURRENCE.recurrent(torch.gru, False)(*args, 0.5, True, False, True) is None
+    assert RECURRENCE.recurrent(torch.gru, False)(*args, 0.5, False, False, True) is not None
+
+
+def test_all_probes_go_back_through_time_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    honest = RECURRENCE._adjoint
+    monkeypatch.setattr(RECURRENCE, "_adjoint", lambda W, a, d: passes.append(len(d[0])) or honest(W, a, d))
+    J = jacobian(LAYERS["GRU, time first"], inputs(), check=False)
+    J.rmatmat(torch.ones(J.shape[0], 7, **F64))
+    assert passes == [7]
+    assert J._ghost.uses  # which is verified with two
+    passes.clear()
+    J.block_sqnorms(torch.ones(J.shape[0], 7, **F64))
+    assert passes == [7]
+
+
+@pytest.mark.parametrize("field", ["keep", "last", "along"])
+def test_a_part_of_the_adjoint_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    honest = RECURRENCE._adjoint
+
+    def wrong(W: Any, a: Any, d: Any) -> Any:
+        return honest(W, a._replace(**{field: 1.1 * getattr(a, field)}), d)
+
+    monkeypatch.setattr(RECURRENCE, "_adjoint", wrong)
+    with pytest.raises(AssertionError):
+        check(LAYERS["LSTM, no bias" if field == "along" else "GRU, no bias"])
