@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Callable[..., Any], np.ndarray, int]] = {
     "tokens, jax": (of_jax(jax_tokens, as_jax(Tokens())), words(7, 4), 0),
     "tied, torch": (of_torch(Tokens(tied=True)), words(7, 4), 0),
     "positions, torch": (of_torch(nn.Sequential(nn.Linear(3, 4, **F64), nn.Tanh())), x(7, 5, 3), 0),
+    "weight norm, torch": (of_torch(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4, **F64))), x(7, 3), 0),
     "wide, torch": (of_torch(nn.Sequential(nn.Linear(20, 30, **F64), nn.Tanh())), x(7, 2, 20), 0),
 }
 
@@ -503,7 +504,7 @@ MUTATIONS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
         TORCH_SKETCH.Sketch,
         "_formed_anew",
         lambda f: lambda self, names: {k: 0 * g for k, g in f(self, names).items()},
-        "gru, torch",
+        "weight norm, torch",
     ),
     "taps of one batch": (JAX_GHOST, "cross_gram", lambda f: lambda *a: 0 * f(*a), "mlp, jax"),
 }

@@ -19,7 +19,7 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
 from traceest_adapters.torch.model import Params
-from traceest_adapters.torch.products import CACHE, MOST, grads, pairs
+from traceest_adapters.torch.products import CACHE_TO_LAYERS, MOST, grads, pairs
 from traceest_adapters.torch.taps import Call, Layout, Recorder, Use, layouts
 
 Deltas = dict[Call, torch.Tensor]
@@ -102,8 +102,9 @@ class Ghost:
         if not calls:
             return {}
         held = 4 * self._bytes(_calls(self.uses.values()) or calls)
-        cache = CACHE if self.chunk_size is None else self.chunk_size * self.largest  # what is asked for is done
-        chunk = memory.probes_to_a_pass(held, self.largest, cache, self.chunk_size or MOST)
+        asked = self.chunk_size
+        cache = CACHE_TO_LAYERS if asked is None else asked * self.largest
+        chunk = memory.probes_to_a_pass(held, self.largest, cache, asked or MOST)
         edges = [call.edge for call in calls]
         if len(U) <= chunk and self.unit == 1:
             new = grads([self.state], edges, [U], self.create_graph)

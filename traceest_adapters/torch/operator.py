@@ -17,7 +17,7 @@ from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.plain import in_full, math_attention
-from traceest_adapters.torch.products import CACHE, MOST, as_dense, flat, pairs, squares, vjp
+from traceest_adapters.torch.products import CACHE, MOST, as_dense, pairs, squares, vjp
 from traceest_adapters.torch.sketch import Sketch
 from traceest_adapters.torch.taps import Recorder, recording
 
@@ -148,8 +148,13 @@ class TorchJacobian(te.Operator):
     @in_full
     def rmatmat(self, V: torch.Tensor) -> torch.Tensor:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        parts = [flat(self._vjp(U)).to(self.dtype) for U in self._cotangents(V).split(self.chunk_size)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).T
+        out = torch.empty(V.shape[1], self.shape[1], dtype=self.dtype, device=self.device)
+        for i, j in common.chunks(V.shape[1], self.chunk_size):
+            start = 0
+            for g in self._vjp(self._cotangents(V[:, i:j])):
+                out[i:j, start : start + g[0].numel()] = g.reshape(len(g), -1)
+                start += g[0].numel()
+        return out.T
 
     def __getattr__(self, name: str) -> Any:
         # Found out only when asked for: a forward side costs a graph of the backward pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -14,8 +15,11 @@ T = TypeVar("T")
 MOST = 32
 """Probes to a batched backward pass, at the most."""
 
-CACHE = 2**23
-"""Bytes of one value, for all probes of a pass, that are no burden."""
+CACHE = 15 * 2**19
+"""Bytes of one value, for all probes of a pass, that are no burden: a parameter's gradient or a layer's output."""
+
+CACHE_TO_LAYERS = 18 * 2**20
+"""The same of a pass that ends at the outputs of layers, and makes no gradient of a parameter."""
 
 
 def grads(
@@ -46,7 +50,10 @@ def grads(
     if len(cotangents[0]) == 1:
         return one_by_one()
     try:  # unlike `is_grads_batched`, it asks functions with a backward pass of their own how they are batched
-        found = torch.func.vmap(some)(*cotangents)
+        with warnings.catch_warnings():
+            # Of functions without a batched backward pass, such as fused attention's; they are looped over inside.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            found = torch.func.vmap(some)(*cotangents)
     except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
             raise
