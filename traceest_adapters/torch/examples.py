@@ -11,7 +11,7 @@ import torch
 from traceest_adapters import _memory as memory
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.plain import math_attention
-from traceest_adapters.torch.products import flat, squares, vjp
+from traceest_adapters.torch.products import flat, looping_quietly, squares, vjp
 
 
 class PerExample:
@@ -66,7 +66,8 @@ class PerExample:
                 axes = (self.model.axes(self.inputs), *(0 for _ in extra))
                 at_once = max(1, memory.budget() // (4 * size)) if size else None
                 try:
-                    return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
+                    with looping_quietly():
+                        return torch.func.vmap(mapped, in_dims=axes, chunk_size=at_once)(self.inputs, *extra)
                 except Exception as error:  # of any kind; what is wrong with the model itself is raised again below
                     if memory.ran_out(error):
                         raise

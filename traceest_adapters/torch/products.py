@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -50,9 +51,7 @@ def grads(
     if len(cotangents[0]) == 1:
         return one_by_one()
     try:  # unlike `is_grads_batched`, it asks functions with a backward pass of their own how they are batched
-        with warnings.catch_warnings():
-            # Of functions without a batched backward pass, such as fused attention's; they are looped over inside.
-            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        with looping_quietly():
             found = torch.func.vmap(some)(*cotangents)
     except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
@@ -60,6 +59,14 @@ def grads(
         return one_by_one()
     at = dict(zip(reached, found, strict=True))
     return [at.get(i) for i in range(len(inputs))]
+
+
+@contextmanager
+def looping_quietly() -> Iterator[None]:
+    """Without PyTorch's warning of functions with no batched form, such as fused attention's: it loops over them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        yield
 
 
 def vjp(
