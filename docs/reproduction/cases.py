@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def chain(p: dict[str, Any], x: Any, last: bool) -> Any:
     return x
 
 
+@cache
 def mlp(quick: bool = False) -> Case:
     """15 linear layers of width 64, ReLU after each, and 50 random inputs of 100."""
     depth, width, inputs, examples = (4, 8, 6, 5) if quick else (15, 64, 100, 50)
@@ -86,6 +87,7 @@ def mlp(quick: bool = False) -> Case:
     return Case("MLP", lambda p, x: chain(p, x, last=True), module, torch.randn(examples, inputs))
 
 
+@cache
 def gru(quick: bool = False) -> Case:
     """10 inputs, 64 hidden units, 50 time steps, 15 sequences; the state is every hidden unit at every step."""
     inputs, hidden, steps, sequences = (4, 8, 6, 5) if quick else (10, 64, 50, 15)

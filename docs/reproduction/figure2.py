@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cases import mlp, options, write
 from ladder import BUDGETS, TOLERANCES, measure
 
-QUICK_BUDGETS, QUICK_TOLERANCES = (1, 3, 7), (0.1,)
+QUICK_BUDGETS, QUICK_TOLERANCES = (3, 6), (0.1,)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
