@@ -1,0 +1,209 @@
+"""How stable is the alignment of two kernels, a statistic of the product K₁ᵀK₂?
+
+    python docs/reproduction/questions/alignment.py [--seeds 300] [--quick] [--out DIR]
+
+The alignment of a kernel (ten logits of 48 images, n = 480) with that of the same network at its start, by vjps of
+independent examples: rms error and coverage of the 95 % interval over seeds,
+
+* grid: three data sets, MLPs, CNNs and GRUs of three or four sizes, after 300 steps of Adam;
+* training: three networks on MNIST after 1 to 1000 steps, where the alignment comes down from 1;
+* examples: 4 to 48 images;
+
+in each the same call in float32 beside float64, by the models themselves; and
+
+* routes: the hidden states of digit_models.py, n = 3,072 and 9,216, by blocks, by the two-sided low-rank route without
+  blocks, and by Hutch++ of the three products K₁K₂, K₁², K₂², as in the paper, at equal numbers of passes.
+
+Kernels are written out once in float64 and factored, K = LLᵀ: L has the sketches that the Jacobian has. Writes
+alignment.json and the figure, and brings the tables of docs/reproduction/alignment.md up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from digit_models import jacobians
+from estimators import revision
+from image_models import DATA, SIZES, checkpoints, kernel, n_parameters, root, written_out
+from tables import fill, markdown, plain
+
+import traceest as te
+
+REPRODUCTION = Path(__file__).resolve().parents[1]
+BUDGETS = (3, 8)
+STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
+FOLLOWED = (("MLP", 256), ("CNN", 16), ("GRU", 64))
+EXAMPLES = (4, 6, 12, 24, 48)
+ROUTES = {"blocks": (4, 8, 16), "two-sided": (8, 16, 32, 64), "Hutch++ of products": (18, 36, 72, 144)}
+"""Budgets in passes (vjps and jvps) for each of the two kernels."""
+
+
+def measured(roots: list[Any], B: int, truth: dict[str, float], m: int, seeds: int) -> dict[str, Any]:
+    """Errors and coverage of alignment and distance over seeds."""
+    Ks = [te.gram(L, n_blocks=B) for L in roots]
+    runs = [te.summary(*Ks, n_probes=m, rng=np.random.default_rng([seed, m])) for seed in range(seeds)]
+    found: dict[str, Any] = {"n_probes": m, "seeds": seeds}
+    for name, at in (("alignment", (0, 1)), ("relative_distance", (1, 0))):
+        some = [getattr(s, name) for s in runs]
+        true, values = truth[name], np.array([e.value[at] for e in some])
+        ends = [e.confidence_interval() for e in some]
+        rms = float(np.sqrt(np.mean((values - true) ** 2)))
+        found[name] = {
+            "exact": true,
+            "rms": rms,
+            "bias": float(np.mean(values) - true),
+            "coverage": float(np.mean([low[at] <= true <= high[at] for low, high in ends])),
+            "stderr_over_error": float(np.sqrt(np.mean([e.stderr[at] ** 2 for e in some])) / rms),
+        }
+    return found
+
+
+def exact(K: np.ndarray, L: np.ndarray) -> dict[str, float]:
+    """Alignment, and distance from K, of kernels that are written out."""
+    K, L = K.astype(float), L.astype(float)
+    distance = float(np.linalg.norm(L - K) / np.linalg.norm(K))
+    return {"alignment": float(np.sum(K * L) / (np.linalg.norm(K) * np.linalg.norm(L))), "relative_distance": distance}
+
+
+def estimated(models: list[Any], probed: Any, dtype: torch.dtype) -> dict[str, float]:
+    """The same by 4 vjps of the models themselves, whose signs are those of every precision."""
+    s = te.summary(*(kernel(m, probed, dtype) for m in models), n_probes=4, rng=0)
+    found = {"alignment": s.alignment.value[0, 1], "relative_distance": s.relative_distance.value[1, 0]}
+    return {name: float(x) for name, x in found.items()} | {"stderr": float(s.alignment.stderr[0, 1])}
+
+
+def rows_of(models: list[Any], probed: Any, budgets: tuple[int, ...], seeds: int, **where: Any) -> list[dict[str, Any]]:
+    """One start and one other checkpoint: a row for each budget."""
+    single, double = ([written_out(m, probed, d) for m in models] for d in (torch.float32, torch.float64))
+    by_four = [estimated(models, probed, d) for d in (torch.float32, torch.float64)]
+    truth, rounded = exact(*double), exact(*single)
+    where |= {
+        "P": n_parameters(models[0]),
+        "examples": len(probed),
+        "float32_off_exact": {name: rounded[name] - true for name, true in truth.items()},
+        "float32_off_estimated": {name: by_four[0][name] - by_four[1][name] for name in truth},
+        "stderr": by_four[1]["stderr"],
+    }
+    roots = [root(K) for K in double]
+    return [{**where, **measured(roots, len(probed), truth, m, seeds)} for m in budgets]
+
+
+def grid(seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """Data sets, models, sizes."""
+    rows = []
+    for data, make in DATA.items():
+        images = make()
+        for model, sizes in SIZES.items():
+            for size in sizes[:1] if quick else sizes:
+                steps = (0, 10 if quick else 300)
+                models = checkpoints(images, model, size, steps)
+                where = {"kind": "grid", "data": data, "model": model, "size": size, "step": steps[-1]}
+                probed = images.probed[: 12 if quick else None]
+                rows += rows_of(models, probed, BUDGETS[:1] if quick else BUDGETS, seeds, **where)
+                _say(rows[-1])
+    return rows
+
+
+def training(seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """Distance in training, and, at its end, numbers of examples."""
+    images, rows = DATA["MNIST"](), []
+    for model, size in FOLLOWED[:1] if quick else FOLLOWED:
+        steps = STEPS[:3] if quick else STEPS
+        start, *others = checkpoints(images, model, size, steps)
+        where = {"data": "MNIST", "model": model, "size": size}
+        for step, other in zip(steps[1:], others, strict=True):
+            probed = images.probed[: 12 if quick else None]
+            rows += rows_of([start, other], probed, (4,), seeds, kind="training", step=step, **where)
+            _say(rows[-1])
+        for B in EXAMPLES[:2] if quick else EXAMPLES:
+            pair = [start, others[-1]]
+            rows += rows_of(pair, images.probed[:B], (4,), seeds, kind="examples", step=steps[-1], **where)
+            _say(rows[-1])
+    return rows
+
+
+def routes(seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """Errors of the three routes at equal passes for each kernel."""
+    rows = []
+    for model in ("MLP",) if quick else ("MLP", "GRU"):
+        *Js, B = jacobians(model, steps=20 if quick else 300)
+        if quick:
+            Js, B = [J[: 4 * len(J) // B] for J in Js], 4
+        blocks, whole = [te.gram(J, n_blocks=B) for J in Js], [te.gram(J) for J in Js]
+        true = float(te.alignment(*blocks, method="exact"))
+        for route, budgets in ROUTES.items():
+            for passes in budgets[:1] if quick else budgets:
+                rngs = [np.random.default_rng([seed, passes]) for seed in range(seeds)]
+                values, covered = zip(*(_by(route, blocks, whole, passes, rng, true) for rng in rngs), strict=True)
+                row = {"kind": "routes", "model": model, "route": route, "passes": passes, "seeds": seeds, "exact": true}
+                row["rms"] = float(np.sqrt(np.mean((np.array(values) - true) ** 2)))
+                row["coverage"] = None if None in covered else float(np.mean(covered))
+                rows.append(row)
+                print({k: row[k] for k in ("model", "route", "passes", "rms", "coverage")}, flush=True)
+    return rows
+
+
+def _by(route: str, blocks: Any, whole: Any, passes: int, rng: Any, true: float) -> tuple[float, bool | None]:
+    """The alignment by one route, and whether its interval holds the true one."""
+    if route == "Hutch++ of products":
+        m = passes // 6  # K₁K₂ takes two passes of each kernel a product, and its own square four
+        a, b = whole
+        cross, *squares = (float(te.hutchpp(x @ y, m, rng=rng)) for x, y in ((a, b), (a, a), (b, b)))
+        return cross / float(np.sqrt(squares[0] * squares[1])), None
+    Ks, budget = (blocks, {"n_probes": passes}) if route == "blocks" else (whole, {"n_matvecs": passes // 2})
+    e = te.alignment(*Ks, **budget, rng=rng)
+    low, high = e.confidence_interval()
+    return float(e), low <= true <= high
+
+
+def _say(row: dict[str, Any]) -> None:
+    a = row["alignment"]
+    where = f"{row['kind']}: {row['model']} {row['size']} on {row['data']}, step {row['step']}, B = {row['examples']}"
+    print(f"{where}: {a['exact']:.4f}, rms {a['rms']:.2g}, covered {100 * a['coverage']:.1f} %", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line, measure, print, write."""
+    from alignment_report import draw, tables
+
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=300, help="independent runs for each number")
+    parser.add_argument("--quick", action="store_true", help="10 seeds, few cells: prints only, unless --out says where")
+    parser.add_argument("--redraw", action="store_true", help="figure and page again from the JSON that is there")
+    parser.add_argument("--out", type=Path, help="folder for JSON and figure; default: data and figures of the page")
+    options = parser.parse_args(arguments)
+    out = options.out or (None if options.quick else REPRODUCTION)
+    if options.redraw:
+        result = json.loads((REPRODUCTION / "data" / "alignment.json").read_text())
+    else:
+        seeds, began = 10 if options.quick else options.seeds, time.perf_counter()
+        result = {"revision": revision(), "rows": [], "seconds": {}}
+        for part in (grid, training, routes):
+            few = seeds if part is not routes else max(3, seeds // 5)
+            result["rows"] += part(few, options.quick)
+            result["seconds"][part.__name__] = time.perf_counter() - began
+    shown = tables(result)
+    print("\n".join([result["revision"], *(plain(*t) for t in shown)]))
+    if out is None:
+        return
+    for folder in (out / "data", out / "figures"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not options.redraw:
+        (out / "data" / "alignment.json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, out / "figures" / "alignment")
+    if out == REPRODUCTION:
+        text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])
+        fill(REPRODUCTION / "alignment.md", "alignment", text)
+
+
+if __name__ == "__main__":
+    main()
