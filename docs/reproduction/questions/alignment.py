@@ -7,7 +7,7 @@ independent examples: rms error and coverage of the 95 % interval over seeds,
 
 * grid: three data sets, MLPs, CNNs and GRUs of three or four sizes, after 300 steps of Adam;
 * training: three networks on MNIST after 1 to 1000 steps, where the alignment comes down from 1;
-* examples: 4 to 48 images;
+* examples, probes: 4 to 48 images, and 3 to 8 vjps, at the end of that;
 
 in each the same call in float32 beside float64, by the models themselves; and
 
@@ -39,11 +39,12 @@ from tables import fill, markdown, plain
 import traceest as te
 
 REPRODUCTION = Path(__file__).resolve().parents[1]
-BUDGETS = (3, 8)
+N_PROBES, BUDGETS = 4, (3, 6, 8)
+PRECISIONS = torch.float32, torch.float64
 STEPS = (0, 1, 3, 10, 30, 100, 300, 1000)
 FOLLOWED = (("MLP", 256), ("CNN", 16), ("GRU", 64))
 EXAMPLES = (4, 6, 12, 24, 48)
-ROUTES = {"blocks": (4, 8, 16), "two-sided": (8, 16, 32, 64), "Hutch++ of products": (18, 36, 72, 144)}
+ROUTES = {"blocks": (4, 8, 16), "two-sided": (8, 24, 64), "Hutch++ of products": (18, 48, 144)}
 """Budgets in passes (vjps and jvps) for each of the two kernels."""
 
 
@@ -74,27 +75,46 @@ def exact(K: np.ndarray, L: np.ndarray) -> dict[str, float]:
     return {"alignment": float(np.sum(K * L) / (np.linalg.norm(K) * np.linalg.norm(L))), "relative_distance": distance}
 
 
-def estimated(models: list[Any], probed: Any, dtype: torch.dtype) -> dict[str, float]:
+def estimated(models: Any, probed: Any, dtype: torch.dtype) -> dict[str, float]:
     """The same by 4 vjps of the models themselves, whose signs are those of every precision."""
     s = te.summary(*(kernel(m, probed, dtype) for m in models), n_probes=4, rng=0)
     found = {"alignment": s.alignment.value[0, 1], "relative_distance": s.relative_distance.value[1, 0]}
     return {name: float(x) for name, x in found.items()} | {"stderr": float(s.alignment.stderr[0, 1])}
 
 
-def rows_of(models: list[Any], probed: Any, budgets: tuple[int, ...], seeds: int, **where: Any) -> list[dict[str, Any]]:
-    """One start and one other checkpoint: a row for each budget."""
-    single, double = ([written_out(m, probed, d) for m in models] for d in (torch.float32, torch.float64))
-    by_four = [estimated(models, probed, d) for d in (torch.float32, torch.float64)]
-    truth, rounded = exact(*double), exact(*single)
-    where |= {
-        "P": n_parameters(models[0]),
-        "examples": len(probed),
-        "float32_off_exact": {name: rounded[name] - true for name, true in truth.items()},
-        "float32_off_estimated": {name: by_four[0][name] - by_four[1][name] for name in truth},
-        "stderr": by_four[1]["stderr"],
-    }
-    roots = [root(K) for K in double]
-    return [{**where, **measured(roots, len(probed), truth, m, seeds)} for m in budgets]
+class Start:
+    """A network at its start, to which its later states are compared."""
+
+    def __init__(self, model: Any, probed: Any, seeds: int) -> None:
+        self.model, self.probed, self.seeds = model, probed, seeds
+        self.Ks = [written_out(model, probed, d) for d in PRECISIONS]
+
+    def rows(self, later: Any, cells: list[tuple[str, int, int]], **where: Any) -> list[dict[str, Any]]:
+        """A row for every kind of cell, number of examples B, and number of vjps."""
+        Ls, found = [written_out(later, self.probed, d) for d in PRECISIONS], []
+        n_b = len(Ls[0]) // len(self.probed)
+        for kind, B, m in cells:
+            n, probed, pair = B * n_b, self.probed[:B], (self.model, later)
+            rounded, truth = (exact(K[:n, :n], L[:n, :n]) for K, L in zip(self.Ks, Ls, strict=True))
+            single, double = (estimated(pair, probed, d) for d in PRECISIONS)
+            roots = [root(K[1][:n, :n]) for K in (self.Ks, Ls)]
+            row = {
+                "kind": kind,
+                **where,
+                "P": n_parameters(later),
+                "examples": B,
+                "float32_off_exact": {name: rounded[name] - true for name, true in truth.items()},
+                "float32_off_estimated": {name: single[name] - double[name] for name in truth},
+                "stderr": double["stderr"],
+                **measured(roots, B, truth, m, self.seeds),
+            }
+            found.append(row)
+            a = row["alignment"]
+            cell = (
+                f"{kind}: {where['model']} {where['size']} on {where['data']}, step {where['step']}, B = {B}, m = {m}"
+            )
+            print(f"{cell}: {a['exact']:.4f}, rms {a['rms']:.2g}, covered {100 * a['coverage']:.1f} %", flush=True)
+        return found
 
 
 def grid(seeds: int, quick: bool) -> list[dict[str, Any]]:
@@ -105,29 +125,27 @@ def grid(seeds: int, quick: bool) -> list[dict[str, Any]]:
         for model, sizes in SIZES.items():
             for size in sizes[:1] if quick else sizes:
                 steps = (0, 10 if quick else 300)
-                models = checkpoints(images, model, size, steps)
-                where = {"kind": "grid", "data": data, "model": model, "size": size, "step": steps[-1]}
-                probed = images.probed[: 12 if quick else None]
-                rows += rows_of(models, probed, BUDGETS[:1] if quick else BUDGETS, seeds, **where)
-                _say(rows[-1])
+                first, last = checkpoints(images, model, size, steps)
+                where = {"data": data, "model": model, "size": size, "step": steps[-1]}
+                start = Start(first, images.probed[: 6 if quick else None], seeds)
+                rows += start.rows(last, [("grid", len(start.probed), N_PROBES)], **where)
     return rows
 
 
 def training(seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Distance in training, and, at its end, numbers of examples."""
+    """Distance in training, and, at its end, numbers of examples and of vjps."""
     images, rows = DATA["MNIST"](), []
     for model, size in FOLLOWED[:1] if quick else FOLLOWED:
         steps = STEPS[:3] if quick else STEPS
-        start, *others = checkpoints(images, model, size, steps)
-        where = {"data": "MNIST", "model": model, "size": size}
+        first, *others = checkpoints(images, model, size, steps)
+        start = Start(first, images.probed[: 6 if quick else None], seeds)
+        B = len(start.probed)
         for step, other in zip(steps[1:], others, strict=True):
-            probed = images.probed[: 12 if quick else None]
-            rows += rows_of([start, other], probed, (4,), seeds, kind="training", step=step, **where)
-            _say(rows[-1])
-        for B in EXAMPLES[:2] if quick else EXAMPLES:
-            pair = [start, others[-1]]
-            rows += rows_of(pair, images.probed[:B], (4,), seeds, kind="examples", step=steps[-1], **where)
-            _say(rows[-1])
+            cells = [("training", B, N_PROBES)]
+            if step == steps[-1]:
+                cells += [("examples", some, N_PROBES) for some in EXAMPLES[: 2 if quick else None]]
+                cells += [("probes", B, m) for m in BUDGETS[: 1 if quick else None]]
+            rows += start.rows(other, cells, data="MNIST", model=model, size=size, step=step)
     return rows
 
 
@@ -144,7 +162,8 @@ def routes(seeds: int, quick: bool) -> list[dict[str, Any]]:
             for passes in budgets[:1] if quick else budgets:
                 rngs = [np.random.default_rng([seed, passes]) for seed in range(seeds)]
                 values, covered = zip(*(_by(route, blocks, whole, passes, rng, true) for rng in rngs), strict=True)
-                row = {"kind": "routes", "model": model, "route": route, "passes": passes, "seeds": seeds, "exact": true}
+                row: dict[str, Any] = {"kind": "routes", "model": model, "route": route, "passes": passes}
+                row |= {"seeds": seeds, "exact": true}
                 row["rms"] = float(np.sqrt(np.mean((np.array(values) - true) ** 2)))
                 row["coverage"] = None if None in covered else float(np.mean(covered))
                 rows.append(row)
@@ -165,10 +184,7 @@ def _by(route: str, blocks: Any, whole: Any, passes: int, rng: Any, true: float)
     return float(e), low <= true <= high
 
 
-def _say(row: dict[str, Any]) -> None:
-    a = row["alignment"]
-    where = f"{row['kind']}: {row['model']} {row['size']} on {row['data']}, step {row['step']}, B = {row['examples']}"
-    print(f"{where}: {a['exact']:.4f}, rms {a['rms']:.2g}, covered {100 * a['coverage']:.1f} %", flush=True)
+PARTS = {"grid": grid, "training": training, "routes": routes}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -177,28 +193,28 @@ def main(arguments: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=300, help="independent runs for each number")
-    parser.add_argument("--quick", action="store_true", help="10 seeds, few cells: prints only, unless --out says where")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run; others are kept")
+    parser.add_argument("--quick", action="store_true", help="10 seeds: prints only, unless --out says where to write")
     parser.add_argument("--redraw", action="store_true", help="figure and page again from the JSON that is there")
     parser.add_argument("--out", type=Path, help="folder for JSON and figure; default: data and figures of the page")
     options = parser.parse_args(arguments)
     out = options.out or (None if options.quick else REPRODUCTION)
-    if options.redraw:
-        result = json.loads((REPRODUCTION / "data" / "alignment.json").read_text())
-    else:
-        seeds, began = 10 if options.quick else options.seeds, time.perf_counter()
-        result = {"revision": revision(), "rows": [], "seconds": {}}
-        for part in (grid, training, routes):
-            few = seeds if part is not routes else max(3, seeds // 5)
-            result["rows"] += part(few, options.quick)
-            result["seconds"][part.__name__] = time.perf_counter() - began
+    path = (out or REPRODUCTION) / "data" / "alignment.json"
+    result: dict[str, Any] = {"revision": "", "rows": [], "seconds": {}}
+    if options.redraw or set(options.only) != set(PARTS):
+        result = json.loads(path.read_text()) if path.exists() else result
+    for part in [] if options.redraw else options.only:
+        began, seeds = time.process_time(), 10 if options.quick else options.seeds
+        rows = PARTS[part](max(3, seeds // 8) if part == "routes" else seeds, options.quick)
+        result["rows"] = [r for r in result["rows"] if r["part"] != part] + [{"part": part, **r} for r in rows]
+        result["seconds"][part], result["revision"] = time.process_time() - began, revision()
     shown = tables(result)
     print("\n".join([result["revision"], *(plain(*t) for t in shown)]))
     if out is None:
         return
-    for folder in (out / "data", out / "figures"):
+    for folder in (path.parent, out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
-    if not options.redraw:
-        (out / "data" / "alignment.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, out / "figures" / "alignment")
     if out == REPRODUCTION:
         text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])

@@ -111,6 +111,6 @@ def written_out(model: nn.Module, probed: torch.Tensor, dtype: torch.dtype) -> n
 
 
 def root(K: np.ndarray) -> np.ndarray:
-    """L with LLᵀ = K, (n, n): ⟨L_bᵀs, L_cᵀs′⟩ = sᵀK_bc s′ = ⟨J_bᵀs, J_cᵀs′⟩, so that L has all the sketches that J has."""
+    """L with LLᵀ = K, (n, n), which has the sketches that J has: ⟨L_bᵀs, L_cᵀs′⟩ = sᵀK_bc s′ = ⟨J_bᵀs, J_cᵀs′⟩."""
     values, vectors = np.linalg.eigh(K)
     return vectors * np.sqrt(np.maximum(values, 0.0))

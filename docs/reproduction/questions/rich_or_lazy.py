@@ -166,7 +166,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             cells += ["{} of {}".format(*told_apart(rows, key, at)) for at in (0.5, 1.0)]
             cells.append("{} of {}".format(*held(rows, key)))
         body.append([title.split(",")[0], *cells])
-    out.append(("Neighbouring α told apart by intervals, over all seeds; last intervals that hold the exact value", [head, *body]))
+    title = "Neighbouring α told apart by intervals, over all seeds; last intervals that hold the exact value"
+    out.append((title, [head, *body]))
     return out
 
 
