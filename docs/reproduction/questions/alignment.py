@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from alignment_report import answer, draw, tables
 from digit_models import jacobians
 from estimators import revision
 from image_models import DATA, SIZES, checkpoints, kernel, n_parameters, root, written_out
@@ -189,8 +190,6 @@ PARTS = {"grid": grid, "training": training, "routes": routes}
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, measure, print, write."""
-    from alignment_report import draw, tables
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=300, help="independent runs for each number")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run; others are kept")
@@ -209,16 +208,18 @@ def main(arguments: list[str] | None = None) -> None:
         result["rows"] = [r for r in result["rows"] if r["part"] != part] + [{"part": part, **r} for r in rows]
         result["seconds"][part], result["revision"] = time.process_time() - began, revision()
     shown = tables(result)
-    print("\n".join([result["revision"], *(plain(*t) for t in shown)]))
+    whole = {r["part"] for r in result["rows"]} == set(PARTS)
+    print("\n".join([result["revision"], *(plain(*t) for t in shown), answer(result) if whole else ""]))
     if out is None:
         return
     for folder in (path.parent, out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     draw(result, out / "figures" / "alignment")
-    if out == REPRODUCTION:
+    if out == REPRODUCTION and whole:
         text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])
         fill(REPRODUCTION / "alignment.md", "alignment", text)
+        fill(REPRODUCTION / "alignment.md", "answer", answer(result))
 
 
 if __name__ == "__main__":

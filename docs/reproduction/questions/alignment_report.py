@@ -1,4 +1,4 @@
-"""Tables and figure of the alignment study."""
+"""Answer, tables and figure of the alignment study."""
 
 from __future__ import annotations
 
@@ -24,6 +24,47 @@ def tables(result: dict[str, Any]) -> list[Table]:
     rows = result["rows"]
     parts = (_grid, _training, _examples, _probes, _routes, _all_cells)
     return [t for part in parts for t in part(rows)]
+
+
+def answer(result: dict[str, Any]) -> str:
+    """What the numbers say, in words that hold whatever they are."""
+    rows = result["rows"]
+    grid, training, routes = (of_kind(rows, kind) for kind in ("grid", "training", "routes"))
+    errors = [100 * r["alignment"]["rms"] / r["alignment"]["exact"] for r in grid]
+    size, m = grid[0]["examples"], grid[0]["n_probes"]
+    P, A = [r["P"] for r in grid], [r["alignment"]["exact"] for r in grid]
+    lines = [
+        f"* Over {len(grid)} networks and data sets, {min(P):,} to {max(P):,} parameters, alignments {min(A):.2f} to "
+        f"{max(A):.5f}: {m} vjps a kernel on {size} images have a relative rms error of {min(errors):.2g} to "
+        f"{max(errors):.2g} %, {np.median(errors):.2g} % in the median."
+    ]
+    shares = [100 * r["alignment"]["rms"] / (1 - r["alignment"]["exact"]) for r in training]
+    aways = [1 - r["alignment"]["exact"] for r in training]
+    lines.append(
+        f"* Along training, 1 − A from {min(aways):.1e} to {max(aways):.2f}, the rms error is {min(shares):.0f} to "
+        f"{max(shares):.0f} % of 1 − A: it shrinks with what there is to see, since both kernels have the same probes."
+    )
+    cells = [r for r in rows if r["kind"] != "routes"]
+    for name, what in (("alignment", "alignment"), ("relative_distance", "relative distance")):
+        coverage = [100 * r[name]["coverage"] for r in cells]
+        held = sum(100 * NOMINAL[0] <= c <= 100 * NOMINAL[1] for c in coverage)
+        lines.append(
+            f"* The 95 % interval of the {what} covers {min(coverage):.1f} to {max(coverage):.1f} %, in the mean of "
+            f"{len(cells)} cells of {cells[0]['seeds']} seeds {np.mean(coverage):.1f} %; {held} are within 93 to 99 %."
+        )
+    off = [max(abs(r[f"float32_off_{how}"]["alignment"]) for r in cells) for how in ("exact", "estimated")]
+    of_error = max(abs(r["float32_off_estimated"]["alignment"]) / r["stderr"] for r in cells)
+    lines.append(
+        f"* float32 is off float64 by {off[1]:.1e} at most ({off[0]:.1e} for kernels written out): {of_error:.1e} "
+        "standard errors at most."
+    )
+    for model in dict.fromkeys(r["model"] for r in routes):
+        best, blocks = of_kind(routes, "routes", model=model), of_kind(routes, "routes", model=model, route="blocks")
+        others = [r for r in best if r["route"] != "blocks"]
+        said = [f"{r['route']} {100 * r['rms'] / r['exact']:.2g} % at {r['passes']}" for r in others]
+        few = f"{100 * blocks[0]['rms'] / blocks[0]['exact']:.2g} % at {blocks[0]['passes']} passes a kernel"
+        lines.append(f"* Hidden states of the {model}: by blocks {few}; {', '.join(said)}.")
+    return "\n".join(lines)
 
 
 def _grid(rows: Rows) -> list[Table]:
@@ -117,6 +158,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "alignment"  # so that the same data make the same file
     import matplotlib.pyplot as plt
 
     rows = result["rows"]
