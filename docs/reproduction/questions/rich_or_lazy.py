@@ -4,7 +4,8 @@
 
 One start, α from rich to lazy over three decades (lazy_training.py), trained until the same training loss: an MLP on
 MNIST, a GRU on a flip-flop memory task. A `te.Tracker` follows the kernel of f's outputs with 4 vjps a look at equal
-ratios of the loss; at the start and at the end the kernel is written out too, which shows whether the intervals hold.
+ratios of the loss; at the start and at the end the kernel is written out too, and for some α over 300 seeds of the
+Tracker, which shows whether the intervals hold.
 Writes rich_or_lazy.json and the figures, and brings the tables of docs/reproduction/rich_or_lazy.md up to date.
 """
 
@@ -19,10 +20,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from estimators import revision
+from image_models import root, written_out
 from lazy_training import TASKS, Task, train
 from rich_or_lazy_report import STATISTICS, answer, draw, tables
 from tables import fill, markdown, plain
@@ -32,7 +35,7 @@ from traceest_adapters.torch import ntk
 
 REPRODUCTION = Path(__file__).resolve().parents[1]
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-N_PROBES = 4
+N_PROBES, COVERED = 4, (0.1, 1.0, 10.0)
 
 
 class Follow:
@@ -99,42 +102,72 @@ def run(name: str, task: Task, alphas: tuple[float, ...], seeds: int) -> list[di
     return rows
 
 
+def coverage(name: str, task: Task, alphas: tuple[float, ...], seeds: int) -> list[dict[str, Any]]:
+    """Do the Tracker's intervals hold at the end of training? Over its own seeds, by kernels written out once."""
+    rows = []
+    for alpha in alphas:
+        kept: list[torch.nn.Module] = []
+        train(task, alpha, 0, lambda model, loss, step, kept=kept: kept.append(deepcopy(model)) or {})
+        Ks = [written_out(model, task.probed, torch.float64) for model in (kept[0], kept[-1])]
+        roots = [te.gram(root(K), n_blocks=len(task.probed)) for K in Ks]
+        exact, looks = te.summary(*roots, method="exact"), []
+        for seed in range(seeds):
+            tracker = te.Tracker(N_PROBES, rng=seed)
+            looks.append([tracker.update(K) for K in roots][-1])
+        rank, norm = exact.effective_rank.value, exact.frobenius_norm.value
+        truth = {
+            "alignment_to_start": exact.alignment.value[0, 1],
+            "distance_to_start": exact.relative_distance.value[1, 0],
+            "effective_rank_change_from_start": rank[1] - rank[0],
+            "frobenius_norm_change_from_start": norm[1] - norm[0],
+        }
+        row: dict[str, Any] = {"task": name, "alpha": alpha, "seeds": seeds}
+        for statistic, true in truth.items():
+            ends = [getattr(look, statistic).confidence_interval() for look in looks]
+            row[statistic] = float(np.mean([low <= true <= high for low, high in ends]))
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line, train, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="starts of every α")
     parser.add_argument("--quick", action="store_true", help="two α, a few steps: prints only, unless --out says where")
+    parser.add_argument("--coverage", action="store_true", help="coverage again; the runs stay as the JSON has them")
     parser.add_argument("--redraw", action="store_true", help="figures and page again from the JSON that is there")
     parser.add_argument("--out", type=Path, help="folder for JSON and figures; default: data and figures of the page")
     options = parser.parse_args(arguments)
     out = options.out or (None if options.quick else REPRODUCTION)
-    data, figures = (None, None) if out is None else (out / "data", out / "figures")
-    if options.redraw:
-        result = json.loads((REPRODUCTION / "data" / "rich_or_lazy.json").read_text())
+    path = (out or REPRODUCTION) / "data" / "rich_or_lazy.json"
+    tasks = {name: make(12) if options.quick else make() for name, make in TASKS.items()}
+    alphas, seeds, covered, trials = ALPHAS, options.seeds, COVERED, 300
+    if options.quick:
+        early = {"mnist": 0.9, "flip_flop": 0.7}
+        tasks = {name: replace(t, target=early[name], max_steps=100) for name, t in tasks.items()}
+        alphas, seeds, covered, trials = (0.3, 30.0), 1, (30.0,), 5
+    if options.redraw or options.coverage:
+        result = json.loads(path.read_text())
     else:
-        tasks = {name: make(12) if options.quick else make() for name, make in TASKS.items()}
-        if options.quick:
-            early = {"mnist": 0.9, "flip_flop": 0.7}
-            tasks = {name: replace(t, target=early[name], max_steps=100) for name, t in tasks.items()}
-        alphas, seeds = ((0.3, 30.0), 1) if options.quick else (ALPHAS, options.seeds)
-        rows = [r for name, task in tasks.items() for r in run(name, task, alphas, seeds)]
         result = {
             "revision": revision(),
             "seeds": seeds,
             "n_probes": N_PROBES,
             "titles": {name: t.name for name, t in tasks.items()},
             "targets": {name: t.target for name, t in tasks.items()},
-            "rows": rows,
+            "rows": [r for name, task in tasks.items() for r in run(name, task, alphas, seeds)],
         }
+    if not options.redraw:
+        result["coverage"] = [r for name, task in tasks.items() for r in coverage(name, task, covered, trials)]
     shown = tables(result)
     print("\n".join([result["revision"], *(plain(*t) for t in shown), answer(result)]))
     if out is None:
         return
-    for folder in (data, figures):
+    for folder in (path.parent, out / "figures"):
         folder.mkdir(parents=True, exist_ok=True)
-    if not options.redraw:
-        (data / "rich_or_lazy.json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, figures)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    draw(result, out / "figures")
     if out == REPRODUCTION:
         text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])
         fill(REPRODUCTION / "rich_or_lazy.md", "rich-or-lazy", text)

@@ -58,11 +58,13 @@ def tables(result: dict[str, Any]) -> list[Table]:
                     _range([100 * r["moved"] for r in same], ".2g", " %"),
                     _range([100 * r["test_accuracy"] for r in same], ".1f", " %"),
                     *(_range([x[key][0] for x in last], ".4g" if key == "alignment" else ".3g") for key in STATISTICS),
+                    _range([min(x["rank"][0] for x in r["looks"]) for r in same], ".3g"),
                     _range([r["centred"][0] for r in same], ".3g"),
                     _range([x["distance"][0] for x in last], ".2g"),
                 ]
             )
-        head = ["α", "steps", "weights moved", "test accuracy", *STATISTICS.values(), "centred alignment", "distance"]
+        head = ["α", "steps", "weights moved", "test accuracy", *STATISTICS.values()]
+        head += ["effective rank, least on the way", "centred alignment", "‖K − K₀‖ / ‖K₀‖"]
         start = _range([r["start"]["rank"] for r in rows], ".3g")
         loss = f"{rows[0]['looks'][0]['loss']:.3g} → {result['targets'][name]:g}"
         note = f"{title}, training loss {loss}; rank at the start {start}"
@@ -78,7 +80,18 @@ def tables(result: dict[str, Any]) -> list[Table]:
         body.append([title.split(",")[0], *cells])
     title = "Neighbouring α told apart by intervals, over all seeds; last intervals that hold the exact value"
     out.append((title, [head, *body]))
-    return out
+    names = {
+        "alignment_to_start": "alignment",
+        "distance_to_start": "distance",
+        "effective_rank_change_from_start": "effective rank's change",
+        "frobenius_norm_change_from_start": "‖K‖'s change",
+    }
+    body = [
+        [f"{result['titles'][r['task']]}, α = {r['alpha']:g}", *(f"{100 * r[key]:.1f} %" for key in names)]
+        for r in result["coverage"]
+    ]
+    title = f"Coverage of the Tracker's 95 % intervals at the end of training, {result['coverage'][0]['seeds']} seeds"
+    return [*out, (title, [["", *names.values()], *body])]
 
 
 def answer(result: dict[str, Any]) -> str:
@@ -107,11 +120,17 @@ def answer(result: dict[str, Any]) -> str:
         *_, before, last = sorted(means)
         slope = np.log(means[last] / means[before]) / np.log(last / before)
         said.append(f"‖K − K₀‖ goes as α to the power {slope:.2f} from α = {before:g} to {last:g}")
+        looks = [x["rank"][0] for r in rich for x in r["looks"]]
+        said.append(
+            f"on the way the rank at α = {low:g} is {min(looks):.2f} at the least, {max(looks):.2f} at the most"
+        )
         parts.append(f"* {title}: {'; '.join(said)}.")
     count = [held(result["rows"], key) for key in STATISTICS]
+    covered = [100 * x for r in result["coverage"] for key, x in r.items() if key.endswith("start")]
+    hold, last, seeds = sum(k for k, _ in count), sum(n for _, n in count), result["coverage"][0]["seeds"]
     parts.append(
-        f"* Of {sum(n for _, n in count)} last intervals by {result['n_probes']} vjps, of all runs and the three "
-        f"statistics, {sum(k for k, _ in count)} hold the exact value."
+        f"* By {result['n_probes']} vjps, {hold} of {last} last intervals, of all runs and statistics, hold the "
+        f"exact value; over {seeds} seeds of the probes they cover {min(covered):.1f} to {max(covered):.1f} %."
     )
     return "\n".join(parts)
 
