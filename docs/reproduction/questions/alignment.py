@@ -83,6 +83,12 @@ def estimated(models: Any, probed: Any, dtype: torch.dtype) -> dict[str, float]:
     return {name: float(x) for name, x in found.items()} | {"stderr": float(s.alignment.stderr[0, 1])}
 
 
+def largest_share(K: np.ndarray, B: int) -> float:
+    """The part of ‖K‖² in the rows of the example that has most of it: 1/B where all are alike."""
+    squares = np.sum(K.reshape(B, -1) ** 2, axis=1)
+    return float(np.max(squares) / np.sum(squares))
+
+
 class Start:
     """A network at its start, to which its later states are compared."""
 
@@ -107,6 +113,7 @@ class Start:
                 "float32_off_exact": {name: rounded[name] - true for name, true in truth.items()},
                 "float32_off_estimated": {name: single[name] - double[name] for name in truth},
                 "stderr": double["stderr"],
+                "largest_share": max(largest_share(K[1][:n, :n], B) for K in (self.Ks, Ls)),
                 **measured(roots, B, truth, m, self.seeds),
             }
             found.append(row)
