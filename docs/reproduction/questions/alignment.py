@@ -8,6 +8,7 @@ independent examples: rms error and coverage of the 95 % interval over seeds,
 * grid: three data sets, MLPs, CNNs and GRUs of three or four sizes, after 300 steps of Adam;
 * training: three networks on MNIST after 1 to 1000 steps, where the alignment comes down from 1;
 * examples, probes: 4 to 48 images, and 3 to 8 vjps, at the end of that;
+* dominance: the GRU's with and without the two examples that have most of ‖K‖²;
 
 in each the same call in float32 beside float64, by the models themselves; and
 
@@ -50,11 +51,11 @@ ROUTES = {"blocks": (4, 8, 16), "two-sided": (8, 24, 64), "Hutch++ of products":
 
 
 def measured(roots: list[Any], B: int, truth: dict[str, float], m: int, seeds: int) -> dict[str, Any]:
-    """Errors and coverage of alignment and distance over seeds."""
+    """Errors and coverage of alignment, distance, and the second kernel's norm over seeds."""
     Ks = [te.gram(L, n_blocks=B) for L in roots]
     runs = [te.summary(*Ks, n_probes=m, rng=np.random.default_rng([seed, m])) for seed in range(seeds)]
     found: dict[str, Any] = {"n_probes": m, "seeds": seeds}
-    for name, at in (("alignment", (0, 1)), ("relative_distance", (1, 0))):
+    for name, at in (("alignment", (0, 1)), ("relative_distance", (1, 0)), ("frobenius_norm", (1,))):
         some = [getattr(s, name) for s in runs]
         true, values = truth[name], np.array([e.value[at] for e in some])
         ends = [e.confidence_interval() for e in some]
@@ -73,20 +74,19 @@ def exact(K: np.ndarray, L: np.ndarray) -> dict[str, float]:
     """Alignment, and distance from K, of kernels that are written out."""
     K, L = K.astype(float), L.astype(float)
     distance = float(np.linalg.norm(L - K) / np.linalg.norm(K))
-    return {"alignment": float(np.sum(K * L) / (np.linalg.norm(K) * np.linalg.norm(L))), "relative_distance": distance}
+    return {
+        "alignment": float(np.sum(K * L) / (np.linalg.norm(K) * np.linalg.norm(L))),
+        "relative_distance": distance,
+        "frobenius_norm": float(np.linalg.norm(L)),
+    }
 
 
 def estimated(models: Any, probed: Any, dtype: torch.dtype) -> dict[str, float]:
     """The same by 4 vjps of the models themselves, whose signs are those of every precision."""
     s = te.summary(*(kernel(m, probed, dtype) for m in models), n_probes=4, rng=0)
     found = {"alignment": s.alignment.value[0, 1], "relative_distance": s.relative_distance.value[1, 0]}
+    found["frobenius_norm"] = s.frobenius_norm.value[1]
     return {name: float(x) for name, x in found.items()} | {"stderr": float(s.alignment.stderr[0, 1])}
-
-
-def largest_share(K: np.ndarray, B: int) -> float:
-    """The part of ‖K‖² in the rows of the example that has most of it: 1/B where all are alike."""
-    squares = np.sum(K.reshape(B, -1) ** 2, axis=1)
-    return float(np.max(squares) / np.sum(squares))
 
 
 class Start:
@@ -113,7 +113,6 @@ class Start:
                 "float32_off_exact": {name: rounded[name] - true for name, true in truth.items()},
                 "float32_off_estimated": {name: single[name] - double[name] for name in truth},
                 "stderr": double["stderr"],
-                "largest_share": max(largest_share(K[1][:n, :n], B) for K in (self.Ks, Ls)),
                 **measured(roots, B, truth, m, self.seeds),
             }
             found.append(row)
@@ -157,6 +156,32 @@ def training(seeds: int, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def dominance(seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """Do single examples spoil coverage? The GRU's kernels with and without the two that have most of ‖K‖²."""
+    images, rows = DATA["MNIST"](), []
+    model, size = FOLLOWED[-1]
+    steps = (0, 3) if quick else (0, 100, 1000)
+    first, *others = checkpoints(images, model, size, steps)
+    probed = images.probed[: 6 if quick else None]
+    start = written_out(first, probed, torch.float64)
+    n_b = len(start) // len(probed)
+    for step, other in zip(steps[1:], others, strict=True):
+        K = written_out(other, probed, torch.float64)
+        squares = np.sum(K.reshape(len(probed), -1) ** 2, axis=1)  # of the rows of each example
+        order = np.argsort(-squares)
+        for without in (0, 2):
+            kept = np.sort(order[without:])
+            at = (kept[:, None] * n_b + np.arange(n_b)).ravel()
+            L, M, B = start[np.ix_(at, at)], K[np.ix_(at, at)], len(kept)
+            shares = np.sum(M.reshape(B, -1) ** 2, axis=1) / np.sum(M**2)
+            where = {"kind": "dominance", "data": "MNIST", "model": model, "size": size, "step": step, "examples": B}
+            where |= {"without": without, "largest_share": float(shares.max())}
+            for m in (N_PROBES, 2 * N_PROBES):
+                rows.append({**where, **measured([root(L), root(M)], B, exact(L, M), m, seeds)})
+                print({key: rows[-1][key] for key in ("step", "without", "largest_share", "n_probes")}, flush=True)
+    return rows
+
+
 def routes(seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Errors of the three routes at equal passes for each kernel."""
     rows = []
@@ -192,7 +217,7 @@ def _by(route: str, blocks: Any, whole: Any, passes: int, rng: Any, true: float)
     return float(e), low <= true <= high
 
 
-PARTS = {"grid": grid, "training": training, "routes": routes}
+PARTS = {"grid": grid, "training": training, "dominance": dominance, "routes": routes}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -214,14 +239,15 @@ def main(arguments: list[str] | None = None) -> None:
         rows = PARTS[part](max(3, seeds // 8) if part == "routes" else seeds, options.quick)
         result["rows"] = [r for r in result["rows"] if r["part"] != part] + [{"part": part, **r} for r in rows]
         result["seconds"][part], result["revision"] = time.process_time() - began, revision()
+        if out is not None:  # part by part, since all of them take their time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
     shown = tables(result)
     whole = {r["part"] for r in result["rows"]} == set(PARTS)
     print("\n".join([result["revision"], *(plain(*t) for t in shown), answer(result) if whole else ""]))
     if out is None:
         return
-    for folder in (path.parent, out / "figures"):
-        folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    (out / "figures").mkdir(parents=True, exist_ok=True)
     draw(result, out / "figures" / "alignment")
     if out == REPRODUCTION and whole:
         text = "\n".join([result["revision"] + ".\n", *(markdown(*t) for t in shown)])

@@ -22,7 +22,7 @@ def of_kind(rows: Rows, kind: str, **where: Any) -> Rows:
 def tables(result: dict[str, Any]) -> list[Table]:
     """One for each part, then coverage and rounding over all cells."""
     rows = result["rows"]
-    parts = (_grid, _training, _examples, _probes, _routes, _all_cells)
+    parts = (_grid, _training, _examples, _probes, _dominance, _routes, _all_cells)
     return [t for part in parts for t in part(rows)]
 
 
@@ -44,7 +44,7 @@ def answer(result: dict[str, Any]) -> str:
         f"* Along training, 1 − A from {min(aways):.1e} to {max(aways):.2f}, the rms error is {min(shares):.0f} to "
         f"{max(shares):.0f} % of 1 − A: it shrinks with what there is to see, since both kernels have the same probes."
     )
-    cells = [r for r in rows if r["kind"] != "routes"]
+    cells = [r for r in rows if r["kind"] not in ("routes", "dominance")]
     for name, what in (("alignment", "alignment"), ("relative_distance", "relative distance")):
         coverage = [100 * r[name]["coverage"] for r in cells]
         held = sum(100 * NOMINAL[0] <= c <= 100 * NOMINAL[1] for c in coverage)
@@ -122,6 +122,21 @@ def _by(some: Rows, name: str) -> list[list[str]]:
     return [["", *(str(count) for count in counts)], *body]
 
 
+def _dominance(rows: Rows) -> list[Table]:
+    some = of_kind(rows, "dominance")
+    if not some:
+        return []
+    body = []
+    for r in some:
+        cells = [f"{100 * r['largest_share']:.0f} %", str(r["n_probes"])]
+        cells += [f"{100 * r[name]['coverage']:.1f} %" for name in ("alignment", "relative_distance", "frobenius_norm")]
+        left = f", without {r['without']} examples" if r["without"] else ""
+        body.append([f"step {r['step']}{left}", *cells])
+    r = some[0]
+    head = ["", "largest example's part of ‖K‖²", "vjps", "alignment covered", "distance covered", "‖K‖ covered"]
+    return [(f"{r['model']} {r['size']} on MNIST, {r['seeds']} seeds: single examples that dominate", [head, *body])]
+
+
 def _routes(rows: Rows) -> list[Table]:
     some = of_kind(rows, "routes")
     body = []
@@ -133,7 +148,7 @@ def _routes(rows: Rows) -> list[Table]:
 
 
 def _all_cells(rows: Rows) -> list[Table]:
-    cells = [r for r in rows if r["kind"] != "routes"]
+    cells = [r for r in rows if r["kind"] not in ("routes", "dominance")]
     if not cells:
         return []
     body = []
@@ -229,23 +244,22 @@ def _draw_examples(ax: Any, rows: Rows) -> None:
 
 
 def _draw_coverage(ax: Any, rows: Rows) -> None:
-    cells = [r for r in rows if r["kind"] != "routes"]
+    cells = [r for r in rows if r["kind"] not in ("routes", "dominance")]
     seeds = cells[0]["seeds"]
     ax.axhspan(100 * NOMINAL[0], 100 * NOMINAL[1], color="#e8e8e8", linewidth=0)
     ax.axhline(95, color="#999999", linewidth=0.8)
     for r in cells:
-        share = r["examples"] * r["largest_share"]
-        y = 100 * r["alignment"]["coverage"]
-        ax.plot(share, y, MARKS[r["data"]], color=COLOURS[r["model"]], markersize=4, alpha=0.8)
+        x, y = 1 - r["alignment"]["exact"], 100 * r["alignment"]["coverage"]
+        ax.plot(x, y, MARKS[r["data"]], color=COLOURS[r["model"]], markersize=4, alpha=0.8)
     noise = 100 * np.sqrt(0.95 * 0.05 / seeds)
     ax.text(0.02, 0.03, f"one standard error of {seeds} seeds: {noise:.1f} %", transform=ax.transAxes, fontsize=7)
-    ax.set(xscale="log", xlabel="largest example's part of ‖K‖², over 1/B")
+    ax.set(xscale="log", xlabel="1 − A, exact")
     ax.set(ylabel="coverage of the 95 % interval, %", ylim=(85, 101))
     ax.set_title(f"Coverage, all {len(cells)} cells")
 
 
 def _draw_precision(ax: Any, rows: Rows) -> None:
-    cells = [r for r in rows if r["kind"] not in ("routes", "probes")]
+    cells = [r for r in rows if r["kind"] in ("grid", "training", "examples")]
     x = np.array([r["stderr"] for r in cells])
     for how, hue in (("estimated", "#8a3b8f"), ("exact", "#bbbbbb")):
         y = np.array([max(abs(r[f"float32_off_{how}"]["alignment"]), 1e-11) for r in cells])
