@@ -61,8 +61,8 @@ def by_blocks(Ks: list[Any], request: Request) -> list[Any]:
 def by_columns(Ks: list[Any], request: Request) -> list[Any]:
     """A single kernel JJᴴ as JᴴJ, where products with both are to meet a tolerance and J has fewer columns than rows.
 
-    The eigenvalues are the same but for zeros, the vectors shorter, and P jvps give the exact answer in place of n vjps:
-    by J as an array, which has to be of a size that can be held.
+    The eigenvalues are the same but for zeros, the vectors shorter, and P jvps give the exact answer in place of n
+    vjps: by J as an array, which has to be of a size that can be held.
     """
     plain = request.rtol is not None and request.probes is None and request.method in ("auto", "two-sided")
     if not plain or len(Ks) > 1 or request.n_extra or route(Ks, request) != "two-sided":

@@ -3,11 +3,12 @@
     python docs/reproduction/questions/ad_modes.py [--quick] [--redraw] [--out DIR]
 
 An MLP (two layers, ReLU, 8 inputs) and a GRU (8 steps, 8 inputs; every hidden unit at every step) on random normal
-inputs, in PyTorch and in JAX from one set of weights, with width and number of examples chosen so that P/n goes from 1/100
-to 100. Seconds are CPU seconds of one thread, of all calls in turns. Per probe: a vjp, a jvp, a product with K, a probe per
-example. Then the work to a trace within 1 % (half-width of the 95 % interval) by RHutch, FHutch, RHutch per
+inputs, in PyTorch and in JAX from one set of weights, with width and number of examples chosen so that P/n goes from
+1/100 to 100. Seconds are CPU seconds of one thread, of all calls in turns. Per probe: a vjp, a jvp, a product with K, a
+probe per example. Then the work to a trace within 1 % (half-width of the 95 % interval) by RHutch, FHutch, RHutch per
 example and the exact trace, predicted from the seconds and from the spread of 32 probes, beside what `te.trace` spends,
-and likewise the effective rank within 5 %. Writes ad_modes.json and two figures, and fills docs/reproduction/ad_modes.md.
+and likewise the effective rank within 5 %. Writes ad_modes.json and two figures, and fills
+docs/reproduction/ad_modes.md.
 """
 
 from __future__ import annotations
@@ -252,34 +253,34 @@ def text(found: dict[str, Any]) -> dict[str, str]:
         span = f"from {costs[0]:.2f} vjps at P/n = {rows[0]['ratio']:.2g} to {costs[-1]:.2f} at {rows[-1]['ratio']:.3g}"
         where = "never cheaper" if at is None else "never dearer" if at == float("inf") else f"break-even at {at:.2g}"
         lines.append(f"* {model} in {framework}: {where}; a jvp goes {span}.")
-    regret = {
-        what: np.array([work(r)[f"te.trace, {what}"] / min(w for w in work(r).values()) for x in of.values() for r in x])
-        if what == "examples"
-        else np.array([
-            work(r)[f"te.trace, {what}"] / min(w for k, w in work(r).items() if "example" not in k and "block" not in k)
-            for x in of.values() for r in x
-        ])
-        for what in ("examples", "one state")
-    }  # fmt: skip
+    regret: dict[str, list[float]] = {"examples": [], "one state": []}
+    for w in (work(r) for rows in of.values() for r in rows):
+        alone = [x for name, x in w.items() if name not in ("block RHutch", "te.trace, examples")]
+        regret["examples"].append(w["te.trace, examples"] / min(w.values()))
+        regret["one state"].append(w["te.trace, one state"] / min(alone))
     sides = [
         r["rank"]["one state, other side"]["matvecs"] / r["rank"]["one state"]["matvecs"]
         for r in found["rows"] if "rank" in r and r["rank"]["one state"]["matvecs"]
     ]  # fmt: skip
-    worst = {what: float(x.max()) for what, x in regret.items()}
+    worst = {what: max(x) for what, x in regret.items()}
     middle = {what: float(np.median(x)) for what, x in regret.items()}
     gain = [work(r)["te.trace, one state"] / work(r)["te.trace, examples"] for x in of.values() for r in x
             if r["examples"] > 1]  # fmt: skip
-    answer = f"""**Where is the break-even? P/n hardly decides it; the framework does.**
+    crossed = sum(break_even(rows) not in (None, float("inf")) for rows in of.values())
+    door = (
+        f"With independent examples `te.trace` spends {middle['examples']:.1f} times what the best of all ways needs "
+        f"in the median of {len(regret['examples'])} cases, {worst['examples']:.1f} times at worst: it takes vjps per "
+        "example at every P/n, and their error is so much smaller that the price of a jvp does not matter (the whole "
+        f"state as one costs {min(gain):.1f} to {max(gain):.0f} times as much). Of a state that is *not* made of "
+        f"independent examples it takes products with K, which cost both modes: {middle['one state']:.1f} times the "
+        f"best way in the median, {worst['one state']:.1f} times at worst. There, on spectra as flat as these, "
+        '`method="rhutch"` or `method="fhutch"`, whichever product is the cheaper, is the better choice.'
+    )
+    answer = f"""**Where is the break-even? There is one in {crossed} of {len(of)} cases.**
 
 {chr(10).join(lines)}
 
-**Does the front door choose it?** With independent examples `te.trace` spends {middle["examples"]:.1f} times what the
-best of all ways needs in the median over {len(regret["examples"])} cases, and {worst["examples"]:.1f} times at worst: it
-takes vjps per example at every P/n, and that is right, for their error is so much smaller that no price of a jvp makes
-up for it (the whole state as one costs {min(gain):.0f} to {max(gain):.0f} times as much). Of a state that is *not* made of
-independent examples it takes products with K, which cost both modes: {middle["one state"]:.1f} times the best way in the
-median and {worst["one state"]:.1f} times at worst. There, on spectra as flat as these, `method="rhutch"` or
-`method="fhutch"`, whichever product is the cheaper, is the better choice.
+**Does the front door choose it?** {door}
 
 {found["revision"]}."""
     return {"answer": answer, "costs": markdown(*costs_table(of)), "work": markdown(*work_table(of)),
@@ -295,9 +296,12 @@ def sides_text(sides: list[float]) -> str:
 
 def costs_table(of: dict[tuple[str, str], list[dict[str, Any]]]) -> Table:
     head = ["", "n", "P", "examples", "vjp", "jvp", "product with K", "probe per example"]
+    kinds = ("jvp", "product", "block")
     body = [
-        [f"{model}, {framework}, P/n = {r['ratio']:.2g}", f"{r['n']}", f"{r['P']}", f"{r['examples']}"]
-        + [f"{1e3 * each(r, 'vjp'):.3g} ms", *(f"{ratio(r, kind):.2f}" for kind in ("jvp", "product", "block"))]
+        [
+            f"{model}, {framework}, P/n = {r['ratio']:.2g}", *(f"{r[x]}" for x in ("n", "P", "examples")),
+            f"{1e3 * each(r, 'vjp'):.3g} ms", *(f"{ratio(r, kind):.2f}" for kind in kinds),
+        ]
         for (model, framework), rows in of.items() for r in rows
     ]  # fmt: skip
     return "CPU time a probe: a vjp in milliseconds, the others in vjps", [head, *body]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Convolutional(nn.Module):
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         sizes = [1, *[width] * depth]
-        pairs = enumerate(zip(sizes, sizes[1:], strict=False))
+        pairs = enumerate(pairwise(sizes))
         convolutions = [nn.Conv2d(a, b, 3, padding=1, stride=1 if i else 2) for i, (a, b) in pairs]
         self.layers = nn.Sequential(*(f for c in convolutions for f in (c, nn.ReLU())), nn.AvgPool2d(2))
 
@@ -57,7 +58,7 @@ class Transformer(nn.Module):
 def _mlp(width: int, depth: int) -> nn.Module:
     """Linear layers with ReLU; the state is the last one's activations."""
     sizes = [64, *[width] * depth]
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     return nn.Sequential(nn.Flatten(), *(f for layer in layers for f in (layer, nn.ReLU())))
 
 

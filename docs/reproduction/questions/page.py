@@ -121,16 +121,21 @@ def axes(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> t
 
 
 def label_ends(ax: Any, ends: dict[str, tuple[float, float]], gap: float = 0.075) -> None:
-    """Names at the right ends of lines in logarithmic axes, moved apart to `gap` of the height where they would touch."""
+    """Names at the right ends of lines in logarithmic axes, `gap` of the height apart at least."""
     low, high = np.log(ax.get_ylim())
     names = sorted(ends, key=lambda name: ends[name][1])
-    heights = [(np.log(ends[name][1]) - low) / (high - low) for name in names]
+    wanted = np.array([(np.log(ends[name][1]) - low) / (high - low) for name in names])
+    heights = wanted.copy()
     for i in range(1, len(names)):
         heights[i] = max(heights[i], heights[i - 1] + gap)
-    excess = max(0.0, heights[-1] - 1.0)
-    for i in reversed(range(len(names))):
-        ceiling = heights[i] - excess if i == len(names) - 1 else min(heights[i], heights[i + 1] - gap)
-        heights[i] = ceiling
+    # Runs that were pushed up go back to where their middle belongs.
+    start = 0
+    for i in range(1, len(names) + 1):
+        if i == len(names) or heights[i] > heights[i - 1] + 1.001 * gap:
+            heights[start:i] += np.mean(wanted[start:i] - heights[start:i])
+            start = i
+    for i in range(1, len(names)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
     for name, y in zip(names, heights, strict=True):
         ax.annotate(
             name, (1.02, y), xycoords="axes fraction", color=COLOURS[name], va="center", fontsize=9, fontweight="bold"

@@ -7,7 +7,8 @@ of 32 test images. Over width and depth: effective rank from 8 vjps, entropy ran
 largest eigenvalue, with their intervals. At width 16 the Jacobian is written out in float64: the whole spectrum, and
 the error of every estimator at equal cost, where a product with K costs what it was measured to. Errors of RHutch are
 its exact standard deviation, those of Hutch++ and XNysTrace the root mean square over seeds, on the spectrum itself
-(their probes, on the sphere, know no basis). Writes spectra.json and three figures, and fills docs/reproduction/spectra.md.
+(their probes, on the sphere, know no basis). Writes spectra.json and three figures, and fills
+docs/reproduction/spectra.md.
 """
 
 from __future__ import annotations
@@ -124,6 +125,11 @@ def cost(row: dict[str, Any], method: str, m: int) -> float:
     return m * product if method == "XNysTrace" else m - m // 3 + m // 3 * product
 
 
+def exact_cost(row: dict[str, Any]) -> float:
+    """Of the exact trace in vjps: a probe per example for each of its states."""
+    return float(row["exact_vjps"] * row["costs"]["block probe"])
+
+
 def curve(row: dict[str, Any], method: str) -> tuple[np.ndarray, np.ndarray]:
     """Costs and relative errors."""
     if method in ("RHutch", "block RHutch"):
@@ -188,8 +194,10 @@ def draw_spectra(rows: list[dict[str, Any]]) -> Any:
             ax.axvline(r["rank_90"] / r["n"], ymax=0.06, linewidth=1.8, **style)
         ax.set(xscale="log", yscale="log", ylim=(1e-9, 1), xlim=(2e-4, 1), title=name)
     grid[0, 0].set_ylabel("eigenvalue / trace")
-    grid[0, 0].legend(frameon=False, fontsize=9, loc="upper right")
-    figure.supxlabel("rank of the eigenvalue / n    (bars at the bottom: 90 % of the trace lie to the left)", fontsize=10)
+    grid[0, 0].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 0.08))
+    figure.supxlabel(
+        "index of the eigenvalue / n    (bars at the bottom: to their left, 90 % of the trace)", fontsize=10
+    )
     return figure
 
 
@@ -231,8 +239,8 @@ def draw_errors(rows: list[dict[str, Any]]) -> Any:
         ax = grid[WHEN.index(r["when"]), names.index(r["model"])]
         for method in ("RHutch", "block RHutch", "Hutch++", "XNysTrace"):
             ax.plot(*curve(r, method), color=COLOURS[method], linewidth=1.8, label=method)
-        ax.axvline(r["exact_vjps"], color="#333333", linestyle=":", linewidth=1.2)
-        ax.annotate("exact", (r["exact_vjps"], 2.2e-5), rotation=90, fontsize=8, ha="right", color="#333333")
+        ax.axvline(exact_cost(r), color="#333333", linestyle=":", linewidth=1.2)
+        ax.annotate("exact", (exact_cost(r), 2.2e-5), rotation=90, fontsize=8, ha="right", color="#333333")
         ax.set(xscale="log", yscale="log", xlim=(2, 500), ylim=(2e-5, 1))
         if ax in grid[0]:
             ax.set_title(r["model"])
@@ -250,23 +258,30 @@ def text(found: dict[str, Any]) -> dict[str, str]:
     rows, full = found["ranks"], found["dense"]
     share = [r["effective_rank"][0] / r["n"] for r in rows]
     entropy = [r["entropy_rank"][0] / r["n"] for r in rows]
-    against = {m: [break_even(r, "Hutch++", m) for r in full] for m in ("RHutch", "block RHutch")}
-    before_exact = sum(x is not None and x < r["exact_vjps"] for x, r in zip(against["block RHutch"], full, strict=True))
-    nystrom = sum(
-        x is not None and x < r["exact_vjps"] for r in full for x in [break_even(r, "XNysTrace", "block RHutch")]
-    )
-    known = [x for x in against["RHutch"] if x is not None]
+    pairs = [(r, break_even(r, "Hutch++", "block RHutch") or np.inf) for r in full]
+    ahead = [(r, x) for r, x in pairs if x < exact_cost(r)]
+    known = [x for x in (break_even(r, "Hutch++", "RHutch") for r in full) if x is not None]
     products = [r["costs"]["product"] for r in full]
-    answer = f"""**Low rank: yes, for all {len({r["model"] for r in rows})} architectures.** Over {len(rows)} kernels the
-effective rank is {percent(min(share))} to {percent(max(share))} of n (median {percent(np.median(share))}), the entropy
-rank {percent(min(entropy))} to {percent(max(entropy))} (median {percent(np.median(entropy))}). {trend(rows)}
+    count = len({r["model"] for r in rows})
+    low_rank = (
+        f"Over {len(rows)} kernels the effective rank is {percent(min(share))} to {percent(max(share))} of n (median "
+        f"{percent(np.median(share))}), the entropy rank {percent(min(entropy))} to {percent(max(entropy))} (median "
+        f"{percent(np.median(entropy))}). {trend(rows)}"
+    )
+    worth = (
+        f"A product with K costs {min(products):.1f} to {max(products):.1f} vjps here. At equal cost Hutch++ overtakes "
+        f"RHutch of the whole state in {len(known)} of {len(full)} kernels"
+        + (f", from {min(known):.0f} to {max(known):.0f} vjps on. " if known else ". ")
+        + "RHutch per example it overtakes, at less than the exact trace costs by n/B of those, in "
+        f"{len(ahead)} of {len(full)}"
+        + (f" ({', '.join(dict.fromkeys(r['model'] for r, _ in ahead))}), {late(ahead)}. " if ahead else ". ")
+        + "So: where the state is not made of independent examples, two-sided estimators for anything better than a "
+        "few percent; where it is, vjps per example, and two-sided ones only where an example has many states and "
+        "the error is to be smaller than that."
+    )
+    answer = f"""**Low rank: yes, for all {count} architectures.** {low_rank}
 
-**Hutch++: worth its jvps against RHutch, not against per-example probes.** A product with K costs {min(products):.1f} to
-{max(products):.1f} vjps here. At equal cost Hutch++ overtakes RHutch on the whole state in {len(known)} of {len(full)}
-kernels{f", from {min(known):.0f} to {max(known):.0f} vjps on" if known else ""}. It overtakes RHutch per example, before
-the n/B vjps that give the exact trace are reached, in {before_exact} of {len(full)} (XNysTrace in {nystrom}). So: two-sided
-estimators where the state has no independent examples, or only one, and more than a few dozen products are wanted;
-per-example vjps everywhere else."""
+**Hutch++: worth its jvps against RHutch of the whole state; late, or never, against RHutch per example.** {worth}"""
     return {
         "answer": answer + f"\n\n{found['revision']}.",
         "spectra": markdown(*spectra_table(full)),
@@ -274,6 +289,16 @@ per-example vjps everywhere else."""
         "ranks": markdown(*ranks_table(rows)),
         "check": check_text(rows, full),
     }
+
+
+def late(ahead: list[tuple[dict[str, Any], float]]) -> str:
+    """From which cost on, and what the error is by then."""
+    costs = [x for _, x in ahead]
+    errors = [r["block RHutch"] / np.sqrt(x / r["costs"]["block probe"]) for r, x in ahead]
+    return (
+        f"from {min(costs):.0f} to {max(costs):.0f} vjps on, where the error of the trace is {percent(min(errors))} to "
+        f"{percent(max(errors))} already"
+    )
 
 
 def percent(x: float) -> str:
@@ -286,24 +311,30 @@ def trend(rows: list[dict[str, Any]]) -> str:
     depth = DEPTH if any(k[2] == DEPTH for k in at) else 1
     widths = sorted({k[1] for k in at if k[2] == depth})
     names = list(dict.fromkeys(k[0] for k in at))
-    powers = {
-        when: [
-            np.polyfit(np.log(widths), [np.log(at[name, w, depth, when]) for w in widths], 1)[0] for name in names
-        ]
+    first, then = (
+        [(np.polyfit(np.log(widths), np.log([at[name, w, depth, when] for w in widths]), 1)[0], name) for name in names]
         for when in WHEN
-    }  # fmt: skip
+    )
+    ends = [f"width^{power:.1f} ({name})" for power, name in (min(first), max(first), min(then), max(then))]
     fallen = [at[k[0], k[1], k[2], WHEN[1]] < at[k] for k in at if k[3] == WHEN[0]]
-    first, then = (f"width^{min(powers[w]):.1f} to width^{max(powers[w]):.1f}" for w in WHEN)
+    lowered = [k[0] for k, low in zip((k for k in at if k[3] == WHEN[0]), fallen, strict=True) if low]
+    which = ", ".join(f"{lowered.count(name)} {name}" for name in dict.fromkeys(lowered))
     return (
-        f"At initialisation it grows as {first}, as n does, so that it is a fixed share of n; after training as {then}. "
-        f"Training lowers it in {sum(fallen)} of {len(fallen)} models."
+        f"At initialisation it grows from {ends[0]} to {ends[1]}, after training from {ends[2]} to {ends[3]}; n grows "
+        f"as width^1. Training lowers it in {sum(fallen)} of {len(fallen)} models" + (f" ({which})." if which else ".")
     )
 
 
 def spectra_table(full: list[dict[str, Any]]) -> Table:
     head = ["", "n", "P", "effective rank", "entropy rank", "50 % of the trace", "90 %", "99 %"]
     body = [
-        [f"{r['model']} {r['when']}", f"{r['n']}", f"{r['P']}", f"{r['effective_rank']:.1f}", f"{r['entropy_rank']:.1f}"]
+        [
+            f"{r['model']} {r['when']}",
+            f"{r['n']}",
+            f"{r['P']}",
+            f"{r['effective_rank']:.1f}",
+            f"{r['entropy_rank']:.1f}",
+        ]
         + [f"{r[f'rank_{x}']}" for x in (50, 90, 99)]
         for r in full
     ]
@@ -311,16 +342,16 @@ def spectra_table(full: list[dict[str, Any]]) -> Table:
 
 
 def worth_table(full: list[dict[str, Any]]) -> Table:
-    head = ["", "product with K", "probe per example", "exact trace", "Hutch++ ahead of RHutch", "of RHutch per example",
-            "XNysTrace ahead of RHutch", "of RHutch per example"]  # fmt: skip
+    ahead = [f"{m} ahead of RHutch{how}" for m in ("Hutch++", "XNysTrace") for how in ("", " per example")]
+    head = ["", "product with K", "probe per example", "exact trace", *ahead]
     body = []
     for r in full:
         cells = [
-            "–" if x is None else f"from {x:.0f}" + ("" if x < r["exact_vjps"] else " (exact is cheaper)")
+            "–" if x is None else f"from {x:.0f}" + ("" if x < exact_cost(r) else " (exact is cheaper)")
             for x in (break_even(r, m, a) for m in ("Hutch++", "XNysTrace") for a in ("RHutch", "block RHutch"))
         ]
         costs = [f"{r['costs'][x]:.2f}" for x in ("product", "block probe")]
-        body.append([f"{r['model']} {r['when']}", *costs, f"{r['exact_vjps']}", *cells])
+        body.append([f"{r['model']} {r['when']}", *costs, f"{exact_cost(r):.0f}", *cells])
     return "Costs, and where the two-sided estimators overtake, in vjps of the whole batch", [head, *body]
 
 
@@ -331,7 +362,9 @@ def ranks_table(rows: list[dict[str, Any]]) -> Table:
         if when == WHEN[0]:
             pair = [r, at[name, width, depth, WHEN[1]]]
             cells = [
-                f"{x[k][0]:.3g} ({x[k][1]:.3g} to {x[k][2]:.3g})" for k in ("effective_rank", "entropy_rank") for x in pair
+                f"{x[k][0]:.3g} ({x[k][1]:.3g} to {x[k][2]:.3g})"
+                for k in ("effective_rank", "entropy_rank")
+                for x in pair
             ]
             size = [f"{r['n']}", f"{r['P']}", f"{100 * r['accuracy']:.0f} %"]
             body.append([f"{name}, width {width}, depth {depth}", *size, *cells])
@@ -342,7 +375,9 @@ def check_text(rows: list[dict[str, Any]], full: list[dict[str, Any]]) -> str:
     """How many of the intervals hold the exact value, where that is known."""
     held, total, off = 0, 0, []
     for r in full:
-        mine = next(x for x in rows if (x["model"], x["when"], x["n"], x["P"]) == (r["model"], r["when"], r["n"], r["P"]))
+        mine = next(
+            x for x in rows if (x["model"], x["when"], x["n"], x["P"]) == (r["model"], r["when"], r["n"], r["P"])
+        )
         for key in ("effective_rank", "entropy_rank"):
             value, low, high = mine[key]
             held, total = held + (low <= r[key] * (1 + 1e-3) and high >= r[key] * (1 - 1e-3)), total + 1
