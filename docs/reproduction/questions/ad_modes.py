@@ -89,11 +89,16 @@ def per_probe(K: te.Gram, by_example: te.Gram, rounds: int) -> dict[str, list[fl
     V, W = (te.probes.rademacher(size, COLUMNS, rng=0, like=K) for size in (n, P))
     calls = {
         "vjp": lambda: J.rmatmat(V), "jvp": lambda: J.matmat(W), "product": lambda: K.matmat(V),
-        "block": lambda: Jb.block_sqnorms(V),
+        "norm": lambda: J.block_sqnorms(V), "block": lambda: Jb.block_sqnorms(V),
     }  # fmt: skip
     done = {name: (lambda call=call: jax.block_until_ready(call())) for name, call in calls.items()}
     seconds = {name: np.array(s) / COLUMNS for name, s in seconds_in_turns(done, rounds).items()}
     return {name: [float(np.median(s)), float(s.min()), float(s.max())] for name, s in seconds.items()}
+
+
+def without_factor(K: te.Gram) -> Any:
+    """K as any positive semidefinite operator, which is n×n and nothing else."""
+    return te.aslinearoperator(K.matmat, like=te.probes.rademacher(K.shape[0], 1, rng=0, like=K), psd=True)
 
 
 def spent(e: te.Estimate) -> dict[str, Any]:
@@ -124,12 +129,11 @@ def decisions(K: te.Gram, Kb: te.Gram) -> dict[str, Any]:
         row["spread"][name] = float(e.stderr) / float(e) * max(e.n_matvecs, e.n_rmatvecs) ** 0.5
     row["trace"] = {
         "one state": spent(te.trace(K, rtol=RTOL, rng=0)),
-        "one state, other side": spent(te.trace(te.gram(K.factor.H), rtol=RTOL, rng=0)),
         "examples": spent(te.trace(Kb, rtol=RTOL, rng=0)),
     }
     row["rank"] = {
         "one state": spent(te.effective_rank(K, rtol=RANK_RTOL, rng=0)),
-        "one state, other side": spent(te.effective_rank(te.gram(K.factor.H), rtol=RANK_RTOL, rng=0)),
+        "one state, by JJᵀ": spent(te.effective_rank(without_factor(K), rtol=RANK_RTOL, rng=0)),
         "examples": spent(te.effective_rank(Kb, rtol=RANK_RTOL, rng=0)),
     }
     return row
@@ -173,7 +177,7 @@ def ratio(r: dict[str, Any], kind: str) -> float:
 def seconds(r: dict[str, Any], e: dict[str, Any], examples: bool) -> float:
     """What an answer cost."""
     both = min(e["matvecs"], e["rmatvecs"])
-    reverse = each(r, "block" if examples and r["examples"] > 1 else "vjp")
+    reverse = each(r, "block" if examples else "norm")
     return both * each(r, "product") + (e["rmatvecs"] - both) * reverse + (e["matvecs"] - both) * each(r, "jvp")
 
 
@@ -182,25 +186,23 @@ def work(r: dict[str, Any]) -> dict[str, float]:
     probes = {name: max(10.0, (Z * spread / RTOL) ** 2) for name, spread in r["spread"].items()}
     n_b = r["n"] // r["examples"]
     return {
-        "RHutch": probes["RHutch"] * each(r, "vjp"),
+        "RHutch": probes["RHutch"] * each(r, "norm"),
         "FHutch": probes["FHutch"] * each(r, "jvp"),
-        "exact, one state": min(r["n"] * each(r, "vjp"), r["P"] * each(r, "jvp")),
+        "exact, one state": min(r["n"] * each(r, "norm"), r["P"] * each(r, "jvp")),
         "block RHutch": min(probes["block RHutch"], n_b) * each(r, "block"),
         "te.trace, one state": seconds(r, r["trace"]["one state"], False),
         "te.trace, examples": seconds(r, r["trace"]["examples"], True),
     }
 
 
-def break_even(rows: list[dict[str, Any]]) -> float | None:
-    """P/n from which a jvp costs more than a vjp; None: it does over the whole range."""
+def crossings(rows: list[dict[str, Any]]) -> list[tuple[float, str]]:
+    """P/n from which on a jvp is the cheaper or the dearer of the two."""
     x, y = np.log([r["ratio"] for r in rows]), np.log([ratio(r, "jvp") for r in rows])
-    below = np.flatnonzero(y <= 0)
-    if not len(below):
-        return None
-    i = int(below[-1])
-    if i == len(y) - 1:
-        return float("inf")
-    return float(np.exp(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])))
+    return [
+        (float(np.exp(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1]))), "dearer" if y[i] < 0 else "cheaper")
+        for i in range(len(x) - 1)
+        if (y[i] < 0) != (y[i + 1] < 0)
+    ]
 
 
 def draw(found: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +215,8 @@ def draw_costs(of: dict[tuple[str, str], list[dict[str, Any]]]) -> Any:
     for ax, ((model, framework), rows) in zip(grid[0], of.items(), strict=True):
         x, vjp = np.array([r["ratio"] for r in rows]), np.array([r["seconds"]["vjp"][0] for r in rows])
         ax.axhline(1, color="#333333", linewidth=1)
-        for kind, name in (("jvp", "jvp"), ("product", "product with K"), ("block", "probe per example")):
+        kinds = {"jvp": "jvp", "product": "product with K", "norm": "norm of a vjp", "block": "probe per example"}
+        for kind, name in kinds.items():
             middle, low, high = np.array([r["seconds"][kind] for r in rows]).T / vjp
             ax.plot(x, middle, color=COLOURS[name], marker="o", markersize=4, linewidth=1.8, label=name)
             ax.fill_between(x, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
@@ -223,7 +226,7 @@ def draw_costs(of: dict[tuple[str, str], list[dict[str, Any]]]) -> Any:
     grid[0, 0].set_ylabel("cost in vjps")
     figure.supxlabel("parameters per state, P/n", fontsize=10)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 
@@ -249,34 +252,34 @@ def text(found: dict[str, Any]) -> dict[str, str]:
     of = panels(found["rows"])
     lines = []
     for (model, framework), rows in of.items():
-        at, costs = break_even(rows), [ratio(r, "jvp") for r in rows]
-        span = f"from {costs[0]:.2f} vjps at P/n = {rows[0]['ratio']:.2g} to {costs[-1]:.2f} at {rows[-1]['ratio']:.3g}"
-        where = "never cheaper" if at is None else "never dearer" if at == float("inf") else f"break-even at {at:.2g}"
-        lines.append(f"* {model} in {framework}: {where}; a jvp goes {span}.")
+        at, costs = crossings(rows), [ratio(r, "jvp") for r in rows]
+        span = f"{costs[0]:.2f} vjps at P/n = {rows[0]['ratio']:.2g}, {costs[-1]:.2f} at {rows[-1]['ratio']:.3g}"
+        always = f"{'dearer' if costs[0] > 1 else 'cheaper'} than a vjp throughout"
+        where = ", ".join(f"{how} from P/n = {x:.2g} on" for x, how in at) if at else always
+        lines.append(f"* {model} in {framework}: a jvp is {where} ({span}).")
     regret: dict[str, list[float]] = {"examples": [], "one state": []}
-    for w in (work(r) for rows in of.values() for r in rows):
+    gain = []
+    for r in (r for rows in of.values() for r in rows):
+        w = work(r)
         alone = [x for name, x in w.items() if name not in ("block RHutch", "te.trace, examples")]
-        regret["examples"].append(w["te.trace, examples"] / min(w.values()))
         regret["one state"].append(w["te.trace, one state"] / min(alone))
-    sides = [
-        r["rank"]["one state, other side"]["matvecs"] / r["rank"]["one state"]["matvecs"]
-        for r in found["rows"] if "rank" in r and r["rank"]["one state"]["matvecs"]
-    ]  # fmt: skip
+        if r["examples"] > 1:
+            regret["examples"].append(w["te.trace, examples"] / min(w.values()))
+            gain.append(w["te.trace, one state"] / w["te.trace, examples"])
     worst = {what: max(x) for what, x in regret.items()}
     middle = {what: float(np.median(x)) for what, x in regret.items()}
-    gain = [work(r)["te.trace, one state"] / work(r)["te.trace, examples"] for x in of.values() for r in x
-            if r["examples"] > 1]  # fmt: skip
-    crossed = sum(break_even(rows) not in (None, float("inf")) for rows in of.values())
+    crossed = sum(bool(crossings(rows)) for rows in of.values())
     door = (
         f"With independent examples `te.trace` spends {middle['examples']:.1f} times what the best of all ways needs "
         f"in the median of {len(regret['examples'])} cases, {worst['examples']:.1f} times at worst: it takes vjps per "
-        "example at every P/n, and their error is so much smaller that the price of a jvp does not matter (the whole "
-        f"state as one costs {min(gain):.1f} to {max(gain):.0f} times as much). Of a state that is *not* made of "
-        f"independent examples it takes products with K, which cost both modes: {middle['one state']:.1f} times the "
-        f"best way in the median, {worst['one state']:.1f} times at worst. There, on spectra as flat as these, "
-        '`method="rhutch"` or `method="fhutch"`, whichever product is the cheaper, is the better choice.'
+        "example at every P/n, whose error is so much smaller that the price of a jvp hardly matters (the whole state as "
+        f"one costs {min(gain):.1f} to {max(gain):.0f} times as much). Of a state that is *not* made of independent "
+        f"examples it takes products with K, which cost both modes: {middle['one state']:.1f} times the best way in the "
+        f'median, {worst["one state"]:.1f} times at worst. Where it loses, the spectrum is flat, and `method="rhutch"` '
+        'or `method="fhutch"`, whichever product is the cheaper, is the better choice; where the spectrum falls, the '
+        "products with K are."
     )
-    answer = f"""**Where is the break-even? There is one in {crossed} of {len(of)} cases.**
+    answer = f"""**Where is the break-even? P/n alone does not set it: there is one in {crossed} of {len(of)} cases.**
 
 {chr(10).join(lines)}
 
@@ -284,19 +287,25 @@ def text(found: dict[str, Any]) -> dict[str, str]:
 
 {found["revision"]}."""
     return {"answer": answer, "costs": markdown(*costs_table(of)), "work": markdown(*work_table(of)),
-            "sides": sides_text(sides)}  # fmt: skip
+            "sides": sides_text(found["rows"])}  # fmt: skip
 
 
-def sides_text(sides: list[float]) -> str:
-    return (
-        f"Products for the effective rank of the whole state from JᴴJ over those from JJᴴ: {min(sides):.2f} to "
-        f"{max(sides):.2f}, {np.median(sides):.2f} in the median of {len(sides)} cases."
-    )
+def sides_text(rows: list[dict[str, Any]]) -> str:
+    """What the effective rank takes of either side, where that was changed."""
+    some = [
+        (r["rank"]["one state, by JJᵀ"], r["rank"]["one state"], r) for r in rows if "rank" in r and r["P"] < r["n"]
+    ]
+    changes = [
+        f"{max(a['matvecs'], a['rmatvecs'])} with JJᵀ, {max(b['matvecs'], b['rmatvecs'])} with JᵀJ ({r['model']}, n = "
+        f"{r['n']}, P = {r['P']})"
+        for a, b, r in some
+    ]
+    return f"Products for the effective rank within {100 * RANK_RTOL:.0f} %, where P < n: {'; '.join(changes)}."
 
 
 def costs_table(of: dict[tuple[str, str], list[dict[str, Any]]]) -> Table:
-    head = ["", "n", "P", "examples", "vjp", "jvp", "product with K", "probe per example"]
-    kinds = ("jvp", "product", "block")
+    head = ["", "n", "P", "examples", "vjp", "jvp", "product with K", "norm of a vjp", "probe per example"]
+    kinds = ("jvp", "product", "norm", "block")
     body = [
         [
             f"{model}, {framework}, P/n = {r['ratio']:.2g}", *(f"{r[x]}" for x in ("n", "P", "examples")),

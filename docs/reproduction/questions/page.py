@@ -36,6 +36,7 @@ COLOURS = {
     "exact, one state": "#E69F00",
     "jvp": "#D55E00",
     "product with K": "#009E73",
+    "norm of a vjp": "#999999",
     "probe per example": "#0072B2",
 }
 """Of models, methods and products (Okabe and Ito's, which the colour-blind tell apart)."""
