@@ -545,6 +545,40 @@ def test_a_tolerance_takes_the_low_rank_route_and_few_products_where_the_spectru
     assert getattr(te, statistic)(K, rtol=0.01, rng=0).method == "two-sided low-rank"
 
 
+@pytest.mark.parametrize("statistic", ["frobenius_norm", "effective_rank"])
+def test_a_tolerance_takes_the_side_with_fewer_columns(backend, statistic):
+    """P jvps at most, not n vjps; what is counted is what J has seen."""
+    J = np.linspace(1.0, 2.0, 600)[:, None] ** np.linspace(0.0, 3.0, 30) * zoo.jacobian(600, 1, 30)
+    norm = np.linalg.norm(J.T @ J)
+    truth = norm if statistic == "frobenius_norm" else np.trace(J.T @ J) ** 2 / norm**2
+    counted = Counter(te.aslinearoperator(backend.asarray(J)))
+    e = getattr(te, statistic)(te.gram(counted), rtol=1e-4, rng=0)
+    assert float(e) == pytest.approx(truth, rel=1e-4)
+    assert e.exact
+    assert e.converged
+    assert e.n_matvecs < 100
+    assert_counts(e, counted)
+    wide = Counter(te.aslinearoperator(backend.asarray(J.T)))
+    assert float(getattr(te, statistic)(te.gram(wide), rtol=1e-4, rng=0)) == pytest.approx(truth, rel=1e-4)
+
+
+@pytest.mark.parametrize("statistic", ["frobenius_norm", "effective_rank"])
+def test_few_columns_keep_the_budget_and_the_tolerance(statistic):
+    J = zoo.haar(900)[:, :300] * np.sqrt(zoo.SPECTRA["poly"](300))
+    norm = np.linalg.norm(zoo.SPECTRA["poly"](300))
+    truth = norm if statistic == "frobenius_norm" else np.sum(zoo.SPECTRA["poly"](300)) ** 2 / norm**2
+    counters = [Counter(te.aslinearoperator(J)) for _ in range(40)]
+    runs = [getattr(te, statistic)(te.gram(c), rtol=0.02, rng=seed) for seed, c in enumerate(counters)]
+    for e, counted in zip(runs, counters, strict=True):
+        assert_counts(e, counted)
+    assert all(e.converged and e.method == "two-sided low-rank" for e in runs)
+    assert np.mean([abs(float(e) / truth - 1) <= 0.02 for e in runs]) >= 0.95
+    counted = Counter(te.aslinearoperator(J))
+    e = getattr(te, statistic)(te.gram(counted), n_matvecs=40, rtol=1e-9, rng=0)
+    assert e.converged is False
+    assert_counts(e, counted, budget=40)
+
+
 def test_a_tolerance_out_of_reach_says_so_and_keeps_the_budget():
     counted = Counter(te.aslinearoperator(BIG1, n_blocks=4))
     e = te.effective_rank(te.gram(counted), 11, rtol=1e-4, rng=0)

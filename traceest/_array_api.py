@@ -115,3 +115,25 @@ def touched(xp: Namespace, Y: Array, Omega: Array) -> Array:
 def concat_columns(xp: Namespace, parts: list[Array]) -> Array:
     """Join along the last axis; a single part is returned as it is."""
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=-1)
+
+
+def eigvalsh(xp: Namespace, A: Array) -> Array:
+    """Eigenvalues of self-adjoint matrices, computed in `doubled` precision."""
+    return xp.astype(xp.linalg.eigvalsh(doubled(xp, A)), real_dtype(xp, A.dtype))
+
+
+def eigh(xp: Namespace, A: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of self-adjoint matrices, computed in `doubled` precision."""
+    theta, U = xp.linalg.eigh(doubled(xp, A))
+    return xp.astype(theta, real_dtype(xp, A.dtype)), xp.astype(U, A.dtype)
+
+
+def doubled(xp: Namespace, A: Array) -> Array:
+    """`A` in double precision where its device has that.
+
+    LAPACK's divide and conquer underflows in single precision on kernels of dead units, rows of zeros among others,
+    and then PyTorch raises "failed to converge".
+    """
+    known = xp.__array_namespace_info__().dtypes(device=device(A))
+    name = "complex128" if is_complex(xp, A.dtype) else "float64"
+    return xp.astype(A, known[name]) if name in known else A

@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest._growth import Target
 from traceest.estimate import Estimate
-from traceest.sketches import Request, Sketch, by_blocks, exact_cost, route, sketch
+from traceest.sketches import Request, Sketch, by_blocks, by_columns, exact_cost, route, sketch
 from traceest.sketches.two_sided import LOW_RANK_FROM
 
 FIRST = 4
@@ -20,18 +20,26 @@ GROWTH = 4
 
 
 def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
-    """`statistic` of a sketch of the kernels.
-
-    With a tolerance: each look predicts how many probes it takes from how the interval has shrunk since the one before,
-    until it is inside; at the exact answer's cost that is taken. A sketch pairs every probe with every other, so it is
-    made anew, and what all looks have spent is counted.
-    """
+    """`statistic` of a sketch of the kernels, on whichever side of their factor takes fewer products."""
     request = request.checked()
     Ks = by_blocks(Ks, request)
     if request.rtol is None:
         return statistic(sketch(Ks, request))
+    narrow = by_columns(Ks, request)
+    e = _grown(narrow, request, statistic)
+    # The products of the dual are those of J with the sides exchanged.
+    return e if narrow is Ks else replace(e, n_matvecs=e.n_rmatvecs, n_rmatvecs=e.n_matvecs)
+
+
+def _grown(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
+    """To a tolerance.
+
+    Each look predicts how many probes it takes from how the interval has shrunk since the one before, until it is
+    inside; at the exact answer's cost that is taken. A sketch pairs every probe with every other, so it is made anew,
+    and what all looks have spent is counted.
+    """
     # As for traces: at half the error probability, since there may be several looks.
-    target, exact = Target(request.rtol, 0.0, 0.95), exact_cost(Ks, request)
+    target, exact = Target(request.rtol or 0.0, 0.0, 0.95), exact_cost(Ks, request)
     two_sided = route(Ks, request) == "two-sided"
     if request.limit is None:  # room to end with the exact answer whatever was sampled before
         most = 2 * exact + FIRST

@@ -30,7 +30,8 @@ def frobenius_norm(
       one probe left out of the sketch at a time as in `xtrace`; below 8 products, √ of the mean of ‖Kv‖².
 
     "auto" takes the one-sided route where J has blocks or one side only, and where the budget is given as `n_probes` or
-    `probes`; without blocks and with both sides two-sided products are better, and `n_matvecs` or `rtol` takes them.
+    `probes`; without blocks and with both sides two-sided products are better, and `n_matvecs` or `rtol` takes them
+    (`rtol` with JᴴJ, which has the same norm and rank, where J has fewer columns than rows).
 
     Parameters
     ----------

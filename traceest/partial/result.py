@@ -191,4 +191,4 @@ def _largest_of_neighbours(xp: Any, x: Any) -> Any:
 
 def _descending(xp: Any, X: Any) -> Any:
     """Eigenvalues of self-adjoint matrices, the largest first."""
-    return xp.flip(xp.linalg.eigvalsh((X + aa.adjoint(xp, X)) / 2), axis=-1)
+    return xp.flip(aa.eigvalsh(xp, (X + aa.adjoint(xp, X)) / 2), axis=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from traceest.operators.blocks import n_blocks
+from traceest.operators.densify import dense_bytes
 from traceest.operators.gram import shorter
 from traceest.sketches.base import Sketch
 from traceest.sketches.exact import exact
@@ -18,11 +19,15 @@ __all__ = [
     "Request",
     "Sketch",
     "by_blocks",
+    "by_columns",
     "exact_cost",
     "kernels_of_one_state",
     "route",
     "sketch",
 ]
+
+HELD = 2**30
+"""Bytes of a Jacobian as an array."""
 
 
 def route(Ks: list[Any], request: Request) -> str:
@@ -51,6 +56,20 @@ def by_blocks(Ks: list[Any], request: Request) -> list[Any]:
     """A single kernel JᴴJ whose J has blocks as JJᴴ, where all that is asked for are functions of its eigenvalues."""
     plain = request.probes is None and request.n_matvecs is None and request.method in ("auto", "one-sided", "exact")
     return [shorter(Ks[0])] if plain and len(Ks) == 1 and not request.n_extra else Ks
+
+
+def by_columns(Ks: list[Any], request: Request) -> list[Any]:
+    """A single kernel JJᴴ as JᴴJ, where products with both are to meet a tolerance and J has fewer columns than rows.
+
+    The eigenvalues are the same but for zeros, the vectors shorter, and P jvps give the exact answer in place of n
+    vjps: by J as an array, which has to be of a size that can be held.
+    """
+    plain = request.rtol is not None and request.probes is None and request.method in ("auto", "two-sided")
+    if not plain or len(Ks) > 1 or request.n_extra or route(Ks, request) != "two-sided":
+        return Ks
+    J = getattr(Ks[0], "factor", None)
+    narrow = J is not None and J.shape[1] < J.shape[0] // n_blocks(J) and dense_bytes(J) <= HELD
+    return [Ks[0].dual] if narrow else Ks
 
 
 def exact_cost(Ks: list[Any], request: Request) -> int:

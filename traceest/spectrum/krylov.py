@@ -68,7 +68,7 @@ def rayleigh_ritz(xp: Any, V: Any, AV: Any, k: int, spare: int, which: Which) ->
     unit = xp.where(unit > 0, unit, xp.ones_like(unit))
     AV = AV / xp.astype(unit, AV.dtype)
     T = aa.adjoint(xp, V) @ AV
-    theta, Y = xp.linalg.eigh((T + aa.adjoint(xp, T)) / 2)
+    theta, Y = aa.eigh(xp, (T + aa.adjoint(xp, T)) / 2)
     size = xp.max(xp.abs(theta))
     p = min(k + spare, theta.shape[0])
     order = xp.argsort(-_key(xp, theta, which))[:p]

@@ -59,7 +59,7 @@ def gauss(xp: Any, T: Tridiagonals, depth: int | None = None) -> tuple[Any, Any]
         off = T.beta[:, : t - 1, None] * upper
         off = xp.concat([off, xp.zeros_like(off[:, :1, :])], axis=1)
         M = M + off + xp.matrix_transpose(off)
-    nodes, U = xp.linalg.eigh(M)
+    nodes, U = aa.eigh(xp, M)
     return nodes, U[:, 0, :] ** 2
 
 

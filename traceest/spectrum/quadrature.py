@@ -156,7 +156,7 @@ def quadrature(
     p = plan(A, n_matvecs, n_probes, steps, n_deflate, probes, caller)
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
-        theta = xp.linalg.eigvalsh(to_dense(xp, meter.op))[None, :]
+        theta = aa.eigvalsh(xp, to_dense(xp, meter.op))[None, :]
         return Quadrature(xp, n, (theta, xp.ones_like(theta) / n), None, 0.0, None, meter.spent)
     check.check_probes(probes, n, A, caller)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
