@@ -21,6 +21,7 @@ from traceest_adapters.demo.data import load
 from traceest_adapters.torch import ntk
 
 REPRODUCTION = Path(__file__).parents[1] / "docs" / "reproduction"
+SCRIPTS = {"spectra": "kernel_spectra", "ad_modes": "ad_modes"}
 FIGURES = {"spectra": ("spectra", "ranks", "hutchpp"), "ad_modes": ("ad_costs", "front_door")}
 pytestmark = pytest.mark.skipif(not REPRODUCTION.exists(), reason="the questions are not in an installed package")
 
@@ -31,7 +32,7 @@ def run(name: str, *arguments: str) -> str:
     pytest.importorskip("sklearn", reason="the digits are from it")
     root = str(REPRODUCTION.parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(REPRODUCTION / "questions" / f"{name}.py"), *arguments]
+    command = [sys.executable, str(REPRODUCTION / "questions" / f"{SCRIPTS[name]}.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

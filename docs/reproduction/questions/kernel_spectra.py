@@ -1,6 +1,6 @@
 """Are Neural Tangent Kernels of low rank, and when is Hutch++ worth its jvps?
 
-    python docs/reproduction/questions/spectra.py [--quick] [--redraw] [--out DIR]
+    python docs/reproduction/questions/kernel_spectra.py [--quick] [--redraw] [--out DIR]
 
 MLP, CNN, GRU, LSTM and transformer on scikit-learn's digits, at initialisation and after 300 steps of Adam; the kernel
 of 32 test images. Over width and depth: effective rank from 8 vjps, entropy rank from 96 products with K, and the
