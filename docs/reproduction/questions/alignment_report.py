@@ -59,12 +59,17 @@ def answer(result: dict[str, Any]) -> str:
         "standard errors at most."
     )
     for model in dict.fromkeys(r["model"] for r in routes):
-        best, blocks = of_kind(routes, "routes", model=model), of_kind(routes, "routes", model=model, route="blocks")
-        others = [r for r in best if r["route"] != "blocks"]
-        said = [f"{r['route']} {100 * r['rms'] / r['exact']:.2g} % at {r['passes']}" for r in others]
-        few = f"{100 * blocks[0]['rms'] / blocks[0]['exact']:.2g} % at {blocks[0]['passes']} passes a kernel"
-        lines.append(f"* Hidden states of the {model}: by blocks {few}; {', '.join(said)}.")
+        said = []
+        for route in ROUTES:
+            mine = of_kind(routes, "routes", model=model, route=route)
+            errors, passes = (" / ".join(x) for x in zip(*((_share(r), str(r["passes"])) for r in mine), strict=True))
+            said.append(f"{route} {errors} % at {passes} passes a kernel")
+        lines.append(f"* Hidden states of the {model}: {'; '.join(said)}.")
     return "\n".join(lines)
+
+
+def _share(r: dict[str, Any]) -> str:
+    return f"{100 * r['rms'] / r['exact']:.2g}"
 
 
 def _grid(rows: Rows) -> list[Table]:
@@ -198,7 +203,7 @@ def _draw_sizes(ax: Any, rows: Rows) -> None:
             y = [100 * r["alignment"]["rms"] / r["alignment"]["exact"] for r in mine]
             ax.plot([r["P"] for r in mine], y, "-" + mark, color=hue, markersize=5, linewidth=0.8)
     for i, (model, hue) in enumerate(COLOURS.items()):
-        ax.text(0.02, 0.97 - 0.07 * i, model, color=hue, transform=ax.transAxes, fontsize=8, va="top")
+        ax.text(0.02, 0.03 + 0.07 * i, model, color=hue, transform=ax.transAxes, fontsize=8)
     marks = [ax.plot([], [], mark, color="#444444", markersize=5, label=data)[0] for data, mark in MARKS.items()]
     ax.legend(handles=marks, frameon=False, fontsize=8, loc="upper right", handletextpad=0.1)
     ax.set(xscale="log", yscale="log", xlabel="parameters P", ylabel="relative rms error, %")
@@ -213,13 +218,14 @@ def _draw_training(ax: Any, rows: Rows) -> None:
             continue
         away, rms = zip(*((1 - r["alignment"]["exact"], r["alignment"]["rms"]) for r in mine), strict=True)
         ax.plot(away, rms, "-o", color=hue, markersize=4, linewidth=1)
-        for r, x, y in zip(mine, away, rms, strict=True):
-            if r["step"] in (1, mine[-1]["step"]):
-                at = {"xytext": (5, -9), "textcoords": "offset points", "color": hue, "fontsize": 7}
-                ax.annotate(f"{model}, step {r['step']}", (x, y), **at)
+        style = {"textcoords": "offset points", "color": hue, "fontsize": 7}
+        ax.annotate(f"{model}, step {mine[0]['step']}", (away[0], rms[0]), xytext=(5, -7), **style)
+        if model == list(COLOURS)[-1]:
+            ax.annotate(f"step {mine[-1]['step']}", (away[-1], rms[-1]), xytext=(4, 6), ha="right", **style)
     low, high = (f(1 - r["alignment"]["exact"] for r in some) for f in (min, max))
     ax.plot([low, high], [0.1 * low, 0.1 * high], ":", color="#999999", linewidth=1)
-    ax.text(low, 0.1 * low, "10 % of 1 − A ", color="#777777", fontsize=7, ha="left", va="bottom")
+    ax.text(30 * low, 6 * low, "10 % of 1 − A", color="#777777", fontsize=7, ha="right")
+    ax.set_ylim(0.02 * low, high)
     ax.set(xscale="log", yscale="log", xlabel="1 − A, exact", ylabel="rms error of A")
     ax.set_title(f"Along training, MNIST: {some[0]['n_probes']} vjps")
 
@@ -240,7 +246,7 @@ def _draw_examples(ax: Any, rows: Rows) -> None:
     ax.xaxis.set_major_locator(ticker.FixedLocator(counts))
     ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%d"))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.set_title(f"Number of examples: {some[0]['n_probes']} vjps, step {some[0]['step']}")
+    ax.set_title(f"Number of examples, MNIST: {some[0]['n_probes']} vjps")
 
 
 def _draw_coverage(ax: Any, rows: Rows) -> None:
@@ -272,7 +278,7 @@ def _draw_precision(ax: Any, rows: Rows) -> None:
     ax.plot(ends, ends, ":", color="#999999", linewidth=1)
     ax.text(ends[0], 2 * ends[0], "= standard error", color="#777777", fontsize=7)
     ax.axhline(2.0**-24, color="#999999", linewidth=0.6)
-    ax.text(ends[1], 2.0**-24, "half a unit of float32 at 1", color="#777777", fontsize=7, ha="right", va="bottom")
+    ax.text(ends[0], 2e-9, "line: half a unit of float32", color="#777777", fontsize=7)
     ax.set(xscale="log", yscale="log", xlabel="standard error of 4 vjps", ylabel="|float32 − float64|")
     ax.set_title("Precision: the same signs")
 
@@ -285,11 +291,10 @@ def _draw_routes(ax: Any, rows: Rows) -> None:
             x, y = [r["passes"] for r in mine], [100 * r["rms"] / r["exact"] for r in mine]
             ax.plot(x, y, line + "o", color=hue, markersize=4, linewidth=1)
             if line == "-":
-                ax.annotate(
-                    route, (x[-1], y[-1]), (4, 3), textcoords="offset points", color=hue, fontsize=8, ha="right"
-                )
+                at = {"xytext": (-4, -4), "ha": "right"} if route != "blocks" else {"xytext": (-2, -12)}
+                ax.annotate(route, (x[0], y[0]), textcoords="offset points", color=hue, fontsize=8, **at)
     ax.plot([], [], "-", color="#444444", linewidth=1, label="MLP, n = 3,072")
     ax.plot([], [], "--", color="#444444", linewidth=1, label="GRU, n = 9,216")
-    ax.legend(frameon=False, fontsize=8, loc="upper right")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
     ax.set(xscale="log", yscale="log", xlabel="passes (vjps and jvps) a kernel", ylabel="relative rms error, %")
     ax.set_title("Routes: hidden states")
