@@ -274,8 +274,8 @@ def text(found: dict[str, Any]) -> dict[str, str]:
         f"in the median of {len(regret['examples'])} cases, {worst['examples']:.1f} times at worst: it takes vjps per "
         "example at every P/n, whose error is so much smaller that the price of a jvp hardly matters (the whole state "
         f"as one costs {min(gain):.1f} to {max(gain):.0f} times as much). Of a state that is *not* made of independent "
-        f"examples it takes products with K, which cost both modes: {middle['one state']:.1f} times the best way in the "
-        f"median, {worst['one state']:.1f} times at worst. Where it loses, the spectrum is flat, and "
+        f"examples it takes products with K, which cost both modes: {middle['one state']:.1f} times the best way in "
+        f"the median, {worst['one state']:.1f} times at worst. Where it loses, the spectrum is flat, and "
         '`method="rhutch"` '
         'or `method="fhutch"`, whichever product is the cheaper, is the better choice; where the spectrum falls, the '
         "products with K are."
