@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, degrees_of_freedom, trace_bounds
+from traceest.estimate import Estimate, certain, degrees_of_freedom, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import Route, cheapest
 from traceest.estimators.xdiag import xdiag
@@ -184,5 +184,4 @@ def _exact(A: Any, best: Route, chunk: int) -> Estimate:
             total = total + xp.sum(aa.abs2(xp, meter.op.matmat(E)), axis=1)
     value = xp.reshape(aa.concat_columns(xp, parts), (-1,)) if parts else total
     value = aa.real(xp, value) if getattr(A, "symmetric", False) else value
-    zero = xp.zeros_like(aa.real(xp, value))
-    return Estimate(value, zero, zero + 1, None, method="exact", bounds=trace_bounds(A), **meter.spent)
+    return certain(value, bounds=trace_bounds(A), **meter.spent)

@@ -254,6 +254,13 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     return Estimate(xp.sum(mean), stderr, df, samples, **fields)
 
 
+def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:
+    """What is exact to rounding: with stderr 0, and one degree of freedom, which then says nothing."""
+    xp = aa.namespace(value)
+    zero = xp.zeros_like(aa.real(xp, value))
+    return Estimate(value, zero, zero + 1, None, method=method, **fields)
+
+
 def degrees_of_freedom(xp: Any, squares: Any) -> Any:
     """Student's degrees of freedom of a mean, from the squared deviations d² along the last axis.
 

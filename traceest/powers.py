@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.operators.composite import Polynomial, checked_coefficients
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
@@ -97,8 +97,7 @@ def trace_of_polynomial(
     if d == 0 or (probes is None and budget >= dense_cost(A)[0] and dense_bytes(A) <= EXACT_BYTES):
         value = _exactly(xp, meter.op, c, n)
         value = aa.real(xp, value) if real else value
-        zero = xp.zeros_like(aa.real(xp, value))
-        return Estimate(value, zero, zero + 1, None, method="exact", **fields, **meter.spent)
+        return certain(value, **fields, **meter.spent)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     parts = []
     for V in stream.chunks(m, chunk_columns(A, chunk_size)):

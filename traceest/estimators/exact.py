@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, trace_bounds
+from traceest.estimate import Estimate, certain, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
@@ -91,9 +91,7 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     for i in range(0, cost, chunk):
         E = unit_probes(target, i, min(i + chunk, cost), at_side)
         total = total + _contribution(xp, meter.op, E, at_side, as_factor)
-    zero = aa.real(xp, total * 0)
-    bounds = (0.0, math.inf) if as_factor else trace_bounds(A)
-    return Estimate(total, xp.zeros_like(zero), xp.ones_like(zero), None, **meter.spent, method="exact", bounds=bounds)
+    return certain(total, bounds=(0.0, math.inf) if as_factor else trace_bounds(A), **meter.spent)
 
 
 def _contribution(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom, from_samples
+from traceest.estimate import Estimate, _welch_satterthwaite, certain, degrees_of_freedom, from_samples
 from traceest.estimators.ustatistics import Statistic, jackknife, pair_mean, squared_mean
 from traceest.kernels.statistics import _ratio, _sqrt
 
@@ -55,7 +55,7 @@ class PartialTrace:
         xp, m, mean = self._xp, self.samples.shape[1], self._block_means
         value = xp.sum(mean, axis=(0, 1))
         if self._exact:
-            return self._certain(value * self.unit)
+            return certain(value * self.unit, **self._fields)
         return self._array(value, *self._spread(self.samples - mean, 1 / (m * (m - 1))))
 
     @cached_property
@@ -64,7 +64,7 @@ class PartialTrace:
         forms = self._forms * self.unit
         bounds = (0.0 if self.psd else -math.inf, math.inf)
         if self._exact:
-            return self._certain(self._xp.sum(forms), bounds=bounds)
+            return certain(self._xp.sum(forms), bounds=bounds, **self._fields)
         return from_samples(forms, bounds=bounds, **self._fields)
 
     @cached_property
@@ -107,7 +107,7 @@ class PartialTrace:
         value = _descending(xp, total)[0, 0, :]
         bounds = (0.0 if self.psd else -math.inf, math.inf)
         if self._exact:
-            return self._certain(value * self.unit, bounds=bounds)
+            return certain(value * self.unit, bounds=bounds, **self._fields)
         left_out = _descending(xp, total + (mean - self.samples) / (m - 1))
         centre = xp.sum(left_out, axis=1, keepdims=True) / m
         stderr, df = self._spread(left_out - centre, (m - 1) / m)
@@ -165,12 +165,8 @@ class PartialTrace:
     # -- Estimates ---------------------------------------------------------------------------------
     def _estimate(self, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         if self._exact:
-            return self._certain(s.value * size, **fields)
+            return certain(s.value * size, **self._fields, **fields)
         return jackknife(self._xp, s, size, **self._fields, **fields)
-
-    def _certain(self, value: Any, **fields: Any) -> Estimate:
-        zero = self._xp.zeros_like(aa.real(self._xp, value))
-        return Estimate(value, zero, zero + 1, None, **self._fields, **fields)
 
     def _spread(self, deviations: Any, factor: float) -> tuple[Any, Any]:
         """√(factor · Σ |deviation|²) over axis 1, added up over the blocks of axis 0, and its degrees of freedom."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, certain
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.ustatistics import Statistic
 from traceest.operators.blocks import block_rmatmat, grouped_gram, n_blocks, unit_probes
@@ -52,15 +52,11 @@ class Exact(Sketch):
 
     def example_traces(self, a: int) -> Estimate | None:
         """As they are."""
-        return self._certain(self.traces[a] * self.units[a])
+        return certain(self.traces[a] * self.units[a], **self.fields)
 
     def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         """With stderr 0."""
-        return self._certain(statistic.value * size, **fields)
-
-    def _certain(self, value: Any, **fields: Any) -> Estimate:
-        zero = self.xp.zeros_like(aa.real(self.xp, value))
-        return Estimate(value, zero, zero + 1, None, **self.fields, **fields)
+        return certain(statistic.value * size, **self.fields, **fields)
 
 
 def exact(Ks: list[Any], request: Request) -> Exact:

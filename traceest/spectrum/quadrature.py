@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators._metering import MEMORY, Meter, chunk_columns
 from traceest.estimators._products import deflate
 from traceest.estimators.nystrom import mean_square
@@ -99,7 +99,7 @@ class Quadrature(NamedTuple):
         xp, value = self.xp, self.mean(f)
         fields = {"method": "Lanczos quadrature", **self.fields, **fields}
         if self.coarse is None:
-            return Estimate(value, xp.zeros_like(value), xp.ones_like(value), None, **{**fields, "method": "exact"})
+            return certain(value, **{**fields, "method": "exact"})
         values = f(self.fine[0])
         stderr, df = self._sampling(values, self._forms(values, self.fine[1]))
         truncation = xp.abs(value - self._mean(f, self.coarse, self.basis[1] if self.basis is not None else None))
