@@ -24,6 +24,7 @@ from traceest_adapters.torch import TorchJacobian, examples, jacobian
 LAYERS = sys.modules["traceest_adapters.torch.layers"]
 LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
 GHOST = sys.modules["traceest_adapters.torch.ghost"]
+ALIKE = sys.modules["traceest_adapters.torch.alike"]
 ADAPTER = sys.modules["traceest_adapters.torch.operator"]
 F64 = {"dtype": torch.float64}
 torch.manual_seed(0)
@@ -102,6 +103,15 @@ CASES: dict[str, Case] = {
     "positions": Case(then(linear(3, 4), nn.Tanh(), linear(4, 2)), x(5, 6, 3)),
     "many positions, narrow": Case(then(linear(2, 2), nn.Tanh(), linear(2, 2)), x(5, 30, 2)),
     "few positions, wide": Case(then(linear(20, 30), nn.Tanh(), linear(30, 2)), x(5, 2, 20)),
+    "layers alike": Case(
+        then(
+            linear(3, 4), nn.Tanh(), linear(4, 4), affine(nn.LayerNorm(4, **F64)), linear(4, 4), nn.Tanh(), linear(4, 4)
+        ),
+        x(5, 6, 3),
+    ),
+    "tables alike": Case(
+        Of(lambda m, a: m.u(a).tanh() * m.v(a) + m.w(a), **{name: nn.Embedding(9, 3, **F64) for name in "uvw"}), TOKENS
+    ),
     "time-major": Case(Of(lambda m, a: m.l(a).tanh(), l=linear(3, 2)), x(6, 5, 3), options={"batch_axis": 1}),
     "time-major, square": Case(Of(lambda m, a: m.l(a).tanh(), l=linear(3, 2)), x(5, 5, 3), options={"batch_axis": 1}),
     "rows and examples in one axis": Case(
@@ -366,6 +376,8 @@ def test_norms_and_grams_are_those_of_the_dense_jacobian(case: str) -> None:
 
 SEVERAL_KINDS = [
     "mlp",
+    "layers alike",
+    "tables alike",
     "many positions, narrow",
     "few positions, wide",
     "conv2d, grouped",
@@ -418,6 +430,23 @@ def largest(case: Case, k: int) -> int:
         J.block_sqnorms(V)
         J.sketch_gram(V)
     return watched.numbers
+
+
+def test_small_layers_that_are_alike_are_one_with_more_examples() -> None:
+    ghost = CASES["layers alike"].jacobian()._ghost
+    together, alone = ghost._alike
+    assert sorted(len(some.uses) for some in together) == [3, 5]  # weights; biases and a shift
+    assert len(alone) == 2
+    assert all(some.fits(8) and not some.fits(8000) for some in together)
+
+
+def test_inputs_of_another_layer_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(honest: Any, self: Any, of_each: list[Any], lead: int) -> torch.Tensor:
+        return honest(self, of_each[::-1] if lead == 1 else of_each, lead)
+
+    broken(monkeypatch, ALIKE.Alike, "_arranged", turned)
+    with pytest.raises(AssertionError):
+        check(CASES["layers alike"].jacobian())
 
 
 def test_no_gradient_of_an_example_is_formed() -> None:

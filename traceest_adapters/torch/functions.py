@@ -7,6 +7,7 @@ a parameter. What it says is not relied upon: `traceest_adapters.torch.ghost` co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ def _transposed(x: Any, d: torch.Tensor) -> Outer:
     return Outer(*reversed(_matrix(x, d)))
 
 
+@lru_cache(maxsize=256)  # so that equal layers have equal factors
 def _elementwise(shape: tuple[int, ...], of: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
     """The factor of s in z = of(x) ∘ s, or in z = x + s (where x is not needed), for s of that shape."""
     core = _without_leading_ones(shape)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters.torch.alike import Alike, alike
 from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.products import CACHE_TO_LAYERS, MOST, grads, pairs
@@ -129,9 +130,23 @@ class Ghost:
         parts = []
         for part in U.split(chunk):
             deltas = self.deltas(calls, part)
-            of_each = (sqnorms(partial(self._factors, uses, deltas), self.B) for uses in self.uses.values())
-            parts.append(sum(of_each, start=part.new_zeros((), dtype=self.dtype)) * self.unit * self.unit)
+            summed = sum(self._sqnorms(deltas, len(part)), start=part.new_zeros((), dtype=self.dtype))
+            parts.append(summed * self.unit * self.unit)
         return torch.cat(parts, dim=1)
+
+    def _sqnorms(self, deltas: Deltas, c: int) -> Iterator[torch.Tensor]:
+        together, alone = self._alike
+        for some in together:
+            if some.fits(c):
+                yield some.sqnorms(deltas, self.B)
+            else:
+                alone = [*alone, *([use] for use in some.uses)]
+        for uses in alone:
+            yield sqnorms(partial(self._factors, uses, deltas), self.B)
+
+    @cached_property
+    def _alike(self) -> tuple[list[Alike], list[list[Use]]]:
+        return alike(self.uses.values(), self.dtype)
 
     def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).
