@@ -67,6 +67,7 @@ class JaxJacobian(te.Operator):
         self.memory_budget = memory.given(memory_budget)
         self.chunk_size = self._affordable() if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
+        self._lacks: dict[modes.Mode, str | None] = {}
 
     def _affordable(self) -> int:
         largest = self.model.largest(self.trained, self.fixed, self.inputs)
@@ -112,7 +113,9 @@ class JaxJacobian(te.Operator):
 
     def lacking(self, mode: modes.Mode) -> str | None:
         """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
-        return modes.lacking(self.model, mode, self.trained, self.fixed, self.inputs)
+        if mode not in self._lacks:  # asked before every product, and each time a walk over all arrays
+            self._lacks[mode] = modes.lacking(self.model, mode, self.trained, self.fixed, self.inputs)
+        return self._lacks[mode]
 
     # -- products -----------------------------------------------------------------------------------
     @modes.needs("reverse")
