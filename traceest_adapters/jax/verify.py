@@ -30,7 +30,7 @@ def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], exa
     key = model, plan
     if key not in _verified:
         some = [x[:: max(1, x.shape[0] - 1)][:2] for x in examples]  # the first and the last
-        both = _both(model, plan, n_b, trained, fixed, some)
+        both = _both(model, plan, trained, fixed, some, _cotangents(some, n_b))
         if traced(both):  # the function has a tracer in it
             return plan
         wrong = _wrong(plan, trained, both)
@@ -61,16 +61,21 @@ def _dtypes(plan: Plan) -> list[Any]:
     return [use.result[1] for use in plan.uses]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _both(model: Model, plan: Plan, n_b: int, trained: Any, fixed: Any, examples: Any) -> Any:
+def _cotangents(examples: list[Any], n_b: int) -> Any:
+    """Two for each example, at random: (2, B, n_b)."""
+    B = examples[0].shape[0] if examples else 1
+    return np.random.default_rng(0).standard_normal((2, B, n_b)).astype(np.float32)  # where nothing is compiled for it
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩ and ‖g_{b,i}‖² of every parameter that the plan understands, by it, and the former formed.
 
     Of the shapes (leaves, B, 2, B, 2), (leaves, B, 2) and (leaves, B, 2, B, 2).
     """
     dtype = jnp.promote_types(jnp.result_type(*trained), jnp.float32)
-    B = examples[0].shape[0] if examples else 1
     state = jax.eval_shape(model.row, trained, fixed, [x[0] for x in examples])
-    U = jax.random.normal(jax.random.key(0), (2, B, n_b)).astype(state.dtype)
+    U = U.astype(state.dtype)
     leaves = (*plan.weights, *plan.small)
     pullback, operands = ghost.linearise(model, plan, trained, fixed, examples)
     found, squares, formed = [], [], []
