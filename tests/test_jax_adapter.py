@@ -12,6 +12,7 @@ from assertions import assert_close
 from models import as_jax, jax_gru, jax_mlp, torch_gru, torch_mlp
 
 import traceest as te
+from traceest import _backends
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import jacobian, ntk, steps
 
@@ -219,3 +220,28 @@ def test_a_kernel_that_is_first_used_inside_a_compiled_function_keeps_nothing_of
     inside = jax.jit(lambda V: (K.matmat(V), te.rhutch(K.factor, probes=V).value))(V)
     assert_close(inside[0], K.matmat(V), 1e-12)
     assert float(inside[1]) == pytest.approx(float(te.rhutch(K.factor, probes=V)), rel=1e-12)
+
+
+def test_what_follows_the_products_is_one_program_for_all_kernels_of_its_shape(caplog):
+    fn, params, x, _ = CASES["mlp"]
+
+    def compilations(seed: int) -> int:
+        caplog.clear()
+        with jax.log_compiles():
+            K = ntk(fn, jax.tree.map(lambda p: p * seed, params), x)
+            assert float(te.summary(K, n_probes=4, rng=seed).effective_rank) > 1
+        return sum("Finished XLA compilation" in record.getMessage() for record in caplog.records)
+
+    jax.clear_caches()
+    assert 0 < compilations(1) < 80  # operation by operation they were over 130
+    assert compilations(2) == 0
+
+
+def test_statistics_op_by_op_and_as_one_program_agree(monkeypatch):
+    fn, params, x, _ = CASES["mlp"]
+    K = ntk(fn, params, x)
+    how = {"n_probes": 6, "rng": 0, "groups": 1, "target": random(35, 2), "centred": True, "distribution": "sphere"}
+    compiled = te.summary(K, **how)
+    monkeypatch.setattr(type(_backends.find(x)), "compiled", None)
+    for a, b in zip(jax.tree.leaves(compiled), jax.tree.leaves(te.summary(K, **how)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8)

@@ -3,20 +3,21 @@
 What cannot be reached through the Array API, a plug-in supplies. It is found by an entry point, whose name is the
 package that an object's type comes from, and is loaded the first time such an object is seen:
 
-* group ``traceest.backends`` (``torch``, ``jax``, ``jaxlib``): a framework's own random generators, and its pytree
-  registry;
+* group ``traceest.backends`` (``torch``, ``jax``, ``jaxlib``): a framework's own random generators, its pytree
+  registry, and its compiler where small operations are dear without one;
 * group ``traceest.operators`` (``lineax``, ``cola``, …): another library's linear operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, Protocol, TypeVar
 
 NATIVE = frozenset({"builtins", "numpy", "scipy"})
 Plugin = TypeVar("Plugin")
+Compiled = Callable[[Callable[..., Any], tuple[Any, ...], Any], Any]
 
 
 class Backend(Protocol):
@@ -24,6 +25,10 @@ class Backend(Protocol):
 
     def random_source(self, rng: Any) -> Any:
         """A `traceest.probes.Source` for the framework's generator or key; None if `rng` is not one."""
+
+    @property
+    def compiled(self) -> Compiled | None:
+        """``compiled(f, static, arrays)`` is ``f(*static, arrays)`` as one program, kept for arrays of these shapes."""
 
 
 class Conversion(Protocol):
@@ -63,6 +68,12 @@ register = backends.register
 def find(obj: Any) -> Backend | None:
     """The plug-in that answers for the framework's `obj`, or None where the core needs none."""
     return backends.of(type(obj))
+
+
+def compiler(array: Any) -> Compiled | None:
+    """What the framework of `array` compiles functions with, or None where there is no need."""
+    plugin = find(array)
+    return None if plugin is None else plugin.compiled
 
 
 def conversion(obj: Any) -> Conversion | None:

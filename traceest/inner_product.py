@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from traceest.estimate import Estimate
+from traceest.kernels import statistics
 from traceest.kernels._answer import answer
 from traceest.operators.blocks import n_blocks
 from traceest.operators.composite import Product
@@ -70,7 +71,7 @@ def inner_product(
     request = Request("inner_product", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
     Ks = kernels_of_one_state([A, B], request.caller)
     low = 0.0 if all(getattr(K, "psd", False) for K in Ks) else -math.inf
-    return answer(Ks, request, lambda s: s.estimate(s.product(0, 1), s.units[0] * s.units[1], bounds=(low, math.inf)))
+    return answer(Ks, request, statistics.inner_product, 0, 1, low)
 
 
 def one_sided_pair(A: Any) -> tuple[Any, Any] | None:

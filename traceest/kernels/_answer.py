@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest._growth import Target
 from traceest.estimate import Estimate
-from traceest.sketches import Request, Sketch, by_blocks, by_columns, exact_cost, route, sketch
+from traceest.sketches import Request, by_blocks, by_columns, exact_cost, fused, route, sketch
 from traceest.sketches.two_sided import LOW_RANK_FROM
 
 FIRST = 4
@@ -19,19 +19,22 @@ GROWTH = 4
 """Most that a two-sided look may ask for, in times of the last one's: a low-rank part may leave less by orders."""
 
 
-def answer(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
-    """`statistic` of a sketch of the kernels, on whichever side of their factor takes fewer products."""
+def answer(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], *options: Any) -> Estimate:
+    """`statistic` of a sketch of the kernels, on whichever side of their factor takes fewer products.
+
+    It is given the sketch and the options, which are hashable.
+    """
     request = request.checked()
     Ks = by_blocks(Ks, request)
     if request.rtol is None:
-        return statistic(sketch(Ks, request))
+        return fused(statistic, sketch(Ks, request), *options)
     narrow = by_columns(Ks, request)
-    e = _grown(narrow, request, statistic)
+    e = _grown(narrow, request, statistic, options)
     # The products of the dual are those of J with the sides exchanged.
     return e if narrow is Ks else replace(e, n_matvecs=e.n_rmatvecs, n_rmatvecs=e.n_matvecs)
 
 
-def _grown(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estimate]) -> Estimate:
+def _grown(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], options: tuple[Any, ...]) -> Estimate:
     """To a tolerance.
 
     Each look predicts how many probes it takes from how the interval has shrunk since the one before, until it is
@@ -48,7 +51,7 @@ def _grown(Ks: list[Any], request: Request, statistic: Callable[[Sketch], Estima
     m = min((LOW_RANK_FROM if two_sided else FIRST) + request.n_extra, limit)
     looks: list[tuple[int, float]] = []
     while True:
-        e = statistic(sketch(Ks, request.with_budget(m)))
+        e = fused(statistic, sketch(Ks, request.with_budget(m)), *options)
         n_matvecs, n_rmatvecs = n_matvecs + e.n_matvecs, n_rmatvecs + e.n_rmatvecs
         e = replace(e, converged=e.exact or target.met_by(e), n_matvecs=n_matvecs, n_rmatvecs=n_rmatvecs)
         left = limit - max(n_matvecs, n_rmatvecs) // len(Ks)

@@ -152,7 +152,7 @@ def relative_distance(
     """
     request = Request("relative_distance", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
     Ks = kernels_of_one_state([K1, K2], request.caller)
-    return answer(Ks, request, lambda s: statistics.relative_distance(s, 0, 1))
+    return answer(Ks, request, statistics.relative_distance, 0, 1)
 
 
 def target_alignment(
@@ -212,9 +212,7 @@ def target_alignment(
     request = Request(
         "target_alignment", n_probes, n_matvecs, rtol, method, rng, distribution, probes, centred=centred, targets=Y
     )
-    psd = bool(getattr(Ks[0], "psd", False))
-    norm = target_norm(Y, centred)
-    return answer(Ks, request, lambda s: statistics.target_alignment(s, 0, norm, psd))
+    return answer(Ks, request, statistics.target_alignment, 0, bool(getattr(Ks[0], "psd", False)))
 
 
 def targets(y: Any, K: Any, caller: str) -> Any:
@@ -235,14 +233,7 @@ def targets(y: Any, K: Any, caller: str) -> Any:
     return Y
 
 
-def target_norm(Y: Any, centred: bool) -> Any:
-    """‖YYᴴ‖ = ‖YᴴY‖."""
-    xp = aa.namespace(Y)
-    Y = Y - xp.sum(Y, axis=0, keepdims=True) / Y.shape[0] if centred else Y
-    return xp.sqrt(xp.sum(aa.abs2(xp, aa.adjoint(xp, Y) @ Y)))
-
-
 def _alignment(K1: Any, K2: Any, request: Request) -> Estimate:
     Ks = kernels_of_one_state([K1, K2], request.caller)
     psd = all(getattr(K, "psd", False) for K in Ks)
-    return answer(Ks, request, lambda s: statistics.alignment(s, 0, 1, psd))
+    return answer(Ks, request, statistics.alignment, 0, 1, psd)

@@ -80,7 +80,7 @@ def frobenius_norm(
     True
     """
     request = Request("frobenius_norm", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
-    return answer(kernels_of_one_state([K], request.caller), request, lambda s: statistics.frobenius_norm(s, 0))
+    return answer(kernels_of_one_state([K], request.caller), request, statistics.frobenius_norm, 0)
 
 
 def effective_rank(
@@ -126,7 +126,7 @@ def effective_rank(
     """
     request = Request("effective_rank", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
     Ks = kernels_of_one_state([K], request.caller)
-    return answer(Ks, request, lambda s: statistics.effective_rank(s, 0, largest_rank(Ks[0])))
+    return answer(Ks, request, statistics.effective_rank, 0, largest_rank(Ks[0]))
 
 
 def largest_rank(K: Any) -> float:

@@ -25,6 +25,11 @@ def effective_rank(s: Sketch, a: int, largest: float) -> Estimate:
     return s.estimate(rank, bounds=(1.0, largest))
 
 
+def inner_product(s: Sketch, a: int, b: int, low: float) -> Estimate:
+    """⟨K_a, K_b⟩."""
+    return s.estimate(s.product(a, b), s.units[a] * s.units[b], bounds=(low, math.inf))
+
+
 def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
     """⟨K_a, K_b⟩ / (‖K_a‖ ‖K_b‖)."""
     xp = s.xp
@@ -42,10 +47,10 @@ def relative_distance(s: Sketch, a: int, b: int) -> Estimate:
     return s.estimate(ratio, unit / s.units[b], bounds=(0.0, math.inf))
 
 
-def target_alignment(s: Sketch, a: int, target_norm: Any, psd: bool) -> Estimate:
+def target_alignment(s: Sketch, a: int, psd: bool) -> Estimate:
     """⟨K_a, YYᴴ⟩ / (‖K_a‖ ‖YYᴴ‖), its numerator exact."""
     xp = s.xp
-    cosine = s.product(a, a).map(lambda f: _ratio(xp, s.targets[a] / target_norm, _sqrt(xp, f)))
+    cosine = s.product(a, a).map(lambda f: _ratio(xp, s.targets[a], _sqrt(xp, f)))
     return s.estimate(cosine, bounds=(0.0 if psd else -1.0, 1.0))
 
 

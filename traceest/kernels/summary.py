@@ -9,11 +9,11 @@ from typing import Any
 
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
-from traceest.kernels.alignments import target_norm, targets
+from traceest.kernels.alignments import targets
 from traceest.kernels.grouping import Grouping, groups_of
 from traceest.kernels.norms import largest_rank
 from traceest.probes import Distribution
-from traceest.sketches import Method, Request, Sketch, kernels_of_one_state, sketch
+from traceest.sketches import Method, Request, Sketch, fused, kernels_of_one_state, sketch
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,17 +162,19 @@ def summary(
         targets=Y,
         groups=tuple(labels.values()) or None,
     ).checked()
-    s = sketch(Ks, request)
-    norm = None if Y is None else target_norm(Y, centred)
-    parts = (_summary(part, Ks, norm, True, OrderedDict(), names) for part in s.groups)
-    found = OrderedDict(zip(labels, parts, strict=True))  # whose order survives in a pytree
-    return _summary(s, Ks, norm, False, found, names)
+    if names is None:
+        names = [f"K{a + 1}" for a in range(len(Ks))] if len(Ks) > 1 else ["K"]
+    psd, ranks = all(getattr(K, "psd", False) for K in Ks), tuple(largest_rank(K) for K in Ks)
+    return fused(_summary, sketch(Ks, request), psd, ranks, tuple(names), tuple(labels))
 
 
-def _summary(s: Sketch, Ks: list[Any], norm: Any, part: bool, groups: dict[str, Summary], names: Any) -> Summary:
-    """All statistics of a sketch, whose kernels from len(Ks) on, of a part, are the whole ones."""
-    k, xp = len(Ks), s.xp
-    psd = all(getattr(K, "psd", False) for K in Ks)
+def _summary(
+    s: Sketch, psd: bool, ranks: tuple[float, ...], names: tuple[str, ...], labels: tuple[str, ...], part: bool = False
+) -> Summary:
+    """All statistics of a sketch of len(ranks) kernels; of a part, the whole ones come behind them."""
+    k, xp = len(ranks), s.xp
+    parts = (_summary(group, psd, ranks, names, (), part=True) for group in s.groups)
+    groups = OrderedDict(zip(labels, parts, strict=True))  # whose order survives in a pytree
     every, pairs = range(k), [(a, b) for a in range(k) for b in range(k)]
 
     def each(of: Any) -> Estimate:
@@ -186,14 +188,14 @@ def _summary(s: Sketch, Ks: list[Any], norm: Any, part: bool, groups: dict[str, 
     return Summary(
         each(lambda a: statistics.trace(s, a)),
         each(lambda a: statistics.frobenius_norm(s, a)),
-        each(lambda a: statistics.effective_rank(s, a, largest_rank(Ks[a]))),
+        each(lambda a: statistics.effective_rank(s, a, ranks[a])),
         alignment=of_pairs(lambda a, b: statistics.alignment(s, a, b, psd)) if k > 1 else None,
         relative_distance=of_pairs(lambda a, b: statistics.relative_distance(s, a, b)) if k > 1 else None,
-        target_alignment=None if norm is None else each(lambda a: statistics.target_alignment(s, a, norm, psd)),
+        target_alignment=each(lambda a: statistics.target_alignment(s, a, psd)) if s.targets else None,
         example_traces=example_traces,
         alignment_with_whole=each(lambda a: statistics.alignment(s, a, k + a, psd)) if part else None,
         groups=groups,
-        names=tuple(names) if names is not None else tuple(f"K{a + 1}" for a in every) if k > 1 else ("K",),
+        names=names,
     )
 
 

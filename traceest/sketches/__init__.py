@@ -9,6 +9,7 @@ from traceest.operators.densify import dense_bytes
 from traceest.operators.gram import shorter
 from traceest.sketches.base import Sketch
 from traceest.sketches.exact import exact
+from traceest.sketches.fused import fused
 from traceest.sketches.one_sided import one_sided
 from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
 from traceest.sketches.two_sided import two_sided
@@ -21,6 +22,7 @@ __all__ = [
     "by_blocks",
     "by_columns",
     "exact_cost",
+    "fused",
     "kernels_of_one_state",
     "route",
     "sketch",
@@ -85,6 +87,15 @@ def exact_cost(Ks: list[Any], request: Request) -> int:
 
 def sketch(Ks: list[Any], request: Request) -> Sketch:
     """Spend the budget, on the side and by the route that fits."""
+    s = _sketch(Ks, request)
+    if request.targets is not None:
+        norm = request.target_norm()
+        for part in (s, *s.groups):
+            part.targets = [t / norm for t in part.targets]
+    return s
+
+
+def _sketch(Ks: list[Any], request: Request) -> Sketch:
     if request.method == "exact":
         return exact(Ks, request)
     by = route(Ks, request)

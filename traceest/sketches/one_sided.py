@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from traceest import _array_api as aa
 from traceest import _validation as check
@@ -87,6 +87,19 @@ class OneSided(Sketch):
     def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         """With the delete-one jackknife."""
         return jackknife(self.xp, statistic, size, **self.fields, **fields)
+
+    def parts(self) -> tuple[Any, Any]:
+        """The groups are sketches of the same kind."""
+        groups = [g.parts() for g in self.groups if isinstance(g, OneSided)]
+        arrays = self.grams, self.units, self.targets, [arrays for arrays, _ in groups]
+        return arrays, (self.xp, tuple(self.fields.items()), self.law, tuple(static for _, static in groups))
+
+    @classmethod
+    def of_parts(cls, arrays: Any, static: Any) -> Self:
+        """The inverse."""
+        (grams, units, targets, below), (xp, fields, law, statics) = arrays, static
+        groups: list[Sketch] = [cls.of_parts(*parts) for parts in zip(below, statics, strict=True)]
+        return cls(xp, grams, units, dict(fields), targets, groups, law)
 
 
 def one_sided(Ks: list[Any], request: Request) -> OneSided:

@@ -94,6 +94,12 @@ class Request:
             columns.append(Y - xp.sum(Y, axis=0, keepdims=True) / n if self.centred else Y)
         return aa.concat_columns(xp, columns) if columns else None
 
+    def target_norm(self) -> Any:
+        """‖YYᴴ‖ = ‖YᴴY‖, of the centred targets where K is to be centred."""
+        Y, xp = self.targets, aa.namespace(self.targets)
+        Y = Y - xp.sum(Y, axis=0, keepdims=True) / Y.shape[0] if self.centred else Y
+        return xp.sqrt(xp.sum(aa.abs2(xp, aa.adjoint(xp, Y) @ Y)))
+
 
 def kernels_of_one_state(kernels: Any, caller: str) -> list[Any]:
     """The kernels as square operators of one shape, dtype and device.

@@ -1,7 +1,8 @@
-"""What the core needs of JAX and cannot reach through the Array API: keys, and the pytree registry."""
+"""What the core needs of JAX and cannot reach through the Array API: keys, the pytree registry, and the compiler."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,10 @@ class JaxSource:
 
 
 class _Backend:
+    def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:
+        """``f(*static, arrays)`` under `jax.jit`."""
+        return jax.jit(f, static_argnums=tuple(range(len(static))))(*static, arrays)
+
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)
         if dtype is None:

@@ -41,6 +41,8 @@ class TorchSource:
 
 
 class _Backend:
+    compiled = None
+
     def random_source(self, rng: Any) -> TorchSource | None:
         return TorchSource(rng) if isinstance(rng, torch.Generator) else None
 
