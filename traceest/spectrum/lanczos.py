@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
 
-
 BLOCK = 8
 """Vectors that are copied again when another comes; all of them would be t²/2 copies."""
 
