@@ -66,7 +66,7 @@ def trace_of_function(
     -------
     Estimate
         With Student-t error, to which what the last third of the steps has changed is added in quadrature. Memory
-        n · steps · chunk_size, time 4n · steps² · n_probes beside the products.
+        n · steps · chunk_size, time 2n · steps² · n_probes beside the products.
 
     Raises
     ------
