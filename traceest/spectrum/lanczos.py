@@ -17,15 +17,19 @@ class Tridiagonals(NamedTuple):
     beta: Any
 
 
-def lanczos(xp: Any, A: Any, Omega: Any, steps: int) -> Tridiagonals:
+def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = True) -> Tridiagonals:
     """Do t steps of Lanczos from each column of Ω: the three terms, and what rounding left, against all vectors before.
 
     That second pass finds coefficients of rounding size and need not be made again: orthogonality to √ε gives T to ε
     (Simon 1984), which holds until β itself is of size √ε, and what comes after that has weights of β². Memory k·n·t
-    for the bases, 2k·n·t² operations. A run whose Krylov space is exhausted (β of rounding size: low rank, few distinct
-    eigenvalues) goes on with zero vectors; its T gets decoupled rows, whose eigenvalues have no weight. They are set to
-    α₁, a value that lies inside the spectrum, so that a function of them is defined; each a few roundings away from the
-    others, for the derivative of `eigh` divides by their distances.
+    for the bases, 2k·n·t² operations. Without it three vectors a run are kept, and T is that of a larger operator whose
+    eigenvalues lie in clusters of rounding size around A's (Greenbaum 1989): eigenvalues that have converged come again
+    as copies, and share the weight, so that the quadrature holds.
+
+    A run whose Krylov space is exhausted (β of rounding size: low rank, few distinct eigenvalues) goes on with zero
+    vectors; its T gets decoupled rows, whose eigenvalues have no weight. They are set to α₁, a value that lies inside
+    the spectrum, so that a function of them is defined; each a few roundings away from the others, for the derivative
+    of `eigh` divides by their distances.
     """
     eps = xp.finfo(Omega.dtype).eps
     v = _rows(xp, Omega / xp.astype(norms(xp, Omega), Omega.dtype))
@@ -35,23 +39,25 @@ def lanczos(xp: Any, A: Any, Omega: Any, steps: int) -> Tridiagonals:
     b = size = xp.zeros_like(aa.real(xp, v[:, 0]))
     lives = size == 0
     for j in range(steps):
-        w = _rows(xp, A.matmat(xp.matrix_transpose(v)))
+        w = _rows(xp, A.matmat(xp.matrix_transpose(v))) - xp.astype(b, v.dtype)[:, None] * before
         a = aa.real(xp, xp.vecdot(v, w))
         alpha.append(xp.where(lives, a, alpha[0] * (1 - eps**0.5 * j)) if j else a)
         if j == steps - 1:
             break
-        w = w - xp.astype(a, w.dtype)[:, None] * v - xp.astype(b, w.dtype)[:, None] * before
-        for block in basis:
+        w = w - xp.astype(a, w.dtype)[:, None] * v
+        for block in basis if reorthogonalise else ():
             w = _orthogonalised(xp, block, w)
-        b = norms(xp, xp.matrix_transpose(w))
-        size = xp.maximum(xp.maximum(size, xp.abs(a)), b)
+        size = xp.maximum(size, xp.abs(a))
+        b = _lengths(xp, w, size) if j else norms(xp, xp.matrix_transpose(w))
+        size = xp.maximum(size, b)
         lives = b > 10 * eps * size
-        unit = xp.astype(xp.where(lives, b, xp.ones_like(b)), w.dtype)
+        inverse = xp.where(lives, 1 / xp.where(lives, b, xp.ones_like(b)), xp.zeros_like(b))
         b = xp.where(lives, b, xp.zeros_like(b))
         beta.append(b)
-        before, v = v, xp.where(lives[:, None], w / unit[:, None], xp.zeros_like(w))
-        last = v[:, None, :]
-        basis = [*basis[:-1], xp.concat([basis[-1], last], axis=1)] if j % BLOCK else [*basis, last]
+        before, v = v, w * xp.astype(inverse, w.dtype)[:, None]
+        if reorthogonalise:
+            last = v[:, None, :]
+            basis = [*basis[:-1], xp.concat([basis[-1], last], axis=1)] if j % BLOCK else [*basis, last]
     empty = xp.zeros((Omega.shape[1], 0), dtype=size.dtype, device=aa.device(size))
     return Tridiagonals(xp.stack(alpha, axis=1), xp.stack(beta, axis=1) if beta else empty)
 
@@ -79,6 +85,14 @@ def norms(xp: Any, X: Any) -> Any:
     squares = xp.sum(aa.abs2(xp, X / xp.astype(scale, X.dtype)), axis=0)
     positive = squares > 0
     return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * scale[0, :]
+
+
+def _lengths(xp: Any, w: Any, size: Any) -> Any:
+    """Lengths of the rows, (k,), which are of about that size: one look for the largest entries less than `norms`."""
+    unit = xp.where(size > 0, size, xp.ones_like(size))
+    squares = aa.real(xp, xp.vecdot(w / xp.astype(unit, w.dtype)[:, None], w))  # of first order in the size: in range
+    positive = squares > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * xp.sqrt(unit)
 
 
 def _rows(xp: Any, W: Any) -> Any:
