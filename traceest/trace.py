@@ -69,8 +69,8 @@ def trace(
     * a product K₁ @ K₂ of such Gram operators: `inner_product`, by vjps alone, with each of the two at most half of
       `max_matvecs` (an absolute tolerance, another confidence, and runs that are watched or continued are for the
       other ways, by products with K₁ @ K₂);
-    * a Gram operator of one block with both sides: ‖Jᴴv‖² by vjps alone while few of them are predicted to be enough, as on
-      a flat spectrum, and else as the next;
+    * a Gram operator of one block with both sides: ‖Jᴴv‖² by vjps alone while few of them are predicted to be enough,
+      as on a flat spectrum, and else as the next;
     * any other known to be positive semidefinite: XNysTrace, or Hutchinson of the same probes where the spectrum is
       flat, or XTrace, which takes as many products again, where a floor is left that more probes would not sketch away;
     * any other: Hutchinson, and XTrace of the same probes where that is found to pay.

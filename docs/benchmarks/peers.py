@@ -27,6 +27,7 @@ class Peer(NamedTuple):
     count: Callable[[int], int]
 
 
+@cache
 def available() -> tuple[list[Peer], dict[str, str]]:
     """The peers that are installed, and the version (or what is missing) of each library."""
     peers: list[Peer] = []
@@ -272,6 +273,7 @@ Logdet = tuple[str, str, str, Callable[[Operand, int, int, int], float]]
 """Library, method, arrays and (operand, probes, steps, seed) ↦ estimate."""
 
 
+@cache
 def logdets() -> list[Logdet]:
     """Stochastic Lanczos quadrature in the libraries that have it and are installed."""
     found: list[Logdet] = []

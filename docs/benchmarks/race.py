@@ -19,7 +19,7 @@ OURS = "traceest"
 TARGETS = tuple(10.0**-i for i in range(1, 13))
 ARRAYS = {"numpy", "torch", "jax"}
 """Whose arrays contenders may take; fewer for a quicker look."""
-SLOW = 8.0
+SLOW = 3.0
 """Seconds of one run from which a contender is not asked for more."""
 
 
