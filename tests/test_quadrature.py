@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import jax
@@ -42,17 +43,17 @@ def held(estimates, truth):
     return np.mean([low - slack <= truth <= high + slack for low, high in ends])
 
 
-def of_all_functions(spectrum, m, seeds):
+def of_all_functions(spectrum, m, seeds, **options):
     """Estimates over seeds, by function; one Lanczos run serves all functions."""
     A = diagonal(zoo.SPECTRA[spectrum](N), psd=True)
-    runs = [QUADRATURE.quadrature(A, m, caller="test", rng=seed).clipped(0.0) for seed in range(seeds)]
+    runs = [QUADRATURE.quadrature(A, m, caller="test", rng=seed, **options).clipped(0.0) for seed in range(seeds)]
     names = [f for f in FUNCTIONS if not (f == "log" and spectrum in SINGULAR)]
     return {f: [q.trace(FUNCTIONS[f]) for q in runs] for f in names}
 
 
-def check_coverage(spectrum, m, seeds, at_least):
+def check_coverage(spectrum, m, seeds, at_least, **options):
     lam = zoo.SPECTRA[spectrum](N)
-    for f, estimates in of_all_functions(spectrum, m, seeds).items():
+    for f, estimates in of_all_functions(spectrum, m, seeds, **options).items():
         share = held(estimates, np.sum(FUNCTIONS[f](lam)))
         assert share >= at_least, f"{f}: held in {share}"
 
@@ -63,9 +64,73 @@ def test_intervals_hold_the_dense_value(spectrum):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize("spectrum", zoo.SPECTRA)
-def test_intervals_hold_over_many_seeds(spectrum):
-    check_coverage(spectrum, 240, 400, 0.93 - 2 * 0.0125)
+def test_intervals_hold_over_many_seeds(spectrum, keeps):
+    check_coverage(spectrum, 240, 400, 0.93 - 2 * 0.0125, reorthogonalise=keeps)
+
+
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_copies_of_eigenvalues_share_their_weight(spectrum):
+    """Without reorthogonalisation the answers are the same, far within their bars, and the bars are.
+
+    Where truncation rules (log of eigenvalues that fall), the copies take steps: not so many as half.
+    """
+    kept, lean, shorter = (
+        of_all_functions(spectrum, None, 8, n_probes=4, steps=steps, reorthogonalise=keeps)
+        for steps, keeps in ((60, True), (60, False), (30, True))
+    )
+    for f, estimates in kept.items():
+        if (spectrum, f) == ("poly", "log"):
+            assert all(float(a) < float(b) for a, b in zip(lean[f], shorter[f], strict=True))
+            continue
+        bars = np.array([float(e.stderr) for e in estimates])
+        apart = np.array([float(a) - float(b) for a, b in zip(estimates, lean[f], strict=True)])
+        assert np.sqrt(np.mean(apart**2) / np.mean(bars**2)) < 0.3, f
+        assert np.mean([float(e.stderr) for e in lean[f]]) == pytest.approx(np.mean(bars), rel=0.1), f
+
+
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_intervals_hold_without_reorthogonalisation(spectrum):
+    check_coverage(spectrum, 240, 40, 0.82, reorthogonalise=False)
+
+
+@pytest.mark.parametrize("spectrum", ["poly", "slowexp", "fastexp"])
+def test_no_eigenvalue_comes_twice_from_a_basis_that_is_orthogonal(spectrum):
+    A = diagonal(zoo.SPECTRA[spectrum](200))
+    V = te.probes.sphere(200, 1, rng=0, like=A)
+
+    def gap(**options):
+        nodes = LANCZOS.gauss(np, LANCZOS.lanczos(np, A, V, 50, **options))[0][0]
+        return np.min(np.diff(np.sort(nodes)[-6:]) / np.sort(nodes)[-5:])
+
+    assert gap() > 1e-3
+    assert gap(reorthogonalise=False) < 1e-12
+
+
+def test_vectors_are_kept_as_long_as_those_of_a_run_fit_the_memory(monkeypatch):
+    A, options = diagonal(zoo.SPECTRA["slowexp"](N)), {"n_probes": 3, "steps": 60, "rng": 0}
+    by_default = te.trace_of_function(A, np.exp, **options)
+    assert float(by_default) == float(te.trace_of_function(A, np.exp, reorthogonalise=True, **options))
+    lean = te.trace_of_function(A, np.exp, reorthogonalise=False, **options)
+    assert float(lean) != float(by_default)
+    monkeypatch.setattr(QUADRATURE, "MEMORY", 8 * N * 30)
+    assert float(te.trace_of_function(A, np.exp, **options)) == pytest.approx(float(lean), rel=1e-12)
+
+
+def test_without_reorthogonalisation_memory_does_not_grow_with_the_steps():
+    n = 100_000
+    lam = np.linspace(1.0, 3.0, n)
+    A, V = diagonal(lam), te.probes.sphere(n, 1, rng=0, like=lam[:, None])
+
+    def peak(steps):
+        tracemalloc.start()
+        LANCZOS.lanczos(np, A, V, steps, reorthogonalise=False)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(40) < 1.1 * peak(4) < 11 * V.nbytes
 
 
 def entropies(spectrum, m, seeds, **options):
@@ -150,11 +215,12 @@ def test_other_laws_hold_too(law):
 
 
 @pytest.mark.parametrize("complex_", [False, True])
-def test_the_quadrature_is_the_textbooks(complex_):
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_quadrature_is_the_textbooks(complex_, keeps):
     """vᴴf(A)v by Golub and Meurant: exact for polynomials of degree 2t − 1, and the first step is vᴴAv."""
     A = zoo.with_spectrum(np.linspace(-1.0, 2.0, 30), complex_=complex_)
     V = te.probes.sphere(30, 3, rng=0, like=A)
-    nodes, weights = LANCZOS.gauss(np, LANCZOS.lanczos(np, A_op(A), V, 4))
+    nodes, weights = LANCZOS.gauss(np, LANCZOS.lanczos(np, A_op(A), V, 4, keeps))
     assert_close(np.sum(weights, axis=1), np.ones(3), 1e-13)
     for degree in range(8):
         truth = np.sum(V.conj() * (np.linalg.matrix_power(A, degree) @ V), axis=0).real / 30
@@ -460,7 +526,28 @@ def test_truncation_that_is_not_owned_up_to_is_caught(monkeypatch):
 def test_a_basis_that_is_not_orthogonal_is_caught(monkeypatch):
     monkeypatch.setattr(LANCZOS, "_orthogonalised", lambda xp, basis, W: W)
     with pytest.raises(AssertionError):
-        test_the_quadrature_is_the_textbooks(False)
+        test_no_eigenvalue_comes_twice_from_a_basis_that_is_orthogonal("slowexp")
+
+
+def test_lengths_of_the_wrong_unit_are_caught(monkeypatch):
+    honest = LANCZOS._lengths
+    monkeypatch.setattr(LANCZOS, "_lengths", lambda xp, w, size: honest(xp, w, size) * size)
+    for keeps in (True, False):
+        with pytest.raises(AssertionError):
+            test_the_quadrature_is_the_textbooks(False, keeps)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_the_scale_of_a_float32_operator_does_not_matter(scale, keeps):
+    lam = zoo.SPECTRA["slowexp"](300).astype(np.float32)[:, None]
+
+    def nodes(c):
+        A = te.aslinearoperator(lambda X: (np.float32(c) * lam) * X, like=lam, symmetric=True)
+        V = te.probes.sphere(300, 2, rng=0, like=A)
+        return LANCZOS.gauss(np, LANCZOS.lanczos(np, A, V, 12, keeps))[0]
+
+    assert_close(nodes(scale) / scale, nodes(1.0), 1e-4)
 
 
 def test_weights_of_the_wrong_row_are_caught(monkeypatch):

@@ -287,3 +287,99 @@ def test_the_column_that_is_not_finite_is_the_one_named():
     op = te.aslinearoperator(f, like=np.zeros(60))
     with pytest.raises(ValueError, match=r"matmat, column 12 "):
         te.trace(op, rng=0, rtol=1e-4, method="hutchinson", max_matvecs=50, chunk_size=4)
+
+
+# -- a Gram operator of one block, which vjps alone can sample -----------------------------------------
+def spread_kernel(spectrum, n=N):
+    """K = JJᵀ of a known spectrum, J = UᵀΛ^½ of spread eigenvectors U, counting; and its trace."""
+    roots, U = np.sqrt(zoo.SPECTRA[spectrum](n))[:, None], zoo.haar(n)
+    J = te.Operator((n, n), like=roots, matmat=lambda X: U @ (roots * X), rmatmat=lambda X: roots * (U.T @ X))
+    return Counter(J), float(np.sum(roots**2))
+
+
+def kernel_runs(spectrum, rtol, seeds):
+    counter, truth = spread_kernel(spectrum)
+    missed, runs = misses(te.gram(counter), truth, rtol=rtol, seeds=seeds)
+    held = np.mean([e.confidence_interval().low <= truth <= e.confidence_interval().high for e in runs])
+    assert counter.columns["matmat"] == sum(e.n_matvecs for e in runs)
+    assert counter.columns["rmatmat"] == sum(e.n_rmatvecs for e in runs)
+    return missed, held, runs
+
+
+def test_a_kernels_flat_spectrum_is_sampled_by_vjps_alone():
+    missed, held, runs = kernel_runs("flat", 0.01, 100)
+    assert missed <= 7
+    assert held >= 0.87
+    assert {(e.method, e.n_matvecs) for e in runs} == {("rhutch", 0)}
+    assert max(e.n_rmatvecs for e in runs) <= 40
+
+
+@pytest.mark.parametrize("spectrum", ["poly", "slowexp", "fastexp", "bigstep"])
+def test_a_kernels_falling_spectrum_is_sketched_after_a_look_by_vjps(spectrum):
+    missed, held, runs = kernel_runs(spectrum, 0.01, 40)
+    assert missed <= 5
+    assert held >= 0.82
+    assert {e.method for e in runs} == {"xnystrace"}
+    assert all(e.n_rmatvecs - e.n_matvecs == 10 for e in runs)
+    assert max(e.n_matvecs for e in runs) <= 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rtol", [0.1, 0.03, 0.01])
+@pytest.mark.parametrize("spectrum", zoo.SPECTRA)
+def test_intervals_of_kernels_hold_over_many_seeds(spectrum, rtol):
+    missed, held, _ = kernel_runs(spectrum, rtol, 600)
+    assert missed <= 0.07 * 600
+    assert held >= 0.93 - 2 * 0.01
+
+
+def test_a_kernel_is_handed_over_to_vjps_when_looks_predict_that_it_pays():
+    counter, truth = spread_kernel("flat")
+    e = te.trace(te.gram(counter), rtol=1.5e-3, rng=0)
+    assert e.n_rmatvecs > e.n_matvecs > 0
+    assert e.method == "hutchinson"
+    assert abs(float(e) - truth) < 2 * 1.5e-3 * truth
+
+
+@pytest.mark.parametrize("max_matvecs", [1, 9, 160, 161, 190])
+@pytest.mark.parametrize("spectrum", ["flat", "slowexp", "smallstep"])
+def test_a_budget_with_room_for_vjps_is_kept(spectrum, max_matvecs):
+    counter, _ = spread_kernel(spectrum)
+    e = te.trace(te.gram(counter), rtol=1e-6, max_matvecs=max_matvecs, rng=0)
+    assert_counts(e, counter)
+    assert max(e.n_matvecs, e.n_rmatvecs) <= max_matvecs
+    assert not e.converged or float(e.stderr) <= 1e-6 * float(e)
+
+
+def test_a_run_by_vjps_goes_on_from_its_checkpoint(tmp_path):
+    counter, _ = spread_kernel("slowexp", 400)
+    whole = te.trace(te.gram(counter), rtol=0.03, rng=0)
+    path = tmp_path / "run.npz"
+    te.trace(te.gram(counter), rtol=0.03, rng=0, checkpoint=path, callback=lambda e: e.n_matvecs >= 10)
+    e = te.trace(te.gram(counter), rtol=0.03, rng=0, checkpoint=path)
+    assert (float(e), e.n_matvecs, e.n_rmatvecs) == (float(whole), whole.n_matvecs, whole.n_rmatvecs)
+
+
+@pytest.mark.parametrize("ahead", [0.0, math.inf])
+def test_a_wrong_prediction_of_what_vjps_take_is_caught(monkeypatch, ahead):
+    honest = te.samplers.Exchangeable.ahead
+
+    def wrong(self, e, target):
+        needed = honest(self, e, target)
+        self.lean = ahead == 0
+        return needed
+
+    monkeypatch.setattr(te.samplers.Exchangeable, "ahead", wrong)
+    if ahead:
+        with pytest.raises(AssertionError):
+            test_a_kernels_flat_spectrum_is_sampled_by_vjps_alone()
+    else:
+        with pytest.raises(AssertionError):
+            test_a_kernels_falling_spectrum_is_sketched_after_a_look_by_vjps("fastexp")
+
+
+def test_samples_of_vjps_that_are_not_of_the_kernel_are_caught(monkeypatch):
+    honest = te.samplers.Exchangeable._squares
+    monkeypatch.setattr(te.samplers.Exchangeable, "_squares", lambda self, V: 1.05 * honest(self, V))
+    with pytest.raises(AssertionError):
+        test_a_kernels_flat_spectrum_is_sampled_by_vjps_alone()

@@ -78,8 +78,8 @@ class Growth:
             if self.target.met_by(e):
                 self.say("the interval is inside the tolerance")
                 return e
+            needed = sampler.ahead(e, self.target)
             left, k = self.budget - spent, sampler.n_samples
-            needed = (self.target.samples(e, k, sampler.rate) - k) * sampler.cost
             exact_cost = self._exact_cost(left, needed) if k >= sampler.patience else 0
             # A sketch is tried before the exact trace, and leaves room for it: few columns may hold all of a low rank.
             deflation = sampler.worth_deflating(exact_cost or min(needed, left), left - exact_cost)
@@ -95,7 +95,8 @@ class Growth:
                 self.say("the budget is spent")
                 return replace(e, **sampler.meter.spent)
             else:
-                more = max(sampler.cost, min(k * sampler.cost, left, math.ceil(1.1 * min(needed, left))))
+                double = max(k, FIRST_LOOK) * sampler.cost
+                more = max(sampler.cost, min(double, left, math.ceil(1.1 * min(needed, left))))
                 last = self.budget // 2 - sampler.asking  # as long as what is left can turn it all into a sketch
                 if spent < last < spent + more and sampler.cost == 1:
                     more = last - spent

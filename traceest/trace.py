@@ -29,6 +29,9 @@ from traceest.samplers import (
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"]
 
+ROOM_FOR_VJPS = 16 * FIRST_LOOK
+"""Budgets from which on a Gram operator is first looked at by vjps alone."""
+
 ALWAYS_EXACT = 16
 """Up to this many products the exact trace costs about what a first look does."""
 
@@ -66,6 +69,8 @@ def trace(
     * a product K₁ @ K₂ of such Gram operators: `inner_product`, by vjps alone, with each of the two at most half of
       `max_matvecs` (an absolute tolerance, another confidence, and runs that are watched or continued are for the
       other ways, by products with K₁ @ K₂);
+    * a Gram operator of one block with both sides: ‖Jᴴv‖² by vjps alone while few of them are predicted to be enough,
+      as on a flat spectrum, and else as the next;
     * any other known to be positive semidefinite: XNysTrace, or Hutchinson of the same probes where the spectrum is
       flat, or XTrace, which takes as many products again, where a floor is left that more probes would not sketch away;
     * any other: Hutchinson, and XTrace of the same probes where that is found to pay.
@@ -150,7 +155,7 @@ def trace(
         say("exactly (" + ("asked for)" if method == "exact" else f"at most {ALWAYS_EXACT} products)"))
         return _exact(A, best, budget, chunk)
 
-    sampler, rule = _sampler(A, method, rng, distribution, chunk)
+    sampler, rule = _sampler(A, method, rng, distribution, chunk, budget)
     check.budget(budget, None, sampler.cost, "max_matvecs", "trace")
     say(f"by {rule}")
     saved = None
@@ -191,7 +196,9 @@ def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None,
         say(f"goes on from {start!r}")
 
 
-def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int) -> tuple[Sampler, str]:
+def _sampler(
+    A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int, budget: int
+) -> tuple[Sampler, str]:
     """The sampler of the documented rules, and which of them chose it."""
     law: Distribution = distribution or "rademacher"
     J = getattr(A, "factor", None)
@@ -218,7 +225,11 @@ def _sampler(A: Any, method: Method, rng: Any, distribution: Distribution | None
         ways = ("hutchinson", "xnystrace")
     known = "asked for" if method != "auto" else "" if getattr(A, "psd", False) else "not "
     known = known if method != "auto" else f"{known}known to be positive semidefinite"
-    return Exchangeable(A, rng, distribution, chunk, ways), f"the best of {', '.join(ways)} ({known})"
+    rule = f"the best of {', '.join(ways)} ({known})"
+    # What vjps alone tell is lost on a spectrum that falls: a budget has to have room for it.
+    one_sided = method == "auto" and J is not None and budget >= ROOM_FOR_VJPS and hasattr(J, "rmatmat")
+    rule += ", vjps alone where they are cheaper" if one_sided else ""
+    return Exchangeable(A, rng, distribution, chunk, ways, one_sided), rule
 
 
 def _as_gram(A: Any, method: Method) -> Any:

@@ -3,8 +3,8 @@
     python docs/benchmarks/accuracy.py [--peers] [--quick] [--seeds 40] [--out DIR]
 
 Every fixed-budget estimator at 60, 120 and 300 products, and `traceest.trace` stopped by the same budget. With --peers
-also traceax, matfree and curvlinops, where they are installed, on the same matrices, with the products that they really
-spend. Prints tables, writes accuracy.json, and brings the tables of docs/calibration.md up to date.
+also traceax, matfree, curvlinops, skerch and primate, where they are installed, on the same matrices, with the products
+that they really spend. Prints tables, writes accuracy.json, and brings the tables of docs/calibration.md up to date.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from estimators import METHODS, TRACE, Method, revision
+from operands import Operand, from_matrix
 from spectra import SPECTRA, Problem, problem
 from tables import Table, fill, markdown, plain
 
@@ -47,9 +48,10 @@ def run(peers: list[Any], budgets: tuple[int, ...], seeds: int) -> list[dict[str
     rows = []
     for name in SPECTRA:
         p = problem(name)
+        operand = from_matrix(name, p.dense)
         for m in budgets:
             rows += [_ours(p, method, m, seeds) for method in (*METHODS, TRACE)]
-            rows += [_theirs(p, peer, m, seeds) for peer in peers]
+            rows += [_theirs(p, operand, peer, m, seeds) for peer in peers]
         print(f"{name}: done", flush=True)
     return rows
 
@@ -66,9 +68,9 @@ def _ours(p: Problem, method: Method, m: int, seeds: int) -> dict[str, Any]:
     return _row(p, "traceest", method.name, m, max(spent), row)
 
 
-def _theirs(p: Problem, peer: Any, m: int, seeds: int) -> dict[str, Any]:
-    row = errors(p, lambda seed: peer.estimate(p.dense, m, seed), seeds)
-    return _row(p, peer.package, peer.ours, m, peer.count(p.n, m), row)
+def _theirs(p: Problem, A: Operand, peer: Any, m: int, seeds: int) -> dict[str, Any]:
+    row = errors(p, lambda seed: peer.estimate(A, m, seed), seeds)
+    return _row(p, peer.package, peer.ours, m, peer.count(m), row)
 
 
 def _row(p: Problem, library: str, method: str, m: int, spent: int, row: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter
 from traceest.probes import Probes
+
+
+class Target(Protocol):
+    """A tolerance that tells how many samples it takes."""
+
+    def samples(self, e: Estimate, n_samples: int, rate: float) -> float:
+        """Predicted number of samples, the half-width falling as their number to the power −`rate`."""
+        ...
 
 
 class Sampler(ABC):
@@ -47,6 +55,10 @@ class Sampler(ABC):
     def n_samples(self) -> int:
         """Samples that the estimate rests on."""
         return sum(x.shape[-1] for x in getattr(self, self.KEPT[0]))
+
+    def ahead(self, e: Estimate, target: Target) -> float:
+        """Products that `target` is predicted to take yet, after the answer `e`."""
+        return (target.samples(e, self.n_samples, self.rate) - self.n_samples) * self.cost
 
     @abstractmethod
     def grow(self, k: int) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest import _validation as check
 from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
 from traceest.estimators._products import deflate, form
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
+from traceest.operators.blocks import block_sqnorms
 from traceest.probes import Distribution, Probes
-from traceest.samplers.base import Sampler
+from traceest.samplers.base import Sampler, Target
 
 PILOT = 4
 """Products that ask what XTrace would leave."""
@@ -22,6 +24,10 @@ GAIN = 0.8
 
 SETTLED = 50
 """Probes below which XNysTrace is left alone: its error may fall by orders with the next few, and asking costs some."""
+
+
+PLAIN = 12
+"""Vjps ahead that are trusted to be the cheaper way, for each product made (ten, if none yet)."""
 
 
 SLACK = 1.5
@@ -39,9 +45,14 @@ class Exchangeable(Sampler):
       pilot's g are probes like the others.
 
     Of those that there are, the one with the smallest standard error is the answer.
+
+    With `one_sided`, of K = JJᴴ, it begins and may go on with samples ‖Jᴴω‖² by vjps alone, ω signs, each at most half
+    of what a product costs: as long as no more than `PLAIN` of them for each product made are predicted to be enough, and
+    no more than twice the products. So a flat spectrum is known before anything is sketched, and a wrong turn costs
+    a few times what was spent before.
     """
 
-    KEPT = ("products", "probes", "basis", "images", "pilots", "pilots_kept", "pilots_products")
+    KEPT = ("products", "probes", "basis", "images", "pilots", "pilots_kept", "pilots_products", "plain")
     products: list[Any]
     probes: list[Any]
     basis: list[Any]
@@ -49,12 +60,21 @@ class Exchangeable(Sampler):
     pilots: list[Any]
     pilots_kept: list[Any]
     pilots_products: list[Any]
+    plain: list[Any]
 
     asking = PILOT
 
     def __init__(
-        self, A: Any, rng: Any, distribution: Distribution | None, chunk: int, methods: tuple[str, ...]
+        self,
+        A: Any,
+        rng: Any,
+        distribution: Distribution | None,
+        chunk: int,
+        methods: tuple[str, ...],
+        one_sided: bool = False,
     ) -> None:
+        self.one_sided = self.lean = one_sided
+        self.signs = distribution is None  # of what is drawn for XNysTrace: less variance, never more
         distribution = "sphere" if distribution in (None, "orthogonal") else distribution
         super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
         self.methods, self.normalise = methods, distribution != "rademacher"
@@ -65,6 +85,21 @@ class Exchangeable(Sampler):
         self.deep = methods == ("xtrace",)
 
     @property
+    def n_probes(self) -> int:
+        """Probes that K was multiplied by."""
+        return sum(Y.shape[1] for Y in self.products)
+
+    @property
+    def n_forms(self) -> int:
+        """Hutchinson's samples: those probes', and those of vjps alone."""
+        return self.n_probes + sum(x.shape[1] for x in self.plain)
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of the way that it goes on by."""
+        return self.n_forms if self.lean else self.n_probes
+
+    @property
     def sketched(self) -> int:
         """Columns of Q."""
         return sum(Q.shape[1] for Q in self.basis)
@@ -72,7 +107,7 @@ class Exchangeable(Sampler):
     @property
     def cost(self) -> int:
         """Products that one more sample takes: with its column of AQ, where that has been found to pay, two."""
-        return 2 if self.deep else 1
+        return 2 if self.deep and not self.lean else 1
 
     @property
     def rate(self) -> float:
@@ -91,18 +126,42 @@ class Exchangeable(Sampler):
         super().restore(state)
         self.asked = int(state["asked"])
         self.looks = [(int(k), float(stderr)) for k, stderr in _to_host(state["looks"])]
+        self.lean = self.one_sided and not self.n_probes
+
+    def ahead(self, e: Estimate, target: Target) -> float:
+        """Products that `target` is predicted to take yet; where so many vjps or fewer do, these are the way on."""
+        k, m = self.n_probes, self.n_forms
+        by_products = (target.samples(e, k, self.rate) - k) * (2 if self.deep else 1)
+        if not self.one_sided:
+            return by_products
+        by_vjps = target.samples(self.hutchinson, m, 0.5) - m
+        self.lean = by_vjps <= PLAIN * max(k, 10) and (not k or by_vjps <= 2 * by_products)
+        return by_vjps if self.lean or not k else by_products
 
     def grow(self, k: int) -> None:
-        """Spend k more probes."""
+        """Spend k more samples."""
         for Omega in self.stream.chunks(k, self.chunk):
+            if self.lean:
+                V = self.xp.sign(Omega) if self.signs else Omega
+                self.plain.append(self._squares(V))
+                continue
             self.probes.append(Omega)
             self.products.append(self.multiply(Omega))
-        if self.deep:
+        if self.deep and not self.lean:
             self.deflate()
+
+    def _squares(self, V: Any) -> Any:
+        """‖Jᴴv‖², (1, k)."""
+        before = self.meter.n_rmatvecs
+        forms = block_sqnorms(self.meter.op.factor, V)
+        check.finite(forms, "rmatmat", before, "trace")
+        return forms
 
     def worth_deflating(self, ahead: float, left: int) -> int:
         """The products that AQ takes where it promises more than as many probes, else 0; asking costs `PILOT`."""
-        k = self.n_samples
+        k = self.n_probes
+        if self.lean:
+            return 0
         cost = k - self.sketched + sum(G.shape[1] for G in self.pilots) + PILOT
         early = k < 1.1 * self.asked or ("xnystrace" in self.methods and k < SETTLED)
         if "xtrace" not in self.methods or k == self.sketched or early or cost + PILOT > min(ahead, left):
@@ -151,24 +210,30 @@ class Exchangeable(Sampler):
 
     def estimate(self) -> Estimate:
         """The answer so far: of the ways that the products allow, the one with the smallest standard error."""
-        Omega, Y = self.joined("probes"), self.joined("products")
-        found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or self.n_samples < 3 else []
-        if "xnystrace" in self.methods and self.n_samples >= 3:
+        k = self.n_probes
+        Omega, Y = (self.joined("probes"), self.joined("products")) if k else (None, None)
+        found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or k < 3 else []
+        self.hutchinson = found[0] if found else None
+        if "xnystrace" in self.methods and k >= 3:
             found.append(self._xnystrace(Omega, Y))
-        if self.sketched == self.n_samples >= 3:
+        if self.sketched == k >= 3:
             found.append(self._xtrace(Omega, Y))
         e = min(found, key=lambda e: float(e.stderr))
         # It was promised to pay, and goes on getting better: chance alone is not to stop it.
         pays = found[-1].method == "xtrace" and float(found[-1].stderr) <= SLACK * float(e.stderr)
         self.deep = pays or self.methods == ("xtrace",)
         self.best = e.method
-        self.looks.append((self.n_samples, float(e.stderr)))
+        if not self.lean:
+            self.looks.append((k, float(e.stderr)))
         return e
 
     def _hutchinson(self, Omega: Any, Y: Any) -> Estimate:
+        if Omega is None:
+            return from_samples(self.joined("plain"), method="rhutch", bounds=self.bounds, **self.meter.spent)
         forms = form(self.xp, self.meter.op, Omega, Y)
         forms = aa.real(self.xp, forms) if self.bounds[0] == 0 else forms  # xnystrace= declares A Hermitian
-        return from_samples(forms[None, :], method="hutchinson", bounds=self.bounds, **self.meter.spent)
+        forms = aa.concat_columns(self.xp, [forms[None, :], *self.plain])
+        return from_samples(forms, method="hutchinson", bounds=self.bounds, **self.meter.spent)
 
     def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
         xp = self.xp

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
 
+BLOCK = 8
+"""Vectors that are copied again when another comes; all of them would be t²/2 copies."""
+
 
 class Tridiagonals(NamedTuple):
     """T = VᴴAV of k runs of t steps: diagonals `alpha`, (k, t), and off-diagonals `beta`, (k, t − 1)."""
@@ -14,34 +17,47 @@ class Tridiagonals(NamedTuple):
     beta: Any
 
 
-def lanczos(xp: Any, A: Any, Omega: Any, steps: int) -> Tridiagonals:
-    """Do t steps of Lanczos from each column of Ω, every new vector orthogonalised twice against all before it.
+def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = True) -> Tridiagonals:
+    """Do t steps of Lanczos from each column of Ω: the three terms, and what rounding left, against all vectors before.
 
-    Memory k·n·t for the bases, 4k·n·t² operations. A run whose Krylov space is exhausted (β of rounding size: low rank,
-    few distinct eigenvalues) goes on with zero vectors; its T gets decoupled rows, whose eigenvalues have no weight.
-    They are set to α₁, a value that lies inside the spectrum, so that a function of them is defined; each a few
-    roundings away from the others, for the derivative of `eigh` divides by their distances.
+    That second pass finds coefficients of rounding size and need not be made again: orthogonality to √ε gives T to ε
+    (Simon 1984), which holds until β itself is of size √ε, and what comes after that has weights of β². Memory k·n·t
+    for the bases, 2k·n·t² operations. Without it three vectors a run are kept, and T is that of a larger operator whose
+    eigenvalues lie in clusters of rounding size around A's (Greenbaum 1989): eigenvalues that have converged come again
+    as copies, and share the weight, so that the quadrature holds.
+
+    A run whose Krylov space is exhausted (β of rounding size: low rank, few distinct eigenvalues) goes on with zero
+    vectors; its T gets decoupled rows, whose eigenvalues have no weight. They are set to α₁, a value that lies inside
+    the spectrum, so that a function of them is defined; each a few roundings away from the others, for the derivative
+    of `eigh` divides by their distances.
     """
     eps = xp.finfo(Omega.dtype).eps
-    V = Omega / xp.astype(norms(xp, Omega), Omega.dtype)
-    basis = xp.matrix_transpose(V)[:, None, :]  # (k, t, n)
+    v = _rows(xp, Omega / xp.astype(norms(xp, Omega), Omega.dtype))
+    before, basis = xp.zeros_like(v), [v[:, None, :]]  # (k, up to BLOCK, n) each
     alpha: list[Any] = []
     beta: list[Any] = []
-    size = xp.zeros_like(aa.real(xp, V[0, :]))
+    b = size = xp.zeros_like(aa.real(xp, v[:, 0]))
     lives = size == 0
     for j in range(steps):
-        W = A.matmat(V)
-        a = aa.real(xp, aa.vdot(xp, V, W))
+        w = _rows(xp, A.matmat(xp.matrix_transpose(v))) - xp.astype(b, v.dtype)[:, None] * before
+        a = aa.real(xp, xp.vecdot(v, w))
         alpha.append(xp.where(lives, a, alpha[0] * (1 - eps**0.5 * j)) if j else a)
         if j == steps - 1:
             break
-        W = _orthogonalised(xp, basis, _orthogonalised(xp, basis, W))
-        b = norms(xp, W)
-        size = xp.maximum(xp.maximum(size, xp.abs(a)), b)
+        w = w - xp.astype(a, w.dtype)[:, None] * v
+        for block in basis if reorthogonalise else ():
+            w = _orthogonalised(xp, block, w)
+        size = xp.maximum(size, xp.abs(a))
+        b = _lengths(xp, w, size) if j else norms(xp, xp.matrix_transpose(w))
+        size = xp.maximum(size, b)
         lives = b > 10 * eps * size
-        beta.append(xp.where(lives, b, xp.zeros_like(b)))
-        V = xp.where(lives, W / xp.astype(xp.where(lives, b, xp.ones_like(b)), W.dtype), xp.zeros_like(W))
-        basis = xp.concat([basis, xp.matrix_transpose(V)[:, None, :]], axis=1)
+        inverse = xp.where(lives, 1 / xp.where(lives, b, xp.ones_like(b)), xp.zeros_like(b))
+        b = xp.where(lives, b, xp.zeros_like(b))
+        beta.append(b)
+        before, v = v, w * xp.astype(inverse, w.dtype)[:, None]
+        if reorthogonalise:
+            last = v[:, None, :]
+            basis = [*basis[:-1], xp.concat([basis[-1], last], axis=1)] if j % BLOCK else [*basis, last]
     empty = xp.zeros((Omega.shape[1], 0), dtype=size.dtype, device=aa.device(size))
     return Tridiagonals(xp.stack(alpha, axis=1), xp.stack(beta, axis=1) if beta else empty)
 
@@ -71,8 +87,20 @@ def norms(xp: Any, X: Any) -> Any:
     return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * scale[0, :]
 
 
-def _orthogonalised(xp: Any, basis: Any, W: Any) -> Any:
-    """W less its components in each run's own basis."""
-    w = xp.matrix_transpose(W)[:, :, None]
-    c = aa.conj(xp, basis) @ w  # (k, t, 1)
-    return W - xp.matrix_transpose((xp.matrix_transpose(c) @ basis)[:, 0, :])
+def _lengths(xp: Any, w: Any, size: Any) -> Any:
+    """Lengths of the rows, (k,), which are of about that size: one look for the largest entries less than `norms`."""
+    unit = xp.where(size > 0, size, xp.ones_like(size))
+    squares = aa.real(xp, xp.vecdot(w / xp.astype(unit, w.dtype)[:, None], w))  # of first order in the size: in range
+    positive = squares > 0
+    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * xp.sqrt(unit)
+
+
+def _rows(xp: Any, W: Any) -> Any:
+    """Wᵀ, (k, n), each row in one piece of memory, as matrix products want it."""
+    return xp.reshape(xp.reshape(xp.matrix_transpose(W), (-1,)), (W.shape[1], W.shape[0]))
+
+
+def _orthogonalised(xp: Any, basis: Any, w: Any) -> Any:
+    """Each row of w, (k, n), less its components in its own run's basis, (k, t, n)."""
+    c = aa.conj(xp, basis) @ w[:, :, None]  # (k, t, 1)
+    return w - (xp.matrix_transpose(c) @ basis)[:, 0, :]

@@ -41,6 +41,9 @@ Rule = tuple[Any, Any]
 BASIS_BLOCKS, BASIS_STEPS = 3, 4
 """Blocks of the Krylov space that leading directions are taken from, and steps of Lanczos from each of them."""
 
+LEAN = 3
+"""Vectors that a run keeps without reorthogonalisation."""
+
 DEFLATION = BASIS_BLOCKS + BASIS_STEPS
 """Products that a deflated direction costs."""
 
@@ -151,6 +154,7 @@ def quadrature(
     distribution: Distribution = "sphere",
     probes: Any = None,
     chunk_size: int | None = None,
+    reorthogonalise: bool | None = None,
 ) -> Quadrature:
     """The nodes and weights that the budget affords."""
     p = plan(A, n_matvecs, n_probes, steps, n_deflate, probes, caller)
@@ -161,9 +165,10 @@ def quadrature(
     check.check_probes(probes, n, A, caller)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     X, basis = _leading(xp, meter.op, stream.take(p.deflated)) if p.deflated else (None, None)
-    chunk = _chunk(A, p.steps, chunk_size)
+    keeps = _basis_fits(A, p.steps) if reorthogonalise is None else reorthogonalise
+    chunk = _chunk(A, p.steps if keeps else LEAN, chunk_size)
     starts = (V if X is None else deflate(xp, X, V) for V in stream.chunks(p.probes, chunk))
-    runs = [lanczos(xp, meter.op, V, p.steps) for V in starts]
+    runs = [lanczos(xp, meter.op, V, p.steps, keeps) for V in starts]
     T = Tridiagonals(xp.concat([r.alpha for r in runs], axis=0), xp.concat([r.beta for r in runs], axis=0))
     gradient = 0.0 if distribution in ("rademacher", "orthogonal") else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
     coarse = gauss(xp, T, max(1, 2 * p.steps // 3))
@@ -249,12 +254,21 @@ def require_matmat(A: Any, caller: str) -> None:
     check.require_side(A, "matmat", caller)
 
 
-def _chunk(A: Any, steps: int, chunk_size: int | None) -> int:
-    """Probes that run at a time: `chunk_size`, or as many as their bases fit `MEMORY`."""
+def _run_bytes(A: Any, vectors: int) -> int:
+    """What one run takes that keeps so many vectors, with the two in hand."""
+    return (aa.namespace(A).finfo(A.dtype).bits // 8) * int(A.shape[0]) * (vectors + 2)
+
+
+def _basis_fits(A: Any, steps: int) -> bool:
+    """Whether the vectors of one run fit `MEMORY`, so that each may be made orthogonal to those before."""
+    return _run_bytes(A, steps) <= MEMORY
+
+
+def _chunk(A: Any, vectors: int, chunk_size: int | None) -> int:
+    """Probes that run at a time: `chunk_size`, or as many as their vectors fit `MEMORY`."""
     if chunk_size is not None:
         return chunk_columns(A, chunk_size)
-    itemsize = aa.namespace(A).finfo(A.dtype).bits // 8
-    return max(1, min(chunk_columns(A, None), MEMORY // (itemsize * A.shape[0] * (steps + 2))))
+    return max(1, min(chunk_columns(A, None), MEMORY // _run_bytes(A, vectors)))
 
 
 def _hypot(xp: Any, a: Any, b: Any) -> Any:
