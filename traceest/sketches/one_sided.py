@@ -8,6 +8,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._tails import relative_spread
 from traceest.estimate import Estimate, degrees_of_freedom
 from traceest.estimators._metering import Meter
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
@@ -48,11 +49,11 @@ class OneSided(Sketch):
 
     def trace(self, a: int) -> Statistic:
         """Σ_b mean_i ‖J_bᴴs_{b,i}‖²."""
-        return block_sum(self.xp, self.forms(a))
+        return self._spreading(block_sum(self.xp, self.forms(a)), a)
 
     def squared_trace(self, a: int) -> Statistic:
         """The trace's square less its variance."""
-        return squared_mean(self.xp, self.forms(a))
+        return self._spreading(squared_mean(self.xp, self.forms(a)), a)
 
     def pairs(self, Ga: Any, Gb: Any) -> Statistic:
         """Tr K_aK_b from both Gram arrays."""
@@ -63,13 +64,43 @@ class OneSided(Sketch):
 
     def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
-        return self.pairs(self.grams[a], self.grams[b])
+        return self._spreading(self.pairs(self.grams[a], self.grams[b]), a, b)
 
     def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
-        return self.pairs(difference, difference), unit
+        return self._spreading(self.pairs(difference, difference), a, b), unit
+
+    def spread(self, a: int) -> Any:
+        """ρ², (B,), of the squared lengths of the blocks' sketches.
+
+        Half of it is what the samples show, half what they would show if they were Gaussian. The relative variance of
+        the norm of a block's part of K is κ/m · tr K_b⁴/(tr K_b²)² then, which is 2/m for one eigenvalue and small for
+        many of them; m sketches make them at most m, and orthogonal ones are taken for infinitely many.
+        """
+        return self._once("spread", self._spread, a, a)
+
+    def _spread(self, a: int, _: int) -> Any:
+        xp, x = self.xp, self.forms(a)
+        m, G = x.shape[1], xp.permute_dims(xp.linalg.diagonal(xp.permute_dims(self.grams[a], (1, 3, 0, 2))), (2, 0, 1))
+        mean = xp.sum(x, axis=1) / m
+        shown = relative_spread(xp, mean, xp.sum((x - mean[:, None]) ** 2, axis=1) / (m * (m - 1)))
+        scale = aa.safe_scale(xp, G, (1, 2))
+        G = G / scale
+        norm2 = xp.sum(aa.abs2(xp, G), axis=(1, 2))
+        concentration = relative_spread(xp, norm2, xp.sum(aa.abs2(xp, G @ G), axis=(1, 2)))
+        concentration = (m * concentration - 1) / (m - 1)
+        gaussian = (1 if aa.is_complex(xp, G.dtype) else 2) / m * xp.where(concentration > 0, concentration, 0 * mean)
+        return (shown + gaussian) / 2
+
+    def _spreading(self, s: Statistic, *kernels: int) -> Statistic:
+        """With the largest of the kernels' spreads, told by m probes."""
+        if s.left_out is None:
+            return s
+        xp, spreads = self.xp, [self.spread(a) for a in sorted(set(kernels))]
+        most = spreads[0] if len(spreads) == 1 else xp.maximum(*spreads)
+        return s.spreading(most, xp.ones_like(most) * self.grams[0].shape[1])
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""
