@@ -8,9 +8,9 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._tails import relative_spread
 from traceest.estimate import Estimate, degrees_of_freedom
 from traceest.estimators._metering import Meter
+from traceest.estimators.spread import block_spread, spread_of_samples
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
 from traceest.operators import Operator
 from traceest.operators.blocks import grouped_gram, n_blocks
@@ -49,7 +49,7 @@ class OneSided(Sketch):
 
     def trace(self, a: int) -> Statistic:
         """Σ_b mean_i ‖J_bᴴs_{b,i}‖²."""
-        return self._spreading(block_sum(self.xp, self.forms(a)), a)
+        return spread_of_samples(self.xp, block_sum(self.xp, self.forms(a)), self.forms(a))
 
     def squared_trace(self, a: int) -> Statistic:
         """The trace's square less its variance."""
@@ -73,26 +73,8 @@ class OneSided(Sketch):
         return self._spreading(self.pairs(difference, difference), a, b), unit
 
     def spread(self, a: int) -> Any:
-        """ρ², (B,), of the squared lengths of the blocks' sketches.
-
-        Half of it is what the samples show, half what they would show if they were Gaussian. The relative variance of
-        the norm of a block's part of K is κ/m · tr K_b⁴/(tr K_b²)² then, which is 2/m for one eigenvalue and small for
-        many of them; m sketches make them at most m, and orthogonal ones are taken for infinitely many.
-        """
-        return self._once("spread", self._spread, a, a)
-
-    def _spread(self, a: int, _: int) -> Any:
-        xp, x = self.xp, self.forms(a)
-        m, G = x.shape[1], xp.permute_dims(xp.linalg.diagonal(xp.permute_dims(self.grams[a], (1, 3, 0, 2))), (2, 0, 1))
-        mean = xp.sum(x, axis=1) / m
-        shown = relative_spread(xp, mean, xp.sum((x - mean[:, None]) ** 2, axis=1) / (m * (m - 1)))
-        scale = aa.safe_scale(xp, G, (1, 2))
-        G = G / scale
-        norm2 = xp.sum(aa.abs2(xp, G), axis=(1, 2))
-        concentration = relative_spread(xp, norm2, xp.sum(aa.abs2(xp, G @ G), axis=(1, 2)))
-        concentration = (m * concentration - 1) / (m - 1)
-        gaussian = (1 if aa.is_complex(xp, G.dtype) else 2) / m * xp.where(concentration > 0, concentration, 0 * mean)
-        return (shown + gaussian) / 2
+        """ρ², (B,), of the squared lengths of the blocks' sketches, as far as the norm is concerned."""
+        return self._once("spread", lambda a, _: block_spread(self.xp, self.grams[a], self.forms(a)), a, a)
 
     def _spreading(self, s: Statistic, *kernels: int) -> Statistic:
         """With the largest of the kernels' spreads, told by m probes."""
