@@ -19,9 +19,17 @@ from traceest.estimators.ustatistics import Statistic
 PRIOR = 2
 """Blocks' worth of belief that the samples are Gaussian."""
 
+WEIGHT = 0.25
+"""Of the samples' own spread: with more of it intervals hold less often, with none of it not where signs are far off."""
+
+
+def block_df(m: int) -> float:
+    """Degrees of freedom of ρ: for one eigenvalue Student's t meets the quantiles of χ²_m/m, on its logarithm, with these."""
+    return (m + 2) / 2
+
 
 def block_spread(xp: Any, G: Any, forms: Any) -> Any:
-    """ρ², (B,), for the norm, from Gram array and forms of m probes: the mean of what shows and of the Gaussian value."""
+    """ρ², (B,), for the norm, from Gram array and forms of m probes: three parts of what all of it tells and one of what shows."""
     m = forms.shape[1]
     own = xp.permute_dims(xp.linalg.diagonal(xp.permute_dims(G, (1, 3, 0, 2))), (2, 0, 1))
     own = own / aa.safe_scale(xp, own, (1, 2))
@@ -34,7 +42,7 @@ def block_spread(xp: Any, G: Any, forms: Any) -> Any:
     prior = xp.sum(of_trace) * (PRIOR / of_trace.shape[0])
     total = xp.sum(of_trace) + prior
     law = (xp.sum(shown) + prior) / xp.where(total > 0, total, xp.ones_like(total))
-    return shown / 4 + xp.where(law < 1, law, xp.ones_like(law)) * of_norm * (3 / 4)
+    return WEIGHT * shown + (1 - WEIGHT) * xp.where(law < 1, law, xp.ones_like(law)) * of_norm
 
 
 def spread_of_samples(xp: Any, s: Statistic, samples: Any) -> Statistic:

@@ -10,7 +10,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, degrees_of_freedom
 from traceest.estimators._metering import Meter
-from traceest.estimators.spread import block_spread, spread_of_samples
+from traceest.estimators.spread import block_df, block_spread, spread_of_samples
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
 from traceest.operators import Operator
 from traceest.operators.blocks import grouped_gram, n_blocks
@@ -82,7 +82,7 @@ class OneSided(Sketch):
             return s
         xp, spreads = self.xp, [self.spread(a) for a in sorted(set(kernels))]
         most = spreads[0] if len(spreads) == 1 else xp.maximum(*spreads)
-        return s.spreading(most, xp.ones_like(most) * self.grams[0].shape[1])
+        return s.spreading(most, xp.ones_like(most) * block_df(self.grams[0].shape[1]))
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""
