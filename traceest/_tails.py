@@ -2,8 +2,8 @@
 
 A quadratic form of few large eigenvalues is skewed to the right, so that most of its means are too small, and the
 smaller they are the smaller is the standard error that their spread tells. What does not depend on how lucky the probes
-were is the *relative* spread ρ of a block, and of ‖J_bᴴs‖² the logarithm is nearly symmetric: the interval of a block by
-itself is its mean times φ = exp(±tρ), with Student's t. Where one block holds most of a statistic that is the
+were is the *relative* spread ρ of a block, and of ‖J_bᴴs‖² the logarithm is nearly symmetric: the interval of a block
+by itself is its mean times φ = exp(±tρ), with Student's t. Where one block holds most of a statistic that is the
 statistic's interval too; where none does, one block moves it by less than all of them together do. So the interval
 reaches to whatever a single block, rescaled so, would make of the statistic, and no less far than the standard error.
 """
@@ -36,7 +36,7 @@ class Rescaling(NamedTuple):
     df: Any = None  # of ρ, (B,)
 
     def larger(self, other: Rescaling) -> Rescaling:
-        """This, with the larger spread of the two for each block."""
+        """Itself, with the larger spread of the two for each block."""
         if self.spread is None:
             return self._replace(spread=other.spread, df=other.df)
         if other.spread is None:
@@ -50,8 +50,8 @@ def reach(xp: Any, value: Any, rescaling: Rescaling | None, size: Any = 1.0) -> 
     """`size` times the least and the greatest value with one block rescaled by exp(±tρ), (2, levels)."""
     if rescaling is None or rescaling.spread is None:
         return None
-    known = rescaling.spread > 0
-    rho = xp.where(known, xp.sqrt(xp.where(known, rescaling.spread, xp.ones_like(rescaling.spread))), 0 * value)
+    spread = rescaling.spread
+    rho = xp.where(spread > 0, xp.sqrt(xp.where(spread > 0, spread, xp.ones_like(spread))), 0 * spread)
     log_factors = xp.stack([_furthest(xp, student(xp, z, rescaling.df) * rho) for z in SCORES])
     ends = xp.stack([rescaling.at(xp.exp(log_factors)), rescaling.at(xp.exp(-log_factors))])
     ends = xp.where(xp.isnan(ends), xp.zeros_like(ends) + value, ends)
@@ -59,7 +59,7 @@ def reach(xp: Any, value: Any, rescaling: Rescaling | None, size: Any = 1.0) -> 
 
 
 def student(xp: Any, z: float, df: Any) -> Any:
-    """Student's quantile from the normal one (Wallace 1959): within 2 % for df ≥ 2, and short of it below."""
+    """Student's quantile from the normal one (Wallace 1959): within 7 % up to 97.5 % for df ≥ 2, short of it below."""
     c = (df - 5 / 6) / (df - 2 / 3 + 0.1 / df) ** 2
     return xp.sqrt(df) * xp.sqrt(xp.exp(z * z * xp.where(c > 0, c, 0 * c)) - 1) if z else 0 * df
 

@@ -152,7 +152,8 @@ class Estimate:
         value = np.asarray(_to_host(self.value), dtype=np.float64)
         ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
         down, up = value - ends[..., 0], ends[..., 1] - value
-        return tuple(np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
+        down, up = (np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
+        return down, up
 
     # -- combining ------------------------------------------------------------------------------
     def merge(self, *others: Estimate) -> Estimate:

@@ -22,7 +22,7 @@ from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom
 
 
 class Statistic(NamedTuple):
-    """A statistic θ, its leave-one-out values θ₍₋b,i₎ (None where m is too small for them), and θ with blocks rescaled."""
+    """A statistic θ, its leave-one-out values θ₍₋b,i₎ (None where m is too small), and θ with blocks rescaled."""
 
     value: Any
     left_out: Any  # (B, m) or None
