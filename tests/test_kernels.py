@@ -167,7 +167,7 @@ def test_leave_one_out_values_are_those_of_deleting_one_probe_of_one_block(backe
         (squared_mean, naive_squared_mean, x),
     ]
     for closed, naive, data in cases:
-        value, left_out = backend.call(lambda a, closed=closed: tuple(closed(namespace(a), a)), data)
+        value, left_out = backend.call(lambda a, closed=closed: tuple(closed(namespace(a), a))[:2], data)
         assert_close(backend.host(value), naive(data), 1e-12)
         expected = [[naive(data, gone=(b, i)) for i in range(m)] for b in range(B)]
         assert_close(backend.host(left_out), expected, 1e-12)
@@ -195,7 +195,7 @@ def test_leave_one_out_values_with_the_equal_terms_are_those_of_deleting_one_pro
         return cross + own
 
     def closed(H, x, y):
-        return tuple(pair_mean(namespace(H), H, (x, y), LAWS[law]))
+        return tuple(pair_mean(namespace(H), H, (x, y), LAWS[law]))[:2]
 
     value, left_out = backend.call(closed, G1 * G2, diagonal(G1), diagonal(G2))
     assert_close(backend.host(value), naive(), 1e-12)

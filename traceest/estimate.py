@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest import _tails
 
-ARRAYS = ("value", "stderr", "df", "samples")
+ARRAYS = ("value", "stderr", "df", "samples", "reach")
 """Fields of `Estimate` that are arrays."""
 
 STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds")
@@ -42,6 +43,9 @@ class Estimate:
     samples : array, (n_blocks, n_probes), or None
         Independent samples, a row a block; `value` is the sum over blocks of the row means. Present
         for the sampling estimators, which is what makes `merge` exact for them.
+    reach : array, (2, n_levels), or None
+        How far down and up the value may be at each of a row of confidences because the probes of one block may
+        have been unlucky: the interval holds it. Where no block dominates the standard error says more.
     n_matvecs, n_rmatvecs : int
         Products really spent: columns multiplied by the operator and by its adjoint. For a Gram
         operator K = JJᴴ they are counted on J (n_matvecs jvps, n_rmatvecs vjps).
@@ -74,6 +78,7 @@ class Estimate:
     converged: bool | None = None
     method: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    reach: Any = None
 
     # -- as a number ---------------------------------------------------------------------------
     def __float__(self) -> float:
@@ -93,7 +98,7 @@ class Estimate:
         return self.n_matvecs + self.n_rmatvecs
 
     def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
-        """Two-sided Student-t interval, clipped to the statistic's natural bounds.
+        """Two-sided interval: Student's, stretched to `reach`, clipped to the statistic's natural bounds.
 
         Computed on the host (the quantile is SciPy's), so call it outside `jax.jit`.
 
@@ -121,23 +126,34 @@ class Estimate:
                 "only; use .value and .stderr (the standard error of the modulus of the error)."
             )
         value = value.astype(np.float64)
-        half = self.half_width(confidence)
-        unknown = np.isnan(half) | np.isnan(value)
-        low = np.clip(np.where(unknown, -np.inf, value - half), *self.bounds)
-        high = np.clip(np.where(unknown, np.inf, value + half), *self.bounds)
+        down, up = self._widths(confidence)
+        unknown = np.isnan(down) | np.isnan(value)
+        low = np.clip(np.where(unknown, -np.inf, value - down), *self.bounds)
+        high = np.clip(np.where(unknown, np.inf, value + up), *self.bounds)
         if value.ndim == 0:
             return ConfidenceInterval(float(low), float(high))
         return ConfidenceInterval(low, high)
 
     def half_width(self, confidence: float = 0.95) -> Any:
-        """Half the width of the unclipped interval: t-quantile × stderr; NaN if stderr is."""
+        """How far the unclipped interval goes to its longer side, at least t-quantile × stderr; NaN if stderr is."""
+        return np.maximum(*self._widths(confidence))
+
+    def _widths(self, confidence: float) -> tuple[Any, Any]:
+        """How far the unclipped interval goes down and up."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
         from scipy.special import stdtrit  # not needed, and not paid for, before an interval is asked for
 
         stderr = np.asarray(_to_host(self.stderr), dtype=np.float64)
         df = np.asarray(_to_host(self.df), dtype=np.float64)
-        return np.where(stderr == 0, 0.0, stdtrit(df, 0.5 + confidence / 2) * stderr)
+        half = np.where(stderr == 0, 0.0, stdtrit(df, 0.5 + confidence / 2) * stderr)
+        if self.reach is None:
+            return half, half
+        value = np.asarray(_to_host(self.value), dtype=np.float64)
+        ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
+        down, up = value - ends[..., 0], ends[..., 1] - value
+        down, up = (np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
+        return down, up
 
     # -- combining ------------------------------------------------------------------------------
     def merge(self, *others: Estimate) -> Estimate:
@@ -223,7 +239,8 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     value = sum(wi * e.value for wi, e in zip(w, estimates, strict=True))
     parts = xp.stack([wi * e.stderr for wi, e in zip(w, estimates, strict=True)])
     stderr, df = _welch_satterthwaite(xp, parts, xp.stack([e.df for e in estimates]))
-    return Estimate(value, stderr, df, None, **spent, method=first.method, bounds=first.bounds)
+    reach = _tails.joined(xp, w, [e.value for e in estimates], [e.reach for e in estimates])
+    return Estimate(value, stderr, df, **spent, method=first.method, bounds=first.bounds, reach=reach)
 
 
 def from_samples(samples: Any, *, population: int | None = None, **fields: Any) -> Estimate:
@@ -250,8 +267,13 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     scale = aa.safe_scale(xp, deviations)
     squares = aa.abs2(xp, deviations / scale)
     parts = xp.sqrt(xp.sum(squares, axis=1) * (correction / (m * (m - 1)))) * xp.sum(scale)
-    stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
-    return Estimate(xp.sum(mean), stderr, df, samples, **fields)
+    value, dfs = xp.sum(mean), degrees_of_freedom(xp, squares)
+    stderr, df = _welch_satterthwaite(xp, parts, dfs)
+    reach = None
+    if fields.get("bounds", (-math.inf, 0.0))[0] == 0:  # samples that cannot be negative
+        rescaling = _tails.Rescaling(lambda f: value + mean * (f - 1), _tails.relative_spread(xp, mean, parts**2), dfs)
+        reach = _tails.reach(xp, value, rescaling)
+    return Estimate(value, stderr, df, samples, **fields, reach=reach)
 
 
 def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:

@@ -17,14 +17,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest._tails import Rescaling, reach
 from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom
 
 
 class Statistic(NamedTuple):
-    """A statistic θ and its leave-one-out values θ₍₋b,i₎ (None where m is too small for them)."""
+    """A statistic θ, its leave-one-out values θ₍₋b,i₎ (None where m is too small), and θ with blocks rescaled."""
 
     value: Any
     left_out: Any  # (B, m) or None
+    rescaled: Rescaling | None = None  # None: no block's length matters
 
     def map(self, f: Callable[..., Any], *others: Statistic) -> Statistic:
         """F of this and other statistics of the same probes, leave-one-out values with it."""
@@ -32,17 +34,37 @@ class Statistic(NamedTuple):
         whole = f(*(s.value for s in everyone))
         if any(s.left_out is None for s in everyone):
             return Statistic(whole, None)
-        return Statistic(whole, f(*(s.left_out for s in everyone)))
+        return Statistic(whole, f(*(s.left_out for s in everyone)), _of_rescaled(f, everyone))
+
+    def spreading(self, spread: Any, df: Any) -> Statistic:
+        """With ρ² of the blocks' squared lengths, and its degrees of freedom."""
+        return self if self.rescaled is None else self._replace(rescaled=Rescaling(self.rescaled.at, spread, df))
+
+
+def _of_rescaled(f: Callable[..., Any], everyone: tuple[Statistic, ...]) -> Rescaling | None:
+    """F of rescaled statistics; of several spreads of a block the larger."""
+    found = [s.rescaled for s in everyone if s.rescaled is not None]
+    if not found:
+        return None
+
+    def at(factors: Any) -> Any:
+        return f(*(s.value if s.rescaled is None else s.rescaled.at(factors) for s in everyone))
+
+    most = found[0]
+    for other in found[1:]:
+        most = most.larger(other)
+    return most._replace(at=at)
 
 
 def block_sum(xp: Any, x: Any) -> Statistic:
     """Σ_b mean_i x_{b,i} for samples (B, m)."""
     m = x.shape[1]
     total = xp.sum(x, axis=1, keepdims=True)
-    value = xp.sum(total) / m
+    value, means = xp.sum(total) / m, total[:, 0] / m
     if m < 2:
         return Statistic(value, None)
-    return Statistic(value, value - total / m + (total - x) / (m - 1))
+    rescaled = Rescaling(lambda factors: value + means * (factors - 1))
+    return Statistic(value, value - total / m + (total - x) / (m - 1), rescaled)
 
 
 def squared_mean(xp: Any, x: Any) -> Statistic:
@@ -59,7 +81,13 @@ def squared_mean(xp: Any, x: Any) -> Statistic:
         return Statistic(value, None)
     ss_without = ss - d2 * (m / (m - 1))  # Σ of squares about the mean when sample i has gone
     var_without = (total - ss) / (m * (m - 1)) + ss_without / ((m - 1) * (m - 2))
-    return Statistic(value, mean.left_out**2 - var_without)
+    variances = ss[:, 0] / (m * (m - 1))
+
+    def at(factors: Any) -> Any:
+        moved = mean.value + xp.sum(x, axis=1) / m * (factors - 1)
+        return moved**2 - (xp.sum(variances) + variances * (factors**2 - 1))
+
+    return Statistic(value, mean.left_out**2 - var_without, Rescaling(at))
 
 
 class Invariant(NamedTuple):
@@ -92,9 +120,9 @@ def pair_mean(xp: Any, H: Any, forms: tuple[Any, Any] | None = None, law: Invari
     once tr K_b tr L_b is taken off, and m(m+1)/2 − 1 independent numbers take the place of m(m−1)/2.
     """
     m = H.shape[1]
-    own = xp.linalg.diagonal(xp.permute_dims(H, (1, 3, 0, 2)))  # (m, m, B): the blocks on the diagonal
-    rows = xp.matrix_transpose(xp.sum(own, axis=1))  # (B, m): Σ_j within the block
-    equal = xp.linalg.diagonal(xp.permute_dims(own, (2, 0, 1)))  # (B, m): i = j
+    own_pairs = xp.linalg.diagonal(xp.permute_dims(H, (1, 3, 0, 2)))  # (m, m, B): the blocks on the diagonal
+    rows = xp.matrix_transpose(xp.sum(own_pairs, axis=1))  # (B, m): Σ_j within the block
+    equal = xp.linalg.diagonal(xp.permute_dims(own_pairs, (2, 0, 1)))  # (B, m): i = j
     cross_rows = (xp.sum(H, axis=(2, 3)) - rows) / m  # (B, m): Σ_{c≠b} mean_j
     cross = xp.sum(cross_rows, axis=1, keepdims=True)  # (B, 1)
     total, diagonal = (xp.sum(x, axis=1, keepdims=True) for x in (rows, equal))
@@ -111,11 +139,16 @@ def pair_mean(xp: Any, H: Any, forms: tuple[Any, Any] | None = None, law: Invari
         return Statistic(value, None)
     cross_change = 2 * ((cross - cross_rows) / (m - 1) - cross / m)
     without = inner(m - 1, total - 2 * rows + equal, diagonal - equal, (X - x) * (Y - y))
-    return Statistic(value, value + cross_change + without - whole)
+    cross_share, own = 2 * xp.sum(cross_rows, axis=1) / m, whole[:, 0]
+    rescaled = Rescaling(lambda factors: value + cross_share * (factors - 1) + own * (factors**2 - 1))
+    return Statistic(value, value + cross_change + without - whole, rescaled)
 
 
 def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
-    """`size` times s; Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), df by Welch–Satterthwaite."""
+    """`size` times s; Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), df by Welch–Satterthwaite.
+
+    The interval reaches further where one block's probes may have been unlucky: see `traceest._tails`.
+    """
     if s.left_out is None:
         nothing = s.value * math.nan
         return Estimate(s.value * size, nothing, nothing, None, **fields)
@@ -125,4 +158,4 @@ def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate
     squares = aa.abs2(xp, d / scale)
     parts = xp.sqrt(xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
     stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
-    return Estimate(s.value * size, stderr * size, df, None, **fields)
+    return Estimate(s.value * size, stderr * size, df, reach=reach(xp, s.value, s.rescaled, size), **fields)

@@ -57,8 +57,9 @@ def _grown(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], 
         left = limit - max(n_matvecs, n_rmatvecs) // len(Ks)
         if e.converged or left < 1:
             return e
-        looks.append((m, target.half(e)))
-        needed = target.samples(e, m, _rate(looks, 1.0 if two_sided else 0.5))
+        students = replace(e, reach=None)  # what one block may reach shrinks far faster than what they all do
+        looks.append((m, target.half(students)))
+        needed = target.samples(students, m, _rate(looks, 1.0 if two_sided else 0.5))
         wanted = max(m + m // 2 + 1, math.ceil(1.1 * min(needed, 1e9)))
         wanted = min(wanted, GROWTH * m) if two_sided else wanted
         if exact <= left < wanted + exact:  # the last chance to end with it for certain

@@ -216,4 +216,5 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
         n_rmatvecs=first.n_rmatvecs,
         method=first.method,
         bounds=first.bounds,
+        reach=None if first.reach is None else joined("reach"),
     )

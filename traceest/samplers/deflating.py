@@ -46,7 +46,9 @@ class Deflating(Sampler):
         e = from_samples(self.joined("samples"), method=method, bounds=self.bounds, **self.meter.spent)
         if not self.basis:
             return e
-        return replace(e, value=e.value + self.xp.sum(self.joined("on_sketch")), samples=None)
+        exact = self.xp.sum(self.joined("on_sketch"))
+        reach = None if e.reach is None else e.reach + exact
+        return replace(e, value=e.value + exact, samples=None, reach=reach)
 
     def spread(self) -> Any:
         """Standard deviation of one sample, (1, 1)."""

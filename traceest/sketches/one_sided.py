@@ -10,6 +10,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, degrees_of_freedom
 from traceest.estimators._metering import Meter
+from traceest.estimators.spread import block_df, block_spread, spread_of_samples
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
 from traceest.operators import Operator
 from traceest.operators.blocks import grouped_gram, n_blocks
@@ -48,11 +49,11 @@ class OneSided(Sketch):
 
     def trace(self, a: int) -> Statistic:
         """Σ_b mean_i ‖J_bᴴs_{b,i}‖²."""
-        return block_sum(self.xp, self.forms(a))
+        return spread_of_samples(self.xp, block_sum(self.xp, self.forms(a)), self.forms(a))
 
     def squared_trace(self, a: int) -> Statistic:
         """The trace's square less its variance."""
-        return squared_mean(self.xp, self.forms(a))
+        return self._spreading(squared_mean(self.xp, self.forms(a)), a)
 
     def pairs(self, Ga: Any, Gb: Any) -> Statistic:
         """Tr K_aK_b from both Gram arrays."""
@@ -63,13 +64,25 @@ class OneSided(Sketch):
 
     def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
-        return self.pairs(self.grams[a], self.grams[b])
+        return self._spreading(self.pairs(self.grams[a], self.grams[b]), a, b)
 
     def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
-        return self.pairs(difference, difference), unit
+        return self._spreading(self.pairs(difference, difference), a, b), unit
+
+    def spread(self, a: int) -> Any:
+        """ρ², (B,), of the squared lengths of the blocks' sketches, as far as the norm is concerned."""
+        return self._once("spread", lambda a, _: block_spread(self.xp, self.grams[a], self.forms(a)), a, a)
+
+    def _spreading(self, s: Statistic, *kernels: int) -> Statistic:
+        """With the largest of the kernels' spreads, told by m probes."""
+        if s.left_out is None:
+            return s
+        xp, spreads = self.xp, [self.spread(a) for a in sorted(set(kernels))]
+        most = spreads[0] if len(spreads) == 1 else xp.maximum(*spreads)
+        return s.spreading(most, xp.ones_like(most) * block_df(self.grams[0].shape[1]))
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""

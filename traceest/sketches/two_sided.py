@@ -17,6 +17,7 @@ from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import products
 from traceest.estimators.leave_out import Basis, LeftOut
+from traceest.estimators.spread import spread_of_samples
 from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, squared_mean
 from traceest.probes import Probes
 from traceest.sketches.base import Sketch
@@ -52,7 +53,9 @@ class Plain(Sketch):
 
     def _product(self, a: int, b: int) -> Statistic:
         """Mean ⟨K_av, K_bv⟩."""
-        return block_sum(self.xp, aa.real(self.xp, aa.vdot(self.xp, self.KV[a], self.KV[b]))[None, :])
+        samples = aa.real(self.xp, aa.vdot(self.xp, self.KV[a], self.KV[b]))[None, :]
+        mean = block_sum(self.xp, samples)
+        return spread_of_samples(self.xp, mean, samples) if a == b else mean
 
     def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """Mean ‖K_av − K_bv‖², in the larger unit."""
