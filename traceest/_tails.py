@@ -52,16 +52,23 @@ def reach(xp: Any, value: Any, rescaling: Rescaling | None, size: Any = 1.0) -> 
         return None
     spread = rescaling.spread
     rho = xp.where(spread > 0, xp.sqrt(xp.where(spread > 0, spread, xp.ones_like(spread))), 0 * spread)
-    log_factors = xp.stack([_furthest(xp, student(xp, z, rescaling.df) * rho) for z in SCORES])
+    log_factors = student(xp, rescaling.df) * rho
+    log_factors = xp.where(log_factors < FURTHEST, log_factors, xp.ones_like(log_factors) * FURTHEST)
     ends = xp.stack([rescaling.at(xp.exp(log_factors)), rescaling.at(xp.exp(-log_factors))])
     ends = xp.where(xp.isnan(ends), xp.zeros_like(ends) + value, ends)
-    return xp.stack([xp.min(ends, axis=(0, 2)), xp.max(ends, axis=(0, 2))]) * size
+    ends = xp.stack([xp.min(ends, axis=(0, 2)), xp.max(ends, axis=(0, 2))])
+    return xp.concat([xp.zeros_like(ends[:, :1]) + value, ends], axis=1) * size
 
 
-def student(xp: Any, z: float, df: Any) -> Any:
-    """Student's quantile from the normal one (Wallace 1959): within 7 % up to 97.5 % for df ≥ 2, short of it below."""
+def student(xp: Any, df: Any) -> Any:
+    """Student's quantiles from the normal ones (Wallace 1959) at all levels but the first, which is 0: (levels − 1, B).
+
+    Within 7 % up to 97.5 % for df ≥ 2, and short of it below.
+    """
+    z2 = xp.asarray([[z * z] for z in SCORES[1:]], dtype=df.dtype, device=aa.device(df))
     c = (df - 5 / 6) / (df - 2 / 3 + 0.1 / df) ** 2
-    return xp.sqrt(df) * xp.sqrt(xp.exp(z * z * xp.where(c > 0, c, 0 * c)) - 1) if z else 0 * df
+    grown = xp.exp(z2 * xp.where(c > 0, c, 0 * c)) - 1
+    return xp.sqrt(df) * xp.where(grown > 0, xp.sqrt(xp.where(grown > 0, grown, xp.ones_like(grown))), 0 * grown)
 
 
 def relative_spread(xp: Any, mean: Any, variance: Any) -> Any:
@@ -90,7 +97,3 @@ def joined(xp: Any, weights: list[float], values: list[Any], reaches: list[Any])
     root = xp.where(positive, xp.sqrt(xp.where(positive, total, xp.ones_like(total))), 0 * total)
     low, high = value[..., None] - root[..., 0, :], value[..., None] + root[..., 1, :]
     return xp.stack([low, high], axis=-2)
-
-
-def _furthest(xp: Any, x: Any) -> Any:
-    return xp.where(x < FURTHEST, x, xp.ones_like(x) * FURTHEST)
