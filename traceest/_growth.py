@@ -12,8 +12,8 @@ from traceest.estimate import Estimate
 from traceest.estimators.exact import Route
 from traceest.samplers import Sampler
 
-FIRST_LOOK = 10
-"""Samples before the first look: a standard error from fewer says too little to stop on."""
+FIRST_LOOK = Sampler.first
+"""Samples before the first look, of a sampler without blocks."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Growth:
     def run(self, sampler: Sampler) -> Estimate | None:
         """The answer; None where the exact trace is the better way on."""
         if not sampler.n_samples:
-            sampler.grow(min(FIRST_LOOK, self.budget // sampler.cost))
+            sampler.grow(min(sampler.first, self.budget // sampler.cost))
         while True:
             if self.checkpoint is not None:
                 self.checkpoint.save(sampler.state())

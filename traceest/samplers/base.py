@@ -31,6 +31,9 @@ class Sampler(ABC):
     """Names of the lists of arrays, joined along their columns, that make up the state."""
 
     side = "matmat"
+    first = 10
+    """Samples before the first look: a standard error from fewer says too little to stop on."""
+
     patience = 0
     asking = 0
     """Products that `worth_deflating` may spend on finding out."""

@@ -13,6 +13,9 @@ from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler
 
+LEAST = 4
+"""Samples before the first look where blocks are many: one that outweighs all others has to be seen for it."""
+
 
 class Sampling(Sampler):
     """Samples of one kind, (n_blocks, k) for every (n, k) of probes."""
@@ -61,11 +64,16 @@ def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int
 
 
 def rhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
-    """‖J_bᴴ v_b‖² for each block: vjps alone."""
+    """‖J_bᴴ v_b‖² for each block: vjps alone.
+
+    Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
+    """
     B = n_blocks(J)
     stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B)
     method = "rhutch" if B == 1 else "rhutch per block"
-    return Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
+    found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
+    found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))
+    return found
 
 
 def fhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
