@@ -25,9 +25,16 @@ LAYERS = sys.modules["traceest_adapters.torch.layers"]
 LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
 GHOST = sys.modules["traceest_adapters.torch.ghost"]
 ALIKE = sys.modules["traceest_adapters.torch.alike"]
+VERDICTS = sys.modules["traceest_adapters.torch.verdicts"]
 ADAPTER = sys.modules["traceest_adapters.torch.operator"]
 F64 = {"dtype": torch.float64}
 torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Models are shared between tests, some of which are made to believe what is wrong."""
+    VERDICTS._of_modules.clear()
 
 
 class Of(nn.Module):
@@ -430,6 +437,42 @@ def largest(case: Case, k: int) -> int:
         J.block_sqnorms(V)
         J.sketch_gram(V)
     return watched.numbers
+
+
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where it is noted that a gradient was compared with PyTorch's."""
+    seen: list[str] = []
+    broken(monkeypatch, GHOST.Ghost, "_is_gradient", lambda honest, *args: seen.append("one") or honest(*args))
+    return seen
+
+
+def test_a_model_is_verified_once_for_all_that_it_does_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, model = verified(monkeypatch), torch_mlp()
+    check(jacobian(model, x(7, 6)))
+    first = len(seen)
+    assert first == len(list(model.parameters()))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    check(jacobian(model, 2 * x(7, 6)))
+    assert len(seen) == first
+    for others in (lambda: jacobian(model, x(9, 6)), lambda: jacobian(model.train(not model.training), x(7, 6))):
+        before = len(seen)
+        check(others())
+        assert len(seen) > before
+
+
+def test_a_function_is_verified_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, p = verified(monkeypatch), {"w": torch.nn.Parameter(x(6, 3))}
+    for _ in range(2):
+        check(jacobian(lambda p, a: torch.tanh(a @ p["w"]), x(7, 6), params=p))
+    assert len(seen) == 2
+
+
+def test_inputs_out_of_range_are_seen_by_a_model_that_is_known() -> None:
+    model = torch_mlp()
+    assert not jacobian(model, x(7, 6))._ghost.rest
+    assert jacobian(model, 1e15 * x(7, 6))._ghost.rest == ["0.weight"]
 
 
 def test_small_layers_that_are_alike_are_one_with_more_examples() -> None:

@@ -2,26 +2,28 @@
 
 For cotangents U, one batched backward pass gives δ = ∂⟨u, state⟩/∂z at the output z of every call that is understood.
 Examples being independent, what δ holds for example b is that example's alone, and with the call's input it makes up
-the example's gradient, which is never formed as a whole. Nothing is taken on trust: on random cotangents, δ must be
-where its example is said to be, and the gradient that it makes up must be PyTorch's own. A parameter for which that
-fails is left to be treated example by example.
+the example's gradient, which is never formed as a whole. Nothing is taken on trust: the first time that a model runs
+so, on random cotangents, δ must be where its example is said to be, and the gradient that it makes up must be PyTorch's
+own. A parameter for which that fails is left to be treated example by example.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 
 import torch
 
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters.torch import verdicts
 from traceest_adapters.torch.alike import Alike, alike
 from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
-from traceest_adapters.torch.model import Params
+from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.products import CACHE_TO_LAYERS, MOST, grads, pairs
 from traceest_adapters.torch.taps import Call, Layout, Recorder, Use, layouts
+from traceest_adapters.torch.verdicts import Verdict
 
 Deltas = dict[Call, torch.Tensor]
 
@@ -38,6 +40,7 @@ class Ghost:
 
     def __init__(
         self,
+        model: Model,
         state: torch.Tensor,
         recorder: Recorder,
         params: Params,
@@ -53,34 +56,51 @@ class Ghost:
         self.unit, self.create_graph = 1.0, False
         if state.requires_grad:
             with torch.no_grad():
-                self._verify(params, recorder.uses)
+                self._judge(model, params, recorder.uses)
         else:
             self.rest = list(params)
         self.create_graph = differentiable
 
     # -- what is understood --------------------------------------------------------------------------------
-    def _verify(self, params: Params, uses: dict[str, list[Use]]) -> None:
-        calls = _calls(uses.values())
-        random = torch.Generator(self.state.device).manual_seed(0)
-        u, r = (
-            torch.randn(*shape, generator=random, dtype=self.state.dtype, device=self.state.device)
-            for shape in (self.state.shape, (2, self.B, 1))
-        )
-        found = grads([self.state], [*(call.edge for call in calls), *params.values()], [u[None]])
-        at, by = dict(zip(calls, found, strict=False)), dict(zip(params, found[len(calls) :], strict=True))
-        reached = {call: d.to(self.dtype) for call, d in at.items() if d is not None}
-        scaled = self.deltas(list(reached), r * u)
+    def _judge(self, model: Model, params: Params, uses: dict[str, list[Use]]) -> None:
+        """By what is remembered of the model, or else by what is found out about it now."""
+        calls, remembered = _calls(uses.values()), verdicts.known(model)
+        key = verdicts.structure(model, self.state, calls, uses)
+        u = self._random(self.state.shape)
+        found = grads([self.state], [call.edge for call in calls], [u[None]])
+        reached = {call: d.to(self.dtype) for call, d in zip(calls, found, strict=True) if d is not None}
+        verdict = remembered.get(key)
+        if verdict is None or verdict.reached != [call in reached for call in calls]:
+            verdict = remembered[key] = self._verify(params, uses, calls, reached, u)
         self.unit = _unit([float(d.abs().max()) for d in reached.values()])
+        for call, layout in zip(calls, verdict.layouts, strict=True):
+            call.layout = layout
+        for name in params:
+            chosen = [use for use in uses[name] if use.call in reached]
+            if name in verdict.understood and all(map(_usable, chosen)):
+                self.uses[name] = chosen
+            elif name in verdict.depended_on:
+                self.rest.append(name)
+
+    def _verify(
+        self, params: Params, uses: dict[str, list[Use]], calls: list[Call], reached: Deltas, u: torch.Tensor
+    ) -> Verdict:
+        """Whether δ is where its examples are said to be, and makes up what PyTorch has for gradients."""
+        r = self._random((2, self.B, 1))
+        by = dict(zip(params, grads([self.state], list(params.values()), [u[None]]), strict=True))
+        scaled, understood = self.deltas(list(reached), r * u), set()
         for call, d in reached.items():
             call.layout = _layout(call, d, scaled[call], r, self.B, self.eps)
-        for name in params:
-            g, chosen = by[name], [use for use in uses[name] if use.call in reached]
-            if g is None:
-                continue  # the state does not depend on it
-            if chosen and all(map(_usable, chosen)) and self._is_gradient(chosen, reached, g[0]):
-                self.uses[name] = chosen
-            else:
-                self.rest.append(name)
+        depended_on = {name: g[0] for name, g in by.items() if g is not None}
+        for name, g in depended_on.items():
+            chosen = [use for use in uses[name] if use.call in reached]
+            if chosen and all(map(_usable, chosen)) and self._is_gradient(chosen, reached, g):
+                understood.add(name)
+        return Verdict([c.layout for c in calls], [c in reached for c in calls], understood, set(depended_on))
+
+    def _random(self, shape: Sequence[int]) -> torch.Tensor:
+        random = torch.Generator(self.state.device).manual_seed(sum(shape))
+        return torch.randn(*shape, generator=random, dtype=self.state.dtype, device=self.state.device)
 
     def _is_gradient(self, uses: list[Use], deltas: Deltas, g: torch.Tensor) -> bool:
         try:

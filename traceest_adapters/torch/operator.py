@@ -81,7 +81,8 @@ class TorchJacobian(te.Operator):
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
         state, recorder = self._recorded
-        return Ghost(state, recorder, self.params, self.dtype, self._chunk_asked, self.eps, self.differentiable)
+        how = self.dtype, self._chunk_asked, self.eps, self.differentiable
+        return Ghost(self.model, state, recorder, self.params, *how)
 
     @cached_property
     @in_full
