@@ -47,8 +47,8 @@ class Exchangeable(Sampler):
     Of those that there are, the one with the smallest standard error is the answer.
 
     With `one_sided`, of K = JJᴴ, it begins and may go on with samples ‖Jᴴω‖² by vjps alone, ω signs, each at most half
-    of what a product costs: as long as no more than `PLAIN` of them for each product made are predicted to be enough, and
-    no more than twice the products. So a flat spectrum is known before anything is sketched, and a wrong turn costs
+    of what a product costs: as long as no more than `PLAIN` of them for each product made are predicted to be enough,
+    and no more than twice the products. So a flat spectrum is known before anything is sketched; a wrong turn costs
     a few times what was spent before.
     """
 
