@@ -61,6 +61,7 @@ class Exchangeable(Sampler):
     pilots_kept: list[Any]
     pilots_products: list[Any]
     plain: list[Any]
+    hutchinson: Estimate
 
     asking = PILOT
 
@@ -213,7 +214,8 @@ class Exchangeable(Sampler):
         k = self.n_probes
         Omega, Y = (self.joined("probes"), self.joined("products")) if k else (None, None)
         found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or k < 3 else []
-        self.hutchinson = found[0] if found else None
+        if found:
+            self.hutchinson = found[0]
         if "xnystrace" in self.methods and k >= 3:
             found.append(self._xnystrace(Omega, Y))
         if self.sketched == k >= 3:
