@@ -39,11 +39,11 @@ def parts() -> dict[str, tuple[Callable[[bool, int], dict[str, list[dict[str, An
 
     return {
         "spectra, n = 1000": (lambda quick, k: operators.spectra(150 if quick else 1000, quick, k), 20, 1e-12),
-        "spectra, n = 10000": (lambda quick, k: operators.spectra(2500 if quick else 10_000, quick, k), 6, 1e-12),
-        "Laplacian, trace": (lambda quick, k: operators.laplacian_trace(30 if quick else 1000, quick, k), 10, 1e-12),
-        "Laplacian, logdet": (lambda quick, k: operators.laplacian_logdet(30 if quick else 1000, quick, k), 6, 1e-12),
-        "kernel of an MLP": (lambda quick, k: models.kernels("MLP", quick, k), 20, 1e-5),
-        "kernel of a CNN": (lambda quick, k: models.kernels("CNN", quick, k), 20, 1e-5),
+        "spectra, n = 10000": (lambda quick, k: operators.spectra(2500 if quick else 10_000, quick, k), 4, 1e-12),
+        "Laplacian, trace": (lambda quick, k: operators.laplacian_trace(30 if quick else 1000, quick, k), 4, 1e-12),
+        "Laplacian, logdet": (lambda quick, k: operators.laplacian_logdet(30 if quick else 1000, quick, k), 4, 1e-12),
+        "kernel of an MLP": (lambda quick, k: models.kernels("MLP", quick, k), 10, 1e-5),
+        "kernel of a CNN": (lambda quick, k: models.kernels("CNN", quick, k), 10, 1e-5),
         "curvature": (models.curvature, 20, 1e-5),
     }
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the parts that the file has")
     parser.add_argument("--arrays", nargs="+", choices=["numpy", "torch", "jax"], help="whose contenders; default: all")
     parser.add_argument("--quick", action="store_true", help="tiny, 2 seeds: prints only, unless --out is given")
-    parser.add_argument("--seeds", type=int, help="runs for each number; default: 6 to 20, by part")
+    parser.add_argument("--seeds", type=int, help="runs for each number; default: 4 to 20, by part")
     parser.add_argument("--out", type=Path, help="folder for against.json and figures; default: results and figures")
     options = parser.parse_args()
     one_core()

@@ -118,6 +118,7 @@ def figures(parts: Parts, folder: Path) -> None:
             for axis, x in zip(axes[:, column], ("products", "seconds"), strict=True):
                 _panel(axis, rows, x)
                 axis.set(xscale="log", yscale="log", xlabel="products" if x == "products" else "seconds of one core")
+                _label_ticks(axis)
             axes[0, column].set_title(problem, fontsize=10)
         for row in axes:
             row[0].set_ylabel("rms relative error")
@@ -127,6 +128,17 @@ def figures(parts: Parts, folder: Path) -> None:
         for ending in ("png", "svg"):
             figure.savefig(folder / f"{stem}.{ending}", dpi=90, metadata={"Date": None} if ending == "svg" else None)
         plt.close(figure)
+
+
+def _label_ticks(axis: Any) -> None:
+    """1, 2 and 5 where an axis spans little more than a decade, else powers of ten, and none between."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        side.set_minor_formatter(NullFormatter())
+        if high < 30 * low:
+            side.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 8 * low else (1, 3)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _panel(axis: Any, rows: list[Row], x: str) -> None:

@@ -48,7 +48,7 @@ class Exchangeable(Sampler):
 
     With `one_sided`, of K = JJᴴ, it begins and may go on with samples ‖Jᴴω‖² by vjps alone, ω signs, each at most half
     of what a product costs: as long as no more than `PLAIN` of them for each product made are predicted to be enough,
-    and no more than twice the products. So a flat spectrum is known before anything is sketched, and a wrong turn costs
+    and no more than twice the products. So a flat spectrum is known before anything is sketched; a wrong turn costs
     a few times what was spent before.
     """
 
@@ -61,6 +61,7 @@ class Exchangeable(Sampler):
     pilots_kept: list[Any]
     pilots_products: list[Any]
     plain: list[Any]
+    hutchinson: Estimate
 
     asking = PILOT
 
@@ -213,7 +214,8 @@ class Exchangeable(Sampler):
         k = self.n_probes
         Omega, Y = (self.joined("probes"), self.joined("products")) if k else (None, None)
         found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or k < 3 else []
-        self.hutchinson = found[0] if found else None
+        if found:
+            self.hutchinson = found[0]
         if "xnystrace" in self.methods and k >= 3:
             found.append(self._xnystrace(Omega, Y))
         if self.sketched == k >= 3:
