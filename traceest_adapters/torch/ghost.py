@@ -67,7 +67,7 @@ class Ghost:
         calls, remembered = _calls(uses.values()), verdicts.known(model)
         key = verdicts.structure(model, self.state, calls, uses)
         u = self._random(self.state.shape)
-        found = grads([self.state], [call.edge for call in calls], [u[None]])
+        found = grads([self.state], [call.edge for call in calls], [u[None]]) if calls else []
         reached = {call: d.to(self.dtype) for call, d in zip(calls, found, strict=True) if d is not None}
         verdict = remembered.get(key)
         if verdict is None or verdict.reached != [call in reached for call in calls]:
