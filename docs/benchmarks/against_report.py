@@ -15,7 +15,6 @@ COLOURS = {
     "primate": "tab:green", "imate": "tab:olive", "torch.func": "tab:purple", "nngeometry": "tab:brown",
     "neural-tangents": "tab:pink",
 }  # fmt: skip
-MARKS = {"hutchinson": "o", "hutchpp": "s", "xtrace": "^", "xnystrace": "v", "trace(rtol)": "*"}
 
 
 def tables(parts: Parts) -> list[Table]:
@@ -142,11 +141,22 @@ def _label_ticks(axis: Any) -> None:
 
 
 def _panel(axis: Any, rows: list[Row], x: str) -> None:
-    styles = {"numpy": ":", "torch": "--", "jax": "-"}
-    for (library, method, arrays), ladder in ladders(rows).items():
-        if x == "products" and not any(r["products"] for r in ladder):
-            continue
-        label = f"{library} {method}" + (f", {arrays}" if library == OURS else "")
-        style = {"color": COLOURS.get(library, "grey"), "ls": styles[arrays], "marker": MARKS.get(method, ".")}
-        ends = [r[x] for r in ladder], [max(r["error"], 1e-16) for r in ladder]
-        axis.plot(*ends, label=label, lw=1, ms=4, zorder=3 if library == OURS else 2, **style)
+    """Each library's best over its methods and arrays as a line, and all else that it does as faint points."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for (library, *_), ladder in ladders(rows).items():
+        if x == "seconds" or any(r["products"] for r in ladder):
+            points.setdefault(library, []).extend((r[x], max(r["error"], 1e-16)) for r in ladder)
+    for library, found in points.items():
+        colour, ours = COLOURS.get(library, "grey"), library == OURS
+        axis.scatter(*zip(*found, strict=True), s=7, color=colour, alpha=0.25, linewidths=0, zorder=1)
+        ends = zip(*_frontier(found), strict=True)
+        axis.plot(*ends, "o-", color=colour, label=library, lw=2 if ours else 1.2, ms=4, zorder=3 if ours else 2)
+
+
+def _frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that nothing cheaper is as accurate as."""
+    best: list[tuple[float, float]] = []
+    for x, error in sorted(points):
+        if not best or error < best[-1][1]:
+            best.append((x, error))
+    return best
