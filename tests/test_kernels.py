@@ -221,7 +221,7 @@ def test_norms_by_all_pairs_are_unbiased(m, law, complex_):
 
 def sketch_norm2(K, m, seed, law):
     """The estimate of ‖K‖² itself: the norm's is cut off at zero."""
-    s = one_sided([K], Request("test", n_probes=m, rng=seed, distribution=law))
+    s = one_sided([K], Request("test", n_probes=m, rng=seed, distribution=law)).sketch()
     return s.product(0, 0).value * s.units[0] ** 2
 
 

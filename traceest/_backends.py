@@ -70,10 +70,11 @@ def find(obj: Any) -> Backend | None:
     return backends.of(type(obj))
 
 
-def compiler(array: Any) -> Compiled | None:
-    """What the framework of `array` compiles functions with, or None where there is no need."""
-    plugin = find(array)
-    return None if plugin is None else plugin.compiled
+def compiled(f: Callable[..., Any], static: tuple[Any, ...], arrays: Any, like: Any) -> Any:
+    """``f(*static, arrays)``, `static` being hashable; as one program where the framework of `like` is slow without."""
+    plugin = find(like)
+    run = None if plugin is None else plugin.compiled
+    return f(*static, arrays) if run is None else run(f, static, arrays)
 
 
 def conversion(obj: Any) -> Conversion | None:

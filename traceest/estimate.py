@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest import _tails
+from traceest import _backends, _tails
 
 ARRAYS = ("value", "stderr", "df", "samples", "reach")
 """Fields of `Estimate` that are arrays."""
@@ -256,26 +256,34 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     **fields
         The remaining fields of `Estimate`.
     """
+    positive = fields.get("bounds", (-math.inf, 0.0))[0] == 0
+    value, stderr, df, reach = _backends.compiled(_of_samples, (population, positive), samples, samples)
+    return Estimate(value, stderr, df, samples, **fields, reach=reach)
+
+
+def _of_samples(population: int | None, positive: bool, samples: Any) -> tuple[Any, Any, Any, Any]:
+    """Value, standard error, its degrees of freedom, and the reach of samples that cannot be negative."""
     xp = aa.namespace(samples)
     m = samples.shape[1]
     mean = xp.sum(samples, axis=1) / m
+    value = xp.sum(mean)
     nothing = xp.sum(aa.real(xp, mean)) * math.nan
     if m < 2:
-        return Estimate(xp.sum(mean), nothing, nothing, samples, **fields)
+        return value, nothing, nothing, None
     correction = 1.0 if population is None else 1 - m / population
     deviations = samples - mean[:, None]
     scale = aa.safe_scale(xp, deviations)
     squares = aa.abs2(xp, deviations / scale)
-    parts = xp.sqrt(xp.sum(squares, axis=1) * (correction / (m * (m - 1)))) * xp.sum(scale)
-    value, dfs = xp.sum(mean), degrees_of_freedom(xp, squares)
-    stderr, df = _welch_satterthwaite(xp, parts, dfs)
+    unit = xp.sum(scale)
+    parts = xp.sqrt(xp.sum(squares, axis=1) * (correction / (m * (m - 1))))
+    dfs = degrees_of_freedom(xp, squares)
+    stderr, df = _welch_satterthwaite(xp, parts * unit, dfs)
     reach = None
-    if fields.get("bounds", (-math.inf, 0.0))[0] == 0:  # samples that cannot be negative
-        unit = xp.sum(scale)
-        spread = _tails.relative_spread(xp, mean / unit, (parts / unit) ** 2)
+    if positive:
+        spread = _tails.relative_spread(xp, mean / unit, parts**2)
         rescaling = _tails.Rescaling(lambda f: value + mean * (f - 1), spread, dfs)
         reach = _tails.reach(xp, value, rescaling)
-    return Estimate(value, stderr, df, samples, **fields, reach=reach)
+    return value, stderr, df, reach
 
 
 def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:

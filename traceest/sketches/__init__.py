@@ -10,7 +10,7 @@ from traceest.operators.gram import shorter
 from traceest.sketches.base import Sketch
 from traceest.sketches.exact import exact
 from traceest.sketches.fused import fused
-from traceest.sketches.one_sided import one_sided
+from traceest.sketches.one_sided import Grams, one_sided
 from traceest.sketches.request import Groups, Method, Request, kernels_of_one_state
 from traceest.sketches.two_sided import two_sided
 
@@ -85,17 +85,8 @@ def exact_cost(Ks: list[Any], request: Request) -> int:
     return int(J.shape[0]) // (counts.pop() if len(counts) == 1 else 1)
 
 
-def sketch(Ks: list[Any], request: Request) -> Sketch:
+def sketch(Ks: list[Any], request: Request) -> Sketch | Grams:
     """Spend the budget, on the side and by the route that fits."""
-    s = _sketch(Ks, request)
-    if request.targets is not None:
-        norm = request.target_norm()
-        for part in (s, *s.groups):
-            part.targets = [t / norm for t in part.targets]
-    return s
-
-
-def _sketch(Ks: list[Any], request: Request) -> Sketch:
     if request.method == "exact":
         return exact(Ks, request)
     by = route(Ks, request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 from traceest.estimate import Estimate
 from traceest.estimators.ustatistics import Statistic
@@ -72,15 +72,6 @@ class Sketch(ABC):
     @abstractmethod
     def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         """`size` times the statistic, with the error bar that its left-out values give."""
-
-    def parts(self) -> tuple[Any, Any] | None:
-        """The sketch as nested lists of arrays, and the rest, which is hashable; None where that is not worth while."""
-        return None
-
-    @classmethod
-    def of_parts(cls, arrays: Any, static: Any) -> Self:
-        """The sketch of its parts."""
-        raise NotImplementedError
 
 
 def constant(value: Any) -> Statistic:

@@ -7,16 +7,16 @@ from typing import Any
 
 from traceest import _backends
 from traceest.sketches.base import Sketch
+from traceest.sketches.one_sided import Grams
 
 
-def fused(function: Callable[..., Any], s: Sketch, *options: Any) -> Any:
-    """``function(s, *options)``, whose options are hashable, compiled once for all sketches of these shapes."""
-    parts, compiled = s.parts(), _backends.compiler(s.units[0])
-    if parts is None or compiled is None:
+def fused(function: Callable[..., Any], s: Sketch | Grams, *options: Any) -> Any:
+    """``function(s, *options)``, whose options are hashable; of Gram arrays compiled once for all of these shapes."""
+    if isinstance(s, Sketch):
         return function(s, *options)
-    arrays, static = parts
-    return compiled(_of_parts, (function, type(s), static, options), arrays)
+    arrays, static = s.parts()
+    return _backends.compiled(_of_parts, (function, static, options), arrays, s.grams[0][0])
 
 
-def _of_parts(function: Callable[..., Any], kind: type[Sketch], static: Any, options: Any, arrays: Any) -> Any:
-    return function(kind.of_parts(arrays, static), *options)
+def _of_parts(function: Callable[..., Any], static: Any, options: Any, arrays: Any) -> Any:
+    return function(Grams.of_parts(arrays, static), *options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
@@ -102,21 +102,55 @@ class OneSided(Sketch):
         """With the delete-one jackknife."""
         return jackknife(self.xp, statistic, size, **self.fields, **fields)
 
+
+@dataclass
+class Grams:
+    """What the probes gave, before anything is computed from it: all that follows can be one program (`fused`).
+
+    Gram arrays of all columns, (B, m + extra, B, m + extra), of every group of every kernel, the whole last; the means
+    1ᵀs/n of the probes where K is to be centred, and ‖YYᴴ‖ where there are targets.
+    """
+
+    xp: Any
+    grams: list[list[Any]]
+    means: Any  # (B, m)
+    target_norm: Any
+    m: int
+    fields: dict[str, Any]
+    law: Invariant | None
+
     def parts(self) -> tuple[Any, Any]:
-        """The groups are sketches of the same kind."""
-        groups = [g.parts() for g in self.groups if isinstance(g, OneSided)]
-        arrays = self.grams, self.units, self.targets, [arrays for arrays, _ in groups]
-        return arrays, (self.xp, tuple(self.fields.items()), self.law, tuple(static for _, static in groups))
+        """The arrays, and the rest, which is hashable."""
+        return (self.grams, self.means, self.target_norm), (self.xp, self.m, tuple(self.fields.items()), self.law)
 
     @classmethod
-    def of_parts(cls, arrays: Any, static: Any) -> Self:
-        """The inverse."""
-        (grams, units, targets, below), (xp, fields, law, statics) = arrays, static
-        groups: list[Sketch] = [cls.of_parts(*parts) for parts in zip(below, statics, strict=True)]
-        return cls(xp, grams, units, dict(fields), targets, groups, law)
+    def of_parts(cls, arrays: Any, static: Any) -> OneSided:
+        """The sketch of these parts."""
+        (grams, means, target_norm), (xp, m, fields, law) = arrays, static
+        return cls(xp, grams, means, target_norm, m, dict(fields), law).sketch()
+
+    def sketch(self) -> OneSided:
+        """Units taken out, and the columns that were not drawn turned into what they are for."""
+        whole, *parts = (self._of_group(g) for g in range(-1, len(self.grams[0]) - 1))
+        for part in parts:
+            whole.groups.append(replace(part, grams=part.grams + whole.grams, units=part.units + whole.units))
+        return whole
+
+    def _of_group(self, g: int) -> OneSided:
+        xp, m, kept, units, targets = self.xp, self.m, [], [], []
+        first_target = m if self.means is None else m + 1
+        for G in (of_kernel[g] for of_kernel in self.grams):
+            scale = aa.safe_scale(xp, G)
+            G = G / scale
+            kept.append(G[:, :m, :, :m] if self.means is None else _centred(xp, G, self.means, m))
+            units.append(xp.sum(scale))
+            if self.target_norm is not None:
+                Y = xp.sum(G[:, first_target:, :, first_target:], axis=(0, 2))
+                targets.append(aa.real(xp, xp.sum(xp.linalg.diagonal(Y))) / self.target_norm)
+        return OneSided(xp, kept, units, self.fields, targets, law=self.law)
 
 
-def one_sided(Ks: list[Any], request: Request) -> OneSided:
+def one_sided(Ks: list[Any], request: Request) -> Grams:
     """Send the probes, and what else was asked for, through every factor.
 
     Centred, s is replaced by Hs: JᴴHs_{b,i} = g_{b,i} − (1ᵀs_{b,i}/n) Jᴴ1, so that one more column, the ones, gives the
@@ -144,12 +178,8 @@ def one_sided(Ks: list[Any], request: Request) -> OneSided:
     if forward:
         spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
     fields: dict[str, Any] = {"method": "block U-statistic" if B > 1 else "U-statistic", **spent}
-    drawn = xp.reshape(V, (B, n // B, m))
-    whole = _sketch(xp, [grams[-1] for grams in per_kernel], drawn, request, fields, law)
-    for g in range(len(request.groups or ())):
-        part = _sketch(xp, [grams[g] for grams in per_kernel], drawn, request, fields, law)
-        whole.groups.append(replace(part, grams=part.grams + whole.grams, units=part.units + whole.units))
-    return whole
+    means = xp.sum(xp.reshape(V, (B, n // B, m)), axis=1) / n if request.centred else None
+    return Grams(xp, per_kernel, means, request.target_norm(), m, fields, law)
 
 
 def _grams(xp: Any, J: Any, V: Any, B: int, groups: Any) -> list[Any]:
@@ -161,24 +191,6 @@ def _grams(xp: Any, J: Any, V: Any, B: int, groups: Any) -> list[Any]:
 def _as_blocks(xp: Any, G: Any, B: int) -> Any:
     """G of more blocks than B = 1 summed over them: the Gram matrix of the sums of the blocks' sketches."""
     return G if G.shape[0] == B else xp.sum(G, axis=(0, 2))[None, :, None, :]
-
-
-def _sketch(
-    xp: Any, grams: list[Any], V: Any, request: Request, fields: dict[str, Any], law: Invariant | None
-) -> OneSided:
-    """Units taken out, and the columns that were not drawn turned into what they are for."""
-    m, n = V.shape[2], V.shape[0] * V.shape[1]
-    first_target = m + int(request.centred)
-    kept, units, targets = [], [], []
-    for G in grams:
-        scale = aa.safe_scale(xp, G)
-        G = G / scale
-        kept.append(_centred(xp, G, xp.sum(V, axis=1) / n, m) if request.centred else G[:, :m, :, :m])
-        units.append(xp.sum(scale))
-        if request.targets is not None:
-            Y = xp.sum(G[:, first_target:, :, first_target:], axis=(0, 2))
-            targets.append(aa.real(xp, xp.sum(xp.linalg.diagonal(Y))))
-    return OneSided(xp, kept, units, fields, targets, law=law)
 
 
 def _centred(xp: Any, G: Any, sigma: Any, m: int) -> Any:

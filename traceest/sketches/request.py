@@ -95,7 +95,9 @@ class Request:
         return aa.concat_columns(xp, columns) if columns else None
 
     def target_norm(self) -> Any:
-        """‖YYᴴ‖ = ‖YᴴY‖, of the centred targets where K is to be centred."""
+        """‖YYᴴ‖ = ‖YᴴY‖, of the centred targets where K is to be centred; None without targets."""
+        if self.targets is None:
+            return None
         Y, xp = self.targets, aa.namespace(self.targets)
         Y = Y - xp.sum(Y, axis=0, keepdims=True) / Y.shape[0] if self.centred else Y
         return xp.sqrt(xp.sum(aa.abs2(xp, aa.adjoint(xp, Y) @ Y)))

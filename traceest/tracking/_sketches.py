@@ -48,7 +48,7 @@ class Sketches:
         request = Request("Tracker", probes=self.V, distribution=self.law)
         factor = getattr(K, "factor", None)
         by_factor = factor is not None and (hasattr(factor, "rmatmat") or not hasattr(K, "matmat"))
-        return one_sided([K], request) if by_factor else two_sided([K], request)
+        return one_sided([K], request).sketch() if by_factor else two_sided([K], request)
 
 
 class Deflation:

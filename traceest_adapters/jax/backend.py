@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from traceest import _backends
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
-from traceest_adapters.jax.model import traced
+from traceest_adapters.jax import compiling
 
 SMALL = 2**16
 """Numbers that are worked on in less time than it takes to optimise the program for it."""
@@ -43,12 +43,9 @@ class JaxSource:
 
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:
-        """``f(*static, arrays)`` under `jax.jit`; small things are compiled in half the time, unoptimised."""
-        if traced(arrays):
-            return f(*static, arrays)
-        small = sum(x.size for x in jax.tree.leaves(arrays)) <= SMALL and jax.default_backend() == "cpu"
-        options = {"xla_backend_optimization_level": 0} if small else None
-        return jax.jit(f, static_argnums=tuple(range(len(static))), compiler_options=options)(*static, arrays)
+        """``f(*static, arrays)`` under `jax.jit`."""
+        small = sum(x.size for x in jax.tree.leaves(arrays)) <= SMALL
+        return compiling.run(f, static, (arrays,), optimise=not small)
 
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)

@@ -8,14 +8,13 @@ each model. Under `jax.jit`, where there are no values, nothing is verified.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceest_adapters.jax import ghost, layers, steps
+from traceest_adapters.jax import compiling, ghost, layers, steps
 from traceest_adapters.jax.ghost import Plan
 from traceest_adapters.jax.model import Model, traced
 
@@ -30,7 +29,8 @@ def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], exa
     key = model, plan
     if key not in _verified:
         some = [x[:: max(1, x.shape[0] - 1)][:2] for x in examples]  # the first and the last
-        both = _both(model, plan, trained, fixed, some, _cotangents(some, n_b))
+        arrays = trained, fixed, some, _cotangents(some, n_b)
+        both = compiling.run(_both, (model, plan), arrays, optimise=False)
         if traced(both):  # the function has a tracer in it
             return plan
         wrong = _wrong(plan, trained, both)
@@ -67,7 +67,6 @@ def _cotangents(examples: list[Any], n_b: int) -> Any:
     return np.random.default_rng(0).standard_normal((2, B, n_b)).astype(np.float32)  # where nothing is compiled for it
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩ and ‖g_{b,i}‖² of every parameter that the plan understands, by it, and the former formed.
 
