@@ -178,7 +178,8 @@ def test_inner_products_are_unbiased(name):
 def test_a_95_percent_interval_of_an_inner_product_covers(name):
     estimator, m = PRODUCTS[name]
     ends = [estimator(m, 1000 + seed).confidence_interval() for seed in range(300)]
-    assert 0.93 <= np.mean([low <= TRUTH <= high for low, high in ends]) <= 0.99
+    # three probes cannot rule out that one block dominates: the interval reaches further than it has to
+    assert 0.93 <= np.mean([low <= TRUTH <= high for low, high in ends]) <= (1.0 if name == "blocks" else 0.99)
 
 
 def test_inner_products_of_any_operators_take_the_adjoint_of_the_first():

@@ -85,9 +85,11 @@ def joined(xp: Any, weights: list[float], values: list[Any], reaches: list[Any])
         return None
     value = sum(w * v for w, v in zip(weights, values, strict=True))
     off = [w * (r - v[..., None, None]) for w, v, r in zip(weights, values, reaches, strict=True) if r is not None]
-    total = xp.sum(xp.stack(off) ** 2, axis=0)
+    stacked = xp.stack(off)
+    scale = aa.safe_scale(xp, stacked)
+    total = xp.sum((stacked / scale) ** 2, axis=0)
     positive = total > 0
-    root = xp.where(positive, xp.sqrt(xp.where(positive, total, xp.ones_like(total))), 0 * total)
+    root = xp.where(positive, xp.sqrt(xp.where(positive, total, xp.ones_like(total))), 0 * total) * xp.sum(scale)
     low, high = value[..., None] - root[..., 0, :], value[..., None] + root[..., 1, :]
     return xp.stack([low, high], axis=-2)
 

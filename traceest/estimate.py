@@ -271,7 +271,9 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     stderr, df = _welch_satterthwaite(xp, parts, dfs)
     reach = None
     if fields.get("bounds", (-math.inf, 0.0))[0] == 0:  # samples that cannot be negative
-        rescaling = _tails.Rescaling(lambda f: value + mean * (f - 1), _tails.relative_spread(xp, mean, parts**2), dfs)
+        unit = xp.sum(scale)
+        spread = _tails.relative_spread(xp, mean / unit, (parts / unit) ** 2)
+        rescaling = _tails.Rescaling(lambda f: value + mean * (f - 1), spread, dfs)
         reach = _tails.reach(xp, value, rescaling)
     return Estimate(value, stderr, df, samples, **fields, reach=reach)
 

@@ -19,7 +19,7 @@ from traceest.estimators.ustatistics import Statistic
 
 def block_df(m: int) -> float:
     """Degrees of freedom with which exp(±tρ) meets the lower quantiles of χ²_m/m, one eigenvalue's law, within 7 %."""
-    return (m + 2) / 2
+    return (m + 3) / 2
 
 
 def block_spread(xp: Any, G: Any, forms: Any) -> Any:
@@ -53,5 +53,6 @@ def spread_of_samples(xp: Any, s: Statistic, samples: Any) -> Statistic:
 def _of_mean(xp: Any, samples: Any) -> Any:
     """ρ² of the mean over the last axis."""
     m = samples.shape[1]
+    samples = samples / aa.safe_scale(xp, samples)
     mean = xp.sum(samples, axis=1) / m
     return relative_spread(xp, mean, xp.sum(aa.abs2(xp, samples - mean[:, None]), axis=1) / (m * (m - 1)))

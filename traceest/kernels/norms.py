@@ -58,8 +58,9 @@ def frobenius_norm(
     Returns
     -------
     Estimate
-        Bounded below by 0, with jackknife (low-rank: leave-two-out) error. One-sided memory: (n_blocks · n_probes)² for
-        the Gram entries.
+        Bounded below by 0, with jackknife (low-rank: leave-two-out) error. One-sided, the interval also reaches as far
+        as the norm would be had the probes of one block been unlucky: further up than down where one block dominates.
+        One-sided memory: (n_blocks · n_probes)² for the Gram entries.
 
     Raises
     ------

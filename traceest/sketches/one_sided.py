@@ -53,7 +53,8 @@ class OneSided(Sketch):
 
     def squared_trace(self, a: int) -> Statistic:
         """The trace's square less its variance."""
-        return self._spreading(squared_mean(self.xp, self.forms(a)), a)
+        square = squared_mean(self.xp, self.forms(a))
+        return square if square.left_out is None else square.spreading(self.spread(a), self._df(a))
 
     def pairs(self, Ga: Any, Gb: Any) -> Statistic:
         """Tr K_aK_b from both Gram arrays."""
@@ -64,25 +65,25 @@ class OneSided(Sketch):
 
     def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
-        return self._spreading(self.pairs(self.grams[a], self.grams[b]), a, b)
+        pairs = self.pairs(self.grams[a], self.grams[b])
+        return pairs if pairs.left_out is None else pairs.spreading((self.spread(a) + self.spread(b)) / 2, self._df(a))
 
     def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
-        return self._spreading(self.pairs(difference, difference), a, b), unit
+        pairs = self.pairs(difference, difference)
+        if pairs.left_out is None:
+            return pairs, unit
+        return pairs.spreading(self.xp.maximum(self.spread(a), self.spread(b)), self._df(a)), unit
 
     def spread(self, a: int) -> Any:
         """ρ², (B,), of the squared lengths of the blocks' sketches, as far as the norm is concerned."""
         return self._once("spread", lambda a, _: block_spread(self.xp, self.grams[a], self.forms(a)), a, a)
 
-    def _spreading(self, s: Statistic, *kernels: int) -> Statistic:
-        """With the largest of the kernels' spreads, told by m probes."""
-        if s.left_out is None:
-            return s
-        xp, spreads = self.xp, [self.spread(a) for a in sorted(set(kernels))]
-        most = spreads[0] if len(spreads) == 1 else xp.maximum(*spreads)
-        return s.spreading(most, xp.ones_like(most) * block_df(self.grams[0].shape[1]))
+    def _df(self, a: int) -> Any:
+        """Degrees of freedom of ρ, (B,)."""
+        return self.xp.ones_like(self.spread(a)) * block_df(self.grams[a].shape[1])
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""
