@@ -119,6 +119,7 @@ def test_a_new_number_of_probes_or_new_parameters_compile_no_step_again() -> Non
         J.matmat(random(J.shape[1], k))
 
     use(1.0, 4)
+    use(1.0, 1)  # a single probe has programs of its own
     compiled = [step._cache_size() for step in compiled_steps]
     for k in (1, 3, 6, 17):
         use(0.5 + k, k)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol, cast, get_args
 
+import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
@@ -176,7 +177,9 @@ class Probes:
         if isinstance(x, np.ndarray):
             if x.dtype == np.float64 and xp.finfo(self.dtype).bits < 64:
                 x = x.astype(np.float32)
-            x = xp.asarray(x, device=self.device)
+            x = xp.asarray(x)  # in JAX nine times as fast as with device=
+            if self.device is not None and aa.device(x) != self.device:
+                x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,5 +15,10 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...],
     """``f(*static, *arrays)`` under `jax.jit`; inside of a trace as it is, for options are for whole programs."""
     if traced(arrays):
         return f(*static, *arrays)
-    options = None if optimise or jax.default_backend() != "cpu" else {"xla_backend_optimization_level": 0}
-    return jax.jit(f, static_argnums=tuple(range(len(static))), compiler_options=options)(*static, *arrays)
+    return _jitted(f, len(static), optimise or jax.default_backend() != "cpu")(*static, *arrays)
+
+
+@lru_cache(maxsize=256)
+def _jitted(f: Callable[..., Any], n_static: int, optimise: bool) -> Callable[..., Any]:
+    options = None if optimise else {"xla_backend_optimization_level": 0}
+    return jax.jit(f, static_argnums=tuple(range(n_static)), compiler_options=options)

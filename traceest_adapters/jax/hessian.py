@@ -29,7 +29,9 @@ class JaxHessian(te.Operator):
 
     def matmat(self, X: Any) -> Any:
         """H X: (P, k) → (P, k)."""
-        return self._of._by_chunks(lambda T: products(self._jvp, T).astype(self.dtype), self._of._tangents(X))
+        return self._of._by_chunks(
+            lambda T: products(self._jvp, T).astype(self.dtype), self._of._tangents(X), X.shape[1]
+        )
 
     rmatmat = matmat
 

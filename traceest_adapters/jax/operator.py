@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -122,43 +122,46 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._by_chunks(lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V))
+        return self._by_chunks(
+            lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V), V.shape[1]
+        )
 
     @modes.needs("forward")
     @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
-        leaves = self._tangents(W)
-        return self._by_chunks(lambda T: steps.matmat(self._jvp, T).astype(self.dtype), leaves)
+        step = lambda T: steps.matmat(self._jvp, T).astype(self.dtype)  # noqa: E731
+        return self._by_chunks(step, self._tangents(W), W.shape[1])
 
     @modes.needs("reverse", "forward")
     @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         step = lambda U: steps.gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
-        return self._by_chunks(step, self._cotangents(V))
+        return self._by_chunks(step, self._cotangents(V), V.shape[1])
 
     @modes.needs("reverse")
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
-        return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V))
+        return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V), V.shape[1])
 
     def _sqnorms(self, U: Any) -> Any:
-        nothing = jnp.zeros((self._B, len(U)), self.dtype)
-        out = ghost.sqnorms(self._plan, self.dtype, *self._tapped, U) if self._tapped else nothing
-        if not self._plan.rest:
-            return out
-        arrays = self.trained, self.fixed, self._examples, U
-        return out + steps.block_sqnorms(self.model, self._plan.rest, self._lanes, *arrays)
+        parts = []
+        if self._tapped:
+            parts.append(ghost.sqnorms(self._plan, self.dtype, *self._tapped, U))
+        if self._plan.rest:
+            arrays = self.trained, self.fixed, self._examples, U
+            parts.append(steps.block_sqnorms(self.model, self._plan.rest, self._lanes, *arrays))
+        return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
     @modes.needs("reverse")
     @memory.recovering
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
-        k, U = V.shape[1], self._cotangents(V)
+        k = V.shape[1]
         everything = tuple(range(len(self.trained)))
-        parts = [self._block_grads(everything, piece) for piece in self._pieces(U)]
+        parts = [self._block_grads(everything, piece) for piece in self._cotangents(V)]
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
     @modes.needs("reverse")
@@ -176,8 +179,8 @@ class JaxJacobian(te.Operator):
         for which ghost norms do not work, chosen to fit the memory budget, for every example and probe; of one that
         takes more by itself, those of two pieces of the probes.
         """
-        B, k, c = self._B, V.shape[1], self.chunk_size
-        pieces = list(self._pieces(self._cotangents(V)))
+        B, k, pieces = self._B, V.shape[1], self._cotangents(V)
+        c = len(pieces[0])
         G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
         G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
         return G[:, :, :k, :, :k].astype(self.dtype)
@@ -186,7 +189,7 @@ class JaxJacobian(te.Operator):
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
         of_all = Sketched(self.model, self._plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
-        return Sketch(of_all, self._tapped, list(self._pieces(self._cotangents(V))), V.shape[1])
+        return Sketch(of_all, self._tapped, self._cotangents(V), V.shape[1])
 
     @property
     def sketch_bytes(self) -> int:
@@ -196,7 +199,7 @@ class JaxJacobian(te.Operator):
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
         plan = self._plan.chosen(group)
-        n, B, c = len(pieces), self._B, self.chunk_size
+        n, B, c = len(pieces), self._B, len(pieces[0])
         G: Any = jnp.zeros((n, n, B, c, B, c), self.dtype)
         of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
         for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
@@ -217,33 +220,34 @@ class JaxJacobian(te.Operator):
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)
 
-    # -- columns in chunks of one size, so that a new number of probes compiles nothing ----------------
-    def _cotangents(self, V: Any) -> Any:
-        """(n, k) → (k, B, n_b): probes lead, in the state's own dtype."""
-        return jnp.reshape(V.T, (V.shape[1], self._B, -1)).astype(self._state_dtype)
+    # -- columns in chunks of one size, so that a new number of probes compiles no product ---------------
+    def _cotangents(self, V: Any) -> list[Any]:
+        """(n, k) → pieces (c, B, n_b): probes lead, in the state's own dtype."""
+        shapes, dtypes = ((self._B, self.shape[0] // self._B),), (self._state_dtype,)
+        return [piece for (piece,) in self._pieces(V, shapes, dtypes)]
 
-    def _tangents(self, W: Any) -> list[Any]:
-        """(P, k) → a (k, …) array for each parameter."""
-        leaves, start = [], 0
-        for p in self.trained:
-            leaves.append(jnp.reshape(W[start : start + p.size].T, (W.shape[1], *p.shape)).astype(p.dtype))
-            start += p.size
-        return leaves
+    def _tangents(self, W: Any) -> Iterator[list[Any]]:
+        """(P, k) → pieces of a (c, …) array for each parameter."""
+        return self._pieces(W, tuple(p.shape for p in self.trained), tuple(p.dtype for p in self.trained))
 
-    def _pieces(self, U: Any) -> Iterator[Any]:
-        """The probes of the pytree `U` in pieces of the chunk size, the last one filled up with zeros."""
-        k, c = jax.tree.leaves(U)[0].shape[0], self.chunk_size
-        fill = -k % c
-        if fill:
-            U = jax.tree.map(lambda u: jnp.concatenate([u, jnp.zeros((fill, *u.shape[1:]), u.dtype)]), U)
-        for i, j in common.chunks(k + fill, c):
-            yield jax.tree.map(lambda u, i=i, j=j: u[i:j], U)
+    def _pieces(self, V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...]) -> Iterator[list[Any]]:
+        """The columns as arrays of these shapes, in pieces of the chunk size, the last one filled up with zeros.
 
-    def _by_chunks(self, step: Callable[[Any], Any], U: Any) -> Any:
+        A single column, which is often asked for, is not filled up.
+        """
+        k = V.shape[1]
+        c = 1 if k == 1 else self.chunk_size
+        leaves = steps.leading(V, shapes, dtypes, -k % c)
+        if k <= c:
+            yield leaves
+        else:
+            yield from ([leaf[i:j] for leaf in leaves] for i, j in common.chunks(k + -k % c, c))
+
+    def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""
-        k = jax.tree.leaves(U)[0].shape[0]
-        parts = [step(piece) for piece in self._pieces(U)]
-        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1))[..., :k]
+        parts = [step(piece) for piece in pieces]
+        joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+        return joined if joined.shape[-1] == k else joined[..., :k]
 
 
 def _inner_products(

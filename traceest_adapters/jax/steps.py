@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
@@ -93,6 +94,17 @@ def scanned(f: Callable[[Any], Any], xs: Any, lanes: int) -> Any:
     runs = jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (lanes, -1, *x.shape[1:])), 0, 1), xs)
     out = jax.lax.map(jax.vmap(f), runs)
     return jax.tree.map(lambda y: jnp.reshape(jnp.swapaxes(y, 0, 1), (-1, *y.shape[2:])), out)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def leading(V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...], fill: int) -> list[Any]:
+    """(rows, k) → arrays (k + fill, *shape), one behind the other along the rows, with so many zero columns added."""
+    V, leaves, start = jnp.pad(V, ((0, 0), (0, fill))), [], 0
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        rows = V[start : start + prod(shape)]
+        leaves.append(jnp.reshape(rows.T, (V.shape[1], *shape)).astype(dtype))
+        start += len(rows)
+    return leaves
 
 
 @jax.jit
