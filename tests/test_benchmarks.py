@@ -45,12 +45,11 @@ def test_the_least_budget_that_is_accurate_is_found() -> None:
         runs.append(m)
         return _Answer(1 + (-1) ** seed / math.sqrt(m))
 
-    search = tta.Search(run, 1.0, seeds=10)
-    found = search.least([1, 4, 16, 64, 256], 0.2, slowest=60.0)
-    assert found is not None
-    assert found[0] == 64
+    search = tta.Search(run, 1.0, seeds=10, budgets=[1, 4, 16, 64, 256])
+    found = [search.least(tolerance, slowest=60.0) for tolerance in (0.2, 0.1, 0.01)]
+    assert [f and f[0] for f in found] == [64, 256, None]
     assert runs.count(4) < 10  # known to be too few before all seeds are through
-    assert search.least([1, 4, 16], 0.01, slowest=60.0) is None
+    assert tta.Search(run, 1.0, seeds=10, budgets=[1, 4, 1024]).least(0.2, slowest=0.0) is None
 
 
 class _Answer(float):
