@@ -15,7 +15,13 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...],
     """``f(*static, *arrays)`` under `jax.jit`; inside of a trace as it is, for options are for whole programs."""
     if traced(arrays):
         return f(*static, *arrays)
-    return _jitted(f, len(static), optimise or jax.default_backend() != "cpu")(*static, *arrays)
+    optimise = optimise or jax.default_backend() != "cpu"
+    try:
+        return _jitted(f, len(static), optimise)(*static, *arrays)
+    except ValueError as error:  # a static function may close over what is traced, which nothing tells beforehand
+        if optimise or "compiler_options" not in str(error):
+            raise
+        return _jitted(f, len(static), True)(*static, *arrays)
 
 
 @lru_cache(maxsize=256)
