@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,14 @@ torch.set_num_threads(1)
 array_api_strict.set_array_api_strict_flags(
     api_version="2025.12", boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=("linalg",)
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def style_of_its_own() -> Iterator[None]:
+    """Scripts under docs/ set the look of figures for the whole process, which is not to reach other tests."""
+    yield
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcdefaults()
 
 
 @dataclass(frozen=True)
