@@ -122,10 +122,7 @@ class Ghost:
         """∂⟨u_i, state⟩/∂z, (c, *z.shape), at the outputs of `calls`, in units of `unit`."""
         if not calls:
             return {}
-        held = 4 * self._bytes(_calls(self.uses.values()) or calls)
-        asked = self.chunk_size
-        cache = CACHE_TO_LAYERS if asked is None else asked * self.largest
-        chunk = memory.probes_to_a_pass(held, self.largest, cache, asked or MOST)
+        chunk = self._to_a_pass(calls)
         edges = [call.edge for call in calls]
         if len(U) <= chunk and self.unit == 1:
             new = grads([self.state], edges, [U], self.create_graph)
@@ -141,12 +138,20 @@ class Ghost:
                 d[start : start + chunk] = 0.0 if g is None else g
         return found if self.unit == 1 else {call: d.div_(self.unit) for call, d in found.items()}
 
+    def _to_a_pass(self, calls: list[Call]) -> int:
+        """Probes that a backward pass takes at once."""
+        held = 4 * self._bytes(_calls(self.uses.values()) or calls)
+        asked = self.chunk_size
+        cache = CACHE_TO_LAYERS if asked is None else asked * self.largest
+        return memory.probes_to_a_pass(held, self.largest, cache, asked or MOST)
+
     def sqnorms(self, U: torch.Tensor) -> torch.Tensor:
         """‖J_bᵀ u_{b,i}‖² over the parameters understood, for U of shape (k, B, n_b): (B, k)."""
         calls = _calls(self.uses.values())
         if not calls:
             return torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
-        chunk = max(1, memory.budget() // self._bytes(calls))
+        # Only as many as go to a pass: derivatives of more would leave the cache, which takes twice as long.
+        chunk = max(1, min(self._to_a_pass(calls), memory.budget() // self._bytes(calls)))
         parts = []
         for part in U.split(chunk):
             deltas = self.deltas(calls, part)
