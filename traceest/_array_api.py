@@ -97,6 +97,12 @@ def safe_scale(xp: Namespace, x: Array, axis: Any = None) -> Array:
     return xp.where(s > 0, s, xp.ones_like(s))
 
 
+def root(xp: Namespace, x: Array) -> Array:
+    """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative. NaN stays NaN."""
+    positive = ~(x <= 0)
+    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+
+
 def orth(xp: Namespace, Y: Array, Omega: Array | None = None) -> tuple[Array, Array]:
     """Q and R of Y/max|Y|, `touched` by the probes: orthonormal columns whose span holds that of Y to rounding."""
     Q, R = xp.linalg.qr(Y / safe_scale(xp, Y) if Omega is None else touched(xp, Y, Omega))[:2]

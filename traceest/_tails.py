@@ -50,9 +50,7 @@ def reach(xp: Any, value: Any, rescaling: Rescaling | None, size: Any = 1.0) -> 
     """`size` times the least and the greatest value with one block rescaled by exp(±tρ), (2, levels)."""
     if rescaling is None or rescaling.spread is None:
         return None
-    spread = rescaling.spread
-    rho = xp.where(spread > 0, xp.sqrt(xp.where(spread > 0, spread, xp.ones_like(spread))), 0 * spread)
-    log_factors = student(xp, rescaling.df) * rho
+    log_factors = student(xp, rescaling.df) * aa.root(xp, rescaling.spread)
     log_factors = xp.where(log_factors < FURTHEST, log_factors, xp.ones_like(log_factors) * FURTHEST)
     ends = xp.stack([rescaling.at(xp.exp(log_factors)), rescaling.at(xp.exp(-log_factors))])
     ends = xp.where(xp.isnan(ends), xp.zeros_like(ends) + value, ends)
@@ -67,8 +65,7 @@ def student(xp: Any, df: Any) -> Any:
     """
     z2 = xp.asarray([[z * z] for z in SCORES[1:]], dtype=df.dtype, device=aa.device(df))
     c = (df - 5 / 6) / (df - 2 / 3 + 0.1 / df) ** 2
-    grown = xp.exp(z2 * xp.where(c > 0, c, 0 * c)) - 1
-    return xp.sqrt(df) * xp.where(grown > 0, xp.sqrt(xp.where(grown > 0, grown, xp.ones_like(grown))), 0 * grown)
+    return xp.sqrt(df) * aa.root(xp, xp.exp(z2 * xp.where(c > 0, c, 0 * c)) - 1)
 
 
 def relative_spread(xp: Any, mean: Any, variance: Any) -> Any:
@@ -94,8 +91,6 @@ def joined(xp: Any, weights: list[float], values: list[Any], reaches: list[Any])
     off = [w * (r - v[..., None, None]) for w, v, r in zip(weights, values, reaches, strict=True) if r is not None]
     stacked = xp.stack(off)
     scale = aa.safe_scale(xp, stacked)
-    total = xp.sum((stacked / scale) ** 2, axis=0)
-    positive = total > 0
-    root = xp.where(positive, xp.sqrt(xp.where(positive, total, xp.ones_like(total))), 0 * total) * xp.sum(scale)
-    low, high = value[..., None] - root[..., 0, :], value[..., None] + root[..., 1, :]
+    total = aa.root(xp, xp.sum((stacked / scale) ** 2, axis=0)) * xp.sum(scale)
+    low, high = value[..., None] - total[..., 0, :], value[..., None] + total[..., 1, :]
     return xp.stack([low, high], axis=-2)

@@ -52,7 +52,7 @@ class LeftOut(NamedTuple):
         independent = xp.sum(aa.abs2(xp, apart / unit), axis=pairs) / (2 * k * k * (k - 1))
         variance = xp.maximum(xp.sum(squares, axis=-1) / (k * (k - 1)) + covariance, independent / 2)
         variance = variance + (rounding / unit)[..., 0, 0] ** 2
-        stderr = xp.where(variance > 0, xp.sqrt(xp.where(variance > 0, variance, xp.ones_like(variance))), 0 * variance)
+        stderr = aa.root(xp, variance)
         df = degrees_of_freedom(xp, squares)
         return Estimate(theta * size, stderr * unit[..., 0, 0] * size, df, None, **fields)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from traceest import _array_api as aa
 from traceest.estimate import Estimate
 from traceest.sketches import Sketch
 
@@ -16,7 +17,7 @@ def trace(s: Sketch, a: int) -> Estimate:
 
 def frobenius_norm(s: Sketch, a: int) -> Estimate:
     """‖K_a‖."""
-    return s.estimate(s.product(a, a).map(lambda f: _sqrt(s.xp, f)), s.units[a], bounds=(0.0, math.inf))
+    return s.estimate(s.product(a, a).map(lambda f: aa.root(s.xp, f)), s.units[a], bounds=(0.0, math.inf))
 
 
 def effective_rank(s: Sketch, a: int, largest: float) -> Estimate:
@@ -35,7 +36,7 @@ def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
     xp = s.xp
 
     def cosine(p: Any, f: Any, g: Any) -> Any:
-        return _ratio(xp, p, _sqrt(xp, f) * _sqrt(xp, g))
+        return _ratio(xp, p, aa.root(xp, f) * aa.root(xp, g))
 
     return s.estimate(s.product(a, b).map(cosine, s.product(a, a), s.product(b, b)), bounds=(0.0 if psd else -1.0, 1.0))
 
@@ -43,14 +44,14 @@ def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
 def relative_distance(s: Sketch, a: int, b: int) -> Estimate:
     """‖K_a − K_b‖ / ‖K_b‖."""
     xp, (squared, unit) = s.xp, s.squared_distance(a, b)
-    ratio = squared.map(lambda d, f: _ratio(xp, _sqrt(xp, d), _sqrt(xp, f)), s.product(b, b))
+    ratio = squared.map(lambda d, f: _ratio(xp, aa.root(xp, d), aa.root(xp, f)), s.product(b, b))
     return s.estimate(ratio, unit / s.units[b], bounds=(0.0, math.inf))
 
 
 def target_alignment(s: Sketch, a: int, psd: bool) -> Estimate:
     """⟨K_a, YYᴴ⟩ / (‖K_a‖ ‖YYᴴ‖), its numerator exact."""
     xp = s.xp
-    cosine = s.product(a, a).map(lambda f: _ratio(xp, s.targets[a], _sqrt(xp, f)))
+    cosine = s.product(a, a).map(lambda f: _ratio(xp, s.targets[a], aa.root(xp, f)))
     return s.estimate(cosine, bounds=(0.0 if psd else -1.0, 1.0))
 
 
@@ -63,7 +64,7 @@ def trace_change(s: Sketch, a: int, b: int) -> Estimate:
 def frobenius_norm_change(s: Sketch, a: int, b: int) -> Estimate:
     """‖K_a‖ − ‖K_b‖."""
     x, y, unit = _shares(s, a, b)
-    change = s.product(a, a).map(lambda f, g: _sqrt(s.xp, f) * x - _sqrt(s.xp, g) * y, s.product(b, b))
+    change = s.product(a, a).map(lambda f, g: aa.root(s.xp, f) * x - aa.root(s.xp, g) * y, s.product(b, b))
     return s.estimate(change, unit)
 
 
@@ -80,12 +81,6 @@ def _shares(s: Sketch, a: int, b: int) -> tuple[Any, Any, Any]:
     """The units of both in the larger one, and that."""
     unit = s.xp.maximum(s.units[a], s.units[b])
     return s.units[a] / unit, s.units[b] / unit, unit
-
-
-def _sqrt(xp: Any, x: Any) -> Any:
-    """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative. NaN stays NaN."""
-    positive = ~(x <= 0)
-    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
 
 
 def _ratio(xp: Any, a: Any, b: Any) -> Any:

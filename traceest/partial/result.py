@@ -10,7 +10,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest.estimate import Estimate, _welch_satterthwaite, certain, degrees_of_freedom, from_samples
 from traceest.estimators.ustatistics import Statistic, jackknife, pair_mean, squared_mean
-from traceest.kernels.statistics import _ratio, _sqrt
+from traceest.kernels.statistics import _ratio
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +70,7 @@ class PartialTrace:
     @cached_property
     def frobenius_norm(self) -> Estimate:
         """‖M‖, from the unbiased ‖M‖² = Σ_{b≠c} mean ⟨M_{b,i}, M_{c,j}⟩ + Σ_b mean_{i≠j} ⟨M_{b,i}, M_{b,j}⟩."""
-        norm = self._norm2.map(lambda f: _sqrt(self._xp, f))
+        norm = self._norm2.map(lambda f: aa.root(self._xp, f))
         return self._estimate(norm, self.unit, bounds=(0.0, math.inf))
 
     @cached_property

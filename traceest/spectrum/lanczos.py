@@ -83,16 +83,14 @@ def norms(xp: Any, X: Any) -> Any:
     """Lengths of the columns, (k,); neither squares nor, of zero columns, derivatives leave the range."""
     scale = aa.safe_scale(xp, X, 0)
     squares = xp.sum(aa.abs2(xp, X / xp.astype(scale, X.dtype)), axis=0)
-    positive = squares > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * scale[0, :]
+    return aa.root(xp, squares) * scale[0, :]
 
 
 def _lengths(xp: Any, w: Any, size: Any) -> Any:
     """Lengths of the rows, (k,), which are of about that size: one look for the largest entries less than `norms`."""
     unit = xp.where(size > 0, size, xp.ones_like(size))
     squares = aa.real(xp, xp.vecdot(w / xp.astype(unit, w.dtype)[:, None], w))  # of first order in the size: in range
-    positive = squares > 0
-    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * xp.sqrt(unit)
+    return aa.root(xp, squares) * xp.sqrt(unit)
 
 
 def _rows(xp: Any, W: Any) -> Any:

@@ -127,10 +127,7 @@ class Quadrature(NamedTuple):
         unit = aa.safe_scale(xp, slope, (-2, -1))
         squares = xp.sum(self.fine[1] * (slope / unit) ** 2, axis=-1) * self.n
         variance, df = mean_square(xp, squares)
-        variance = variance * (self.gradient / s)
-        positive = variance > 0
-        stderr = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), variance)
-        return stderr * unit[..., 0, 0], df
+        return aa.root(xp, variance * (self.gradient / s)) * unit[..., 0, 0], df
 
 
 class Plan(NamedTuple):
@@ -274,7 +271,5 @@ def _chunk(A: Any, vectors: int, chunk_size: int | None) -> int:
 def _hypot(xp: Any, a: Any, b: Any) -> Any:
     """√(a² + b²) within range, with a derivative at 0."""
     unit = xp.maximum(a, b)
-    positive = unit > 0
-    safe = xp.where(positive, unit, xp.ones_like(unit))
-    squares = (a / safe) ** 2 + (b / safe) ** 2
-    return xp.where(positive, xp.sqrt(xp.where(positive, squares, xp.ones_like(squares))), squares) * unit
+    safe = xp.where(unit > 0, unit, xp.ones_like(unit))
+    return aa.root(xp, (a / safe) ** 2 + (b / safe) ** 2) * unit
