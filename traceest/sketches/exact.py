@@ -126,7 +126,7 @@ def _column_side(xp: Any, Js: list[Any], request: Request, extra: Any) -> Exact:
     targets = []
     if request.targets is not None:
         squares = [xp.sum(aa.abs2(xp, f[:, int(request.centred) :] / r)) for f, r in zip(F, roots, strict=True)]
-        targets = [square / request.target_norm() for square in squares]
+        targets = [square / request.target_norm for square in squares]
     products = {(a, b): xp.sum(aa.abs2(xp, c / (roots[a] * roots[b]))) for (a, b), c in C.items()}
     return Exact(xp, [t / u for t, u in zip(traces, units, strict=True)], products, units, targets)
 
@@ -137,7 +137,7 @@ def _row_side(xp: Any, dense: list[Any], B: int, request: Request, extra: Any) -
     dense, targets = [D / u for D, u in zip(dense, units, strict=True)], []
     if request.targets is not None:
         Y = extra[:, int(request.centred) :]
-        targets = [aa.real(xp, xp.sum(aa.conj(xp, Y) * (D @ Y))) / request.target_norm() for D in dense]
+        targets = [aa.real(xp, xp.sum(aa.conj(xp, Y) * (D @ Y))) / request.target_norm for D in dense]
     if request.centred:
         dense = [_doubly_centred(xp, D) for D in dense]
     traces = [aa.real(xp, xp.sum(xp.reshape(xp.linalg.diagonal(D), (B, -1)), axis=1)) for D in dense]

@@ -179,7 +179,7 @@ def one_sided(Ks: list[Any], request: Request) -> Grams:
         spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
     fields: dict[str, Any] = {"method": "block U-statistic" if B > 1 else "U-statistic", **spent}
     means = xp.sum(xp.reshape(V, (B, n // B, m)), axis=1) / n if request.centred else None
-    return Grams(xp, per_kernel, means, request.target_norm(), m, fields, law)
+    return Grams(xp, per_kernel, means, request.target_norm, m, fields, law)
 
 
 def _grams(xp: Any, J: Any, V: Any, B: int, groups: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
@@ -94,6 +95,7 @@ class Request:
             columns.append(Y - xp.sum(Y, axis=0, keepdims=True) / n if self.centred else Y)
         return aa.concat_columns(xp, columns) if columns else None
 
+    @cached_property
     def target_norm(self) -> Any:
         """‖YYᴴ‖ = ‖YᴴY‖, of the centred targets where K is to be centred; None without targets."""
         if self.targets is None:

@@ -156,7 +156,7 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     KV = [_centred(xp, X, request.centred) for X in KV]
     units = [xp.sum(aa.safe_scale(xp, X)) for X in KV]
     KV = [X / u for X, u in zip(KV, units, strict=True)]
-    targets = [t / u / request.target_norm() for t, u in zip(targets, units, strict=True)] if targets else []
+    targets = [t / u / request.target_norm for t, u in zip(targets, units, strict=True)] if targets else []
     if low_rank:
         Q, R = aa.orth(xp, sum(KV[1:], start=KV[0]), V)
         Z = [products(xp, meter.op, _centred(xp, Q, request.centred), chunk) for meter in meters]
