@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,12 +50,12 @@ class OneSided(Sketch):
 
     def trace(self, a: int) -> Statistic:
         """Σ_b mean_i ‖J_bᴴs_{b,i}‖²."""
-        return spread_of_samples(self.xp, block_sum(self.xp, self.forms(a)), self.forms(a))
+        forms = self.forms(a)
+        return spread_of_samples(self.xp, block_sum(self.xp, forms), forms)
 
     def squared_trace(self, a: int) -> Statistic:
         """The trace's square less its variance."""
-        square = squared_mean(self.xp, self.forms(a))
-        return square if square.left_out is None else square.spreading(self.spread(a), self._df(a))
+        return self._spreading(squared_mean(self.xp, self.forms(a)), lambda: self.spread(a))
 
     def pairs(self, Ga: Any, Gb: Any) -> Statistic:
         """Tr K_aK_b from both Gram arrays."""
@@ -65,25 +66,25 @@ class OneSided(Sketch):
 
     def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
-        pairs = self.pairs(self.grams[a], self.grams[b])
-        return pairs if pairs.left_out is None else pairs.spreading((self.spread(a) + self.spread(b)) / 2, self._df(a))
+        return self._spreading(self.pairs(self.grams[a], self.grams[b]), lambda: (self.spread(a) + self.spread(b)) / 2)
 
     def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
         """The U-statistic of |G_a − G_b|², in the larger unit."""
         unit = self.xp.maximum(self.units[a], self.units[b])
         difference = self.grams[a] * (self.units[a] / unit) - self.grams[b] * (self.units[b] / unit)
-        pairs = self.pairs(difference, difference)
-        if pairs.left_out is None:
-            return pairs, unit
-        return pairs.spreading(self.xp.maximum(self.spread(a), self.spread(b)), self._df(a)), unit
+        of = lambda: self.xp.maximum(self.spread(a), self.spread(b))  # noqa: E731
+        return self._spreading(self.pairs(difference, difference), of), unit
 
     def spread(self, a: int) -> Any:
         """ρ², (B,), of the squared lengths of the blocks' sketches, as far as the norm is concerned."""
         return self._once("spread", lambda a, _: block_spread(self.xp, self.grams[a], self.forms(a)), a, a)
 
-    def _df(self, a: int) -> Any:
-        """Degrees of freedom of ρ, (B,)."""
-        return self.xp.ones_like(self.spread(a)) * block_df(self.grams[a].shape[1])
+    def _spreading(self, s: Statistic, spread: Callable[[], Any]) -> Statistic:
+        """With the blocks' ρ² and its degrees of freedom, where probes are enough for one to be left out."""
+        if s.left_out is None:
+            return s
+        squares = spread()
+        return s.spreading(squares, self.xp.ones_like(squares) * block_df(self.grams[0].shape[1]))
 
     def example_traces(self, a: int) -> Estimate | None:
         """mean_i ‖J_bᴴs_{b,i}‖² of every block."""

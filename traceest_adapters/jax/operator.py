@@ -237,11 +237,12 @@ class JaxJacobian(te.Operator):
         """
         k = V.shape[1]
         c = 1 if k == 1 else self.chunk_size
-        leaves = steps.leading(V, shapes, dtypes, -k % c)
+        fill = -k % c
+        leaves = steps.leading(V, shapes, dtypes, fill)
         if k <= c:
             yield leaves
         else:
-            yield from ([leaf[i:j] for leaf in leaves] for i, j in common.chunks(k + -k % c, c))
+            yield from ([leaf[i:j] for leaf in leaves] for i, j in common.chunks(k + fill, c))
 
     def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""
