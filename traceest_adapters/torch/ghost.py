@@ -150,10 +150,9 @@ class Ghost:
         calls = _calls(self.uses.values())
         if not calls:
             return torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
-        # Only as many as go to a pass: derivatives of more would leave the cache, which takes twice as long.
-        chunk = max(1, min(self._to_a_pass(calls), memory.budget() // self._bytes(calls)))
         parts = []
-        for part in U.split(chunk):
+        # Only as many as go to a pass: derivatives of more would leave the cache, which takes twice as long.
+        for part in U.split(self._to_a_pass(calls)):
             deltas = self.deltas(calls, part)
             summed = sum(self._sqnorms(deltas, len(part)), start=part.new_zeros((), dtype=self.dtype))
             parts.append(summed * self.unit * self.unit)
