@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pictures import save, subplots
 from race import OURS, TARGETS, Best, Row, duels, fastest, geometric_mean, ladders, same_method
 from tables import Table
 
@@ -101,18 +102,10 @@ def _equal_methods(parts: Parts) -> Table:
 
 def figures(parts: Parts, folder: Path) -> None:
     """For each part a row of panels against products and one against time, as PNG and SVG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
         problems = part["problems"]
         n = len(problems)
-        figure, axes = plt.subplots(
-            2, n, figsize=(3.2 * n + 1.6, 6.4), squeeze=False, sharey="col", layout="constrained"
-        )
+        figure, axes = subplots(2, n, figsize=(3.2 * n + 1.6, 6.4), sharey="col", layout="constrained")
         for column, (problem, rows) in enumerate(problems.items()):
             for axis, x in zip(axes[:, column], ("products", "seconds"), strict=True):
                 _panel(axis, rows, x)
@@ -124,9 +117,7 @@ def figures(parts: Parts, folder: Path) -> None:
         handles = {h.get_label(): h for axis in axes.flat for h in axis.get_legend_handles_labels()[0]}
         figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=7, frameon=False)
         stem = "against_" + "".join(c if c.isalnum() else "_" for c in name).replace("__", "_").replace("__", "_")
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{stem}.{ending}", dpi=90, metadata={"Date": None} if ending == "svg" else None)
-        plt.close(figure)
+        save(figure, folder, stem, dpi=90)
 
 
 def _label_ticks(axis: Any) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from estimators import revision
+from pictures import save, subplots
 from tables import Table, fill, markdown, plain
 from timing import machine, median, on_gpu, show, wait
 
@@ -199,13 +200,8 @@ def tables(rows: list[dict[str, Any]], large: list[dict[str, Any]]) -> list[Tabl
 
 def figure(rows: list[dict[str, Any]], folder: Path) -> None:
     """Time above, memory below, against each quantity."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     varied = list(dict.fromkeys(r["varied"] for r in rows))
-    fig, axes = plt.subplots(2, len(varied), figsize=(3 * len(varied), 5.4), squeeze=False, sharey="row")
+    fig, axes = subplots(2, len(varied), figsize=(3 * len(varied), 5.4), sharey="row")
     for (framework, what), some in by_kind(rows).items():
         for y, (of, unit) in enumerate((("seconds", 1.0), ("bytes", 2.0**20))):
             ax = axes[y, varied.index(what)]
@@ -222,10 +218,7 @@ def figure(rows: list[dict[str, Any]], folder: Path) -> None:
     axes[1, 0].set_ylabel("MiB")
     axes[0, 0].legend(fontsize=7)
     fig.tight_layout()
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        fig.savefig(folder / f"scaling.{ending}", dpi=130)
-    plt.close(fig)
+    save(fig, folder, "scaling", dpi=130)
 
 
 def main() -> None:

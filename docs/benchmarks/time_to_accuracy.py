@@ -32,6 +32,7 @@ from estimators import revision
 from gru import QUICK as QUICK_GRU
 from gru import SIZES as GRU
 from gru import jax_gru
+from pictures import save, subplots
 from tables import Table, fill, markdown, plain
 from timing import machine, median, on_gpu, seconds, show
 from torch import nn
@@ -263,12 +264,7 @@ def _targets(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def figure(rows: list[dict[str, Any]], folder: Path) -> None:
     """Speed-up over direct against accuracy, as the paper's figure 1, beside the best exact answer."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    fig, axes = plt.subplots(1, len(rows), figsize=(4.2 * len(rows), 3.8), sharey=True, squeeze=False)
+    fig, axes = subplots(1, len(rows), figsize=(4.2 * len(rows), 3.8), sharey=True)
     for ax, row in zip(axes[0], rows, strict=True):
         for i, (method, found) in enumerate(times(row).items()):
             if method == "direct":
@@ -283,10 +279,7 @@ def figure(rows: list[dict[str, Any]], folder: Path) -> None:
     axes[0, 0].set_ylabel("speed-up over n kernel products")
     axes[0, -1].legend(fontsize=8)
     fig.tight_layout()
-    folder.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "svg"):
-        fig.savefig(folder / f"time_to_accuracy.{ending}", dpi=130)
-    plt.close(fig)
+    save(fig, folder, "time_to_accuracy", dpi=130)
 
 
 def main() -> None:
