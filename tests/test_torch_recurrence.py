@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from traceest_adapters.torch import jacobian
 
-RECURRENCE = sys.modules["traceest_adapters.torch.recurrence"]
+RECURRENCE, THROUGH_TIME, UNITS = (
+    sys.modules[f"traceest_adapters.torch.{name}"] for name in ("recurrence", "through_time", "units")
+)
 F64 = {"dtype": torch.float64}
 B, T = 5, 6
 pytestmark = pytest.mark.filterwarnings("ignore:this model cannot be mapped", "ignore:There is a performance drop")
@@ -103,14 +106,63 @@ def test_a_projection_and_dropout_are_left_to_the_fused_layer() -> None:
     J = jacobian(projected, inputs(), output=0)
     assert set(J._ghost.rest) == {name for name, _ in projected.named_parameters()}
     args = inputs(), torch.zeros(2, B, 4, **F64), list(nn.GRU(3, 4, 2, **F64).parameters()), True, 2
-    assert RECURRENCE.recurrent(torch.gru, False)(*args, 0.5, True, False, True) is None
-    assert RECURRENCE.recurrent(torch.gru, False)(*args, 0.5, False, False, True) is not None
+    layers: list[Any] = []
+    run = RECURRENCE.recurrent(torch.gru, False, layers.append)
+    assert run(*args, 0.5, True, False, True) is None
+    assert run(*args, 0.5, False, False, True) is not None
+    assert len(layers) == 2
+
+
+WAYS = ["by transitions and units", "by gates and weights"]
+
+
+def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is worth being made once for all probes, or all is."""
+    by_units = way == WAYS[0]
+    for module in (THROUGH_TIME, UNITS):
+        monkeypatch.setattr(module, "worth", lambda numbers, c, itemsize: by_units)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_both_ways_back_give_the_same(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    take(way, monkeypatch)
+    model = LAYERS[name]
+    check(model)
+    ghost = jacobian(model, inputs())._ghost
+    assert len(ghost.layers) == model.layer.num_layers * (2 if model.layer.bidirectional else 1)
+    assert all(units.fits(3) == (way == WAYS[0]) for units in ghost.layers)
+
+
+def test_what_is_made_once_is_worth_it_and_within_the_budget() -> None:
+    worth, million = THROUGH_TIME.worth, 2**20
+    assert worth(32 * million, 32, 4)
+    assert not worth(33 * million, 32, 4)
+    assert not worth(1, 1, 4)
+    with THROUGH_TIME.memory.within(2**20):
+        assert worth(2**16, 4, 4)
+        assert not worth(2**17, 4, 4)
+
+
+def test_a_layer_that_is_used_twice_is_not_taken_unit_by_unit() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.GRU(4, 4, batch_first=True, **F64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layer(self.layer(F.pad(x, (0, 1)))[0])[0]
+            return y.flatten(1)
+
+    model = Twice()
+    check(model)
+    assert not jacobian(model, inputs())._ghost.layers
 
 
 def test_all_probes_go_back_through_time_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    honest = RECURRENCE._adjoint
-    monkeypatch.setattr(RECURRENCE, "_adjoint", lambda W, a, d: passes.append(len(d[0])) or honest(W, a, d))
+    honest = THROUGH_TIME.Steps.by_states
+    monkeypatch.setattr(THROUGH_TIME.Steps, "by_states", lambda s, d: passes.append(len(d[0])) or honest(s, d))
     J = jacobian(LAYERS["GRU, time first"], inputs(), check=False)
     J.rmatmat(torch.ones(J.shape[0], 7, **F64))
     assert passes == [7]
@@ -120,13 +172,23 @@ def test_all_probes_go_back_through_time_in_one_pass(monkeypatch: pytest.MonkeyP
     assert passes == [7]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("field", ["keep", "last", "along"])
-def test_a_part_of_the_adjoint_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    honest = RECURRENCE._adjoint
+def test_a_part_of_the_adjoint_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch, field: str, way: str) -> None:
+    take(way, monkeypatch)
+    honest = THROUGH_TIME.Steps
 
-    def wrong(W: Any, a: Any, d: Any) -> Any:
-        return honest(W, a._replace(**{field: 1.1 * getattr(a, field)}), d)
+    def wrong(W: Any, a: Any) -> Any:
+        return honest(W, a._replace(**{field: 1.1 * getattr(a, field)}))
 
-    monkeypatch.setattr(RECURRENCE, "_adjoint", wrong)
+    monkeypatch.setattr(RECURRENCE, "Steps", wrong)
     with pytest.raises(AssertionError):
         check(LAYERS["LSTM, no bias" if field == "along" else "GRU, no bias"])
+
+
+def test_wrong_forms_of_the_units_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    take(WAYS[0], monkeypatch)
+    honest = UNITS.Units._inner
+    monkeypatch.setattr(UNITS.Units, "_inner", lambda self, a, bias: honest(self, a, bias) + (bias is not None))
+    with pytest.raises(AssertionError):
+        check(LAYERS["LSTM, time first"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 
@@ -23,6 +23,7 @@ from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.products import CACHE_TO_LAYERS, MOST, grads, pairs
 from traceest_adapters.torch.taps import Call, Layout, Recorder, Use, layouts
+from traceest_adapters.torch.units import Units, by_themselves
 from traceest_adapters.torch.verdicts import Verdict
 
 Deltas = dict[Call, torch.Tensor]
@@ -53,10 +54,13 @@ class Ghost:
         self.uses: dict[str, list[Use]] = {}
         self.largest = recorder.largest
         self.rest: list[str] = []
+        self.layers: list[Units] = []
+        self._found_alike: dict[frozenset[str], tuple[list[Alike], list[list[Use]]]] = {}
         self.unit, self.create_graph = 1.0, False
         if state.requires_grad:
             with torch.no_grad():
                 self._judge(model, params, recorder.uses)
+                self._find_layers(recorder)
         else:
             self.rest = list(params)
         self.create_graph = differentiable
@@ -81,6 +85,13 @@ class Ghost:
                 self.uses[name] = chosen
             elif name in verdict.depended_on:
                 self.rest.append(name)
+
+    def _find_layers(self, recorder: Recorder) -> None:
+        """The recurrent layers whose norms can be taken unit by unit."""
+        for layer, names, calls in recorder.layers:
+            uses = [self.uses.get(name, []) for name in names]
+            if len(names) == sum(p is not None for p in layer.weights) and by_themselves(layer, uses, self.B):
+                self.layers.append(Units(layer, names, calls, self.dtype))
 
     def _verify(
         self, params: Params, uses: dict[str, list[Use]], calls: list[Call], reached: Deltas, u: torch.Tensor
@@ -150,16 +161,19 @@ class Ghost:
         calls = _calls(self.uses.values())
         if not calls:
             return torch.zeros(self.B, len(U), dtype=self.dtype, device=U.device)
-        parts = []
         # Only as many as go to a pass: derivatives of more would leave the cache, which takes twice as long.
-        for part in U.split(self._to_a_pass(calls)):
-            deltas = self.deltas(calls, part)
-            summed = sum(self._sqnorms(deltas, len(part)), start=part.new_zeros((), dtype=self.dtype))
-            parts.append(summed * self.unit * self.unit)
-        return torch.cat(parts, dim=1)
+        parts = U.split(self._to_a_pass(calls))
+        return torch.cat([sum(self._sqnorms(part)) * self.unit * self.unit for part in parts], dim=1)
 
-    def _sqnorms(self, deltas: Deltas, c: int) -> Iterator[torch.Tensor]:
-        together, alone = self._alike
+    def _sqnorms(self, U: torch.Tensor) -> Iterator[torch.Tensor]:
+        c = len(U)
+        layers = [layer for layer in self.layers if layer.fits(c)]
+        covered = {name for layer in layers for name in layer.names}
+        together, alone = self._alike(frozenset(covered))
+        calls = _calls(uses for name, uses in self.uses.items() if name not in covered)
+        deltas = self.deltas([*calls, *(call for layer in layers for call in layer.calls)], U)
+        for layer in layers:
+            yield layer.sqnorms(deltas)
         for some in together:
             if some.fits(c):
                 yield some.sqnorms(deltas, self.B)
@@ -168,9 +182,12 @@ class Ghost:
         for uses in alone:
             yield sqnorms(partial(self._factors, uses, deltas), self.B)
 
-    @cached_property
-    def _alike(self) -> tuple[list[Alike], list[list[Use]]]:
-        return alike(self.uses.values(), self.dtype)
+    def _alike(self, covered: frozenset[str]) -> tuple[list[Alike], list[list[Use]]]:
+        """The parameters not covered, those that are like others together."""
+        if covered not in self._found_alike:
+            rest = [uses for name, uses in self.uses.items() if name not in covered]
+            self._found_alike[covered] = alike(rest, self.dtype)
+        return self._found_alike[covered]
 
     def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
         """A parameter's Gram matrix of per-example gradients, block by block of probes: (B, i, B, j).

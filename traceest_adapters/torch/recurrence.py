@@ -1,28 +1,25 @@
 """Recurrent layers as a forward pass is recorded: their weights in products that are seen, out of the time loop.
 
 A layer is run as it is, without a graph. Its states being known, the products with its weights are made once more
-for all time steps together, as two calls of `F.linear`, and one function of the two gives the states again:
+for all time steps together, as two calls of `F.linear`, and functions of the two give the states again:
 
-    gⁱ = x W_ihᵀ + b_ih,   gʰ = h₍₋₁₎ W_hhᵀ + b_hh,   h = recurrence(gⁱ, gʰ),
+    gⁱ = x W_ihᵀ + b_ih,   gʰ = h₍₋₁₎ W_hhᵀ + b_hh,   h = loop(cells(gⁱ, gʰ)),
 
 where h₍₋₁₎, the states one step before, are taken for constants. What they contribute to the derivative is in that of
-`recurrence`, the adjoint of the whole loop: a few element-wise products and one with W_hh a step, for all probes at
-once. So the derivatives by gⁱ and gʰ are those by the outputs of two dense layers with T positions, and weights have
+`loop`. So the derivatives by gⁱ and gʰ are those by the outputs of two dense layers with T positions, and weights have
 theirs, or their ghost norms, from one product each.
-
-References: Werbos (1990), backpropagation through time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-State = tuple[torch.Tensor, ...]
-"""h, or of an LSTM h and c."""
+from traceest_adapters.torch.through_time import Adjoint, State, Steps, cells, loop
 
 
 class Weights(NamedTuple):
@@ -32,20 +29,6 @@ class Weights(NamedTuple):
     hh: torch.Tensor
     b_ih: torch.Tensor | None = None
     b_hh: torch.Tensor | None = None
-
-
-class Adjoint(NamedTuple):
-    """What the adjoint of a step is made of, a value a time step: (T, B, …).
-
-    With d = ∂/∂h and, of an LSTM, e = ∂/∂c + along ∘ d: ∂/∂gʰ = C ∘ d for each gate (of an LSTM, of the last one only:
-    for the others C ∘ e); ∂/∂gⁱ is the same but for the last gate of a GRU, where it is `last` ∘ d. What the step
-    before gets is keep ∘ d (keep ∘ e of c), and ∂/∂gʰ W_hh.
-    """
-
-    C: torch.Tensor  # (T, B, gates, H)
-    keep: torch.Tensor | None = None
-    last: torch.Tensor | None = None
-    along: torch.Tensor | None = None
 
 
 # -- cells: a step, and its adjoint -----------------------------------------------------------------------
@@ -107,29 +90,46 @@ LSTM = Cell(_lstm, _lstm_adjoint, torch.lstm, 4)
 TANH, RELU = Cell(_tanh, _tanh_adjoint, torch.rnn_tanh, 1), Cell(_relu, _relu_adjoint, torch.rnn_relu, 1)
 
 
+class Unrolled(NamedTuple):
+    """A layer as it was run: its steps, what both of its products were made of, and s of each part of its states."""
+
+    steps: Steps
+    x: torch.Tensor
+    before: torch.Tensor
+    weights: Weights
+    s: State
+
+
+Note = Callable[[Unrolled], None]
+
+
 # -- a layer ------------------------------------------------------------------------------------------------
-def _run(cell: Cell, x: torch.Tensor, start: State, w: Weights) -> State:
+def _run(cell: Cell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
     """Every state of one layer in one direction: (T, B, H)."""
     with torch.no_grad():
         hx = start if cell is LSTM else start[0]
         h = cell.layer(x, hx, [p for p in w if p is not None], w.b_ih is not None, 1, 0.0, False, False, False)[0]
         before = torch.cat([start[0][:1], h[:-1]])
     gi, gh = F.linear(x, w.ih, w.b_ih), F.linear(before, w.hh, w.b_hh)
-    after = (h, _cells(gi.detach(), gh.detach(), start[1])) if cell is LSTM else (h,)
-    found = _Recurrence.apply(cell, gi, gh, w.hh.detach(), len(start), *start, *after)
-    return found if isinstance(found, tuple) else (found,)
+    with torch.no_grad():
+        after = (h, _memory(gi, gh, start[1])) if cell is LSTM else (h,)
+        earlier = tuple(torch.cat([s[:1], a[:-1]]) for s, a in zip(start, after, strict=True))
+        steps = Steps(w.hh.detach(), cell.adjoint(gi, gh, earlier, after))
+    s = cells(steps, gi, gh, after)
+    note(Unrolled(steps, x, before, w, s))
+    return loop(steps, s, start)
 
 
-def _cells(gi: torch.Tensor, gh: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def _memory(gi: torch.Tensor, gh: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Every c of an LSTM, which PyTorch gives the last of."""
     i, f, g, _ = (gi + gh).chunk(4, -1)
-    found = [start[0].detach()]
+    found = [start[0]]
     for f_t, new in zip(f.sigmoid(), i.sigmoid() * g.tanh(), strict=True):
         found.append(torch.addcmul(new, f_t, found[-1]))
     return torch.stack(found[1:])
 
 
-def _run_by_steps(cell: Cell, x: torch.Tensor, start: State, w: Weights) -> State:
+def _run_by_steps(cell: Cell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
     """The same from plain functions, which can be differentiated any number of times."""
     gi, state, found = F.linear(x, w.ih, w.b_ih), tuple(s[0] for s in start), []
     for gi_t in gi:
@@ -138,84 +138,15 @@ def _run_by_steps(cell: Cell, x: torch.Tensor, start: State, w: Weights) -> Stat
     return tuple(torch.stack(s) for s in zip(*found, strict=True))
 
 
-class _Recurrence(torch.autograd.Function):  # type: ignore[misc]
-    """The states of a layer, as a function of gⁱ, gʰ and the state that it starts from."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, cell: Cell, gi: torch.Tensor, gh: torch.Tensor, W: torch.Tensor, parts: int, *states: torch.Tensor
-    ) -> Any:
-        start, after = states[:parts], states[parts:]
-        before = tuple(torch.cat([s[:1], a[:-1]]) for s, a in zip(start, after, strict=True))
-        C, keep, last, along = cell.adjoint(gi, gh, before, after)
-        ctx.save_for_backward(W, C, keep, last, along)
-        return after[0].clone() if parts == 1 else tuple(a.clone() for a in after)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *d: torch.Tensor) -> Any:
-        by_i, by_h, *by_start = _Backward.apply(*ctx.saved_tensors, *d)
-        return (None, by_i, by_h, None, None, *(g[None] for g in by_start), *(None for _ in d))
-
-
-class _Backward(torch.autograd.Function):  # type: ignore[misc]
-    """Its adjoint, which maps over probes by having them as more rows of every product."""
-
-    @staticmethod
-    def forward(W: torch.Tensor, C: torch.Tensor, keep: Any, last: Any, along: Any, *d: torch.Tensor) -> Any:
-        found = _adjoint(W, Adjoint(C, keep, last, along), [x[None] for x in d])
-        return tuple(x[0] for x in found)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: this is not differentiated again."""
-
-    @staticmethod
-    def vmap(info: Any, dims: Any, W: torch.Tensor, C: Any, keep: Any, last: Any, along: Any, *d: torch.Tensor) -> Any:
-        probes = [
-            x.expand(info.batch_size, *x.shape) if i is None else x.movedim(i, 0)
-            for x, i in zip(d, dims[5:], strict=True)
-        ]
-        found = _adjoint(W, Adjoint(C, keep, last, along), probes)
-        return found, tuple(0 for _ in found)
-
-
-def _adjoint(W: torch.Tensor, a: Adjoint, d: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """(c, T, B, H) by the states → by gⁱ and gʰ, (c, T, B, gates · H), and by the first state, (c, B, H).
-
-    In memory examples come before time, as what is made of these wants them.
-    """
-    c, T, B, H = d[0].shape
-    gates = a.C.shape[-2]
-    by_states = [x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in d]
-    by_h = d[0].new_empty(c, B, T, gates, H)
-    for t in reversed(range(T)):
-        dh, g = by_states[0][:, :, t], by_h[:, :, t]  # what comes from later steps was added
-        if a.along is not None:
-            de = by_states[1][:, :, t].addcmul_(dh, a.along[t])
-            torch.mul(de[:, :, None], a.C[t, :, :-1], out=g[:, :, :-1])
-            torch.mul(dh, a.C[t, :, -1], out=g[:, :, -1])
-        else:
-            torch.mul(dh[:, :, None], a.C[t], out=g)
-        start = [x[:, :, t - 1] if t else x.new_zeros(c, B, H) for x in by_states]
-        start[0].view(c * B, H).addmm_(g.view(c * B, gates * H), W)
-        if a.keep is not None:
-            start[-1].addcmul_(dh if a.along is None else de, a.keep[t])
-    by_i = by_h
-    if a.last is not None:
-        by_i = by_h.clone()
-        torch.mul(by_states[0], a.last.transpose(0, 1), out=by_i[..., -1, :])
-    return by_i.flatten(-2).transpose(1, 2), by_h.flatten(-2).transpose(1, 2), *start
-
-
 # -- PyTorch's functions --------------------------------------------------------------------------------------
-def recurrent(func: Any, with_graph: bool) -> Callable[..., Any] | None:
+def recurrent(func: Any, with_graph: bool, note: Note) -> Callable[..., Any] | None:
     """A function that does what the recurrent function `func` does, in calls that are understood, if there is one.
 
-    It gives None for what it leaves to `func`. With a graph, of products that can be differentiated again.
+    It gives None for what it leaves to `func`, and notes the layers that it runs. With a graph it is made of products
+    that can be differentiated again, and nothing is noted.
     """
     if func in _LAYERS:
-        cell, run = _LAYERS[func], _run_by_steps if with_graph else _run
+        cell, run = _LAYERS[func], partial(_run_by_steps if with_graph else _run, note=note)
         return lambda *args: _layers(cell, run, *args)
     if func in _CELLS:
         return lambda *args: _one_step(_CELLS[func], *args)

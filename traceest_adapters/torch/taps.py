@@ -23,7 +23,7 @@ from traceest_adapters.torch.functions import UNDERSTOOD, Term, swapped
 from traceest_adapters.torch.layers import Factor
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.plain import uncompiled
-from traceest_adapters.torch.recurrence import recurrent
+from traceest_adapters.torch.recurrence import Unrolled, recurrent
 
 
 class Layout(NamedTuple):
@@ -83,13 +83,15 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
     """While active, notes in `uses` every use of the parameters that is understood.
 
     And the bytes of the `largest` value, and in `eps` the worst precision: many models take their softmax or their
-    norms in float32, whatever they are in themselves. If asked, the inputs of uses keep their graphs.
+    norms in float32, whatever they are in themselves. And the recurrent `layers`, each with its weights' names and the
+    calls that give s. If asked, the inputs of uses keep their graphs.
     """
 
     def __init__(self, params: Params, with_graph: bool) -> None:
         super().__init__()
         self.with_graph = with_graph
         self.uses: dict[str, list[Use]] = {name: [] for name in params}
+        self.layers: list[tuple[Unrolled, list[str], list[Call]]] = []
         self.largest = 0
         self._names = {id(p): name for name, p in params.items()}
         self.eps = 0.0
@@ -100,7 +102,7 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
         if func is F.multi_head_attention_forward:
             with self:
                 return _seen_through(func)(*args, **kwargs)
-        replaced = recurrent(func, self.with_graph)
+        replaced = recurrent(func, self.with_graph, self._note_layer)
         if replaced is not None and not kwargs:
             with self:
                 found = replaced(*args)
@@ -136,6 +138,12 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
             self.uses[name].append(use)
             if x is not None and not x.is_floating_point():
                 self._reads[id(z)] = Read(z, z._version, name, use)
+
+    def _note_layer(self, layer: Unrolled) -> None:
+        names = [self._names.get(id(p)) for p in layer.weights if p is not None]
+        if all(s.grad_fn is not None and _is_plain(s) for s in layer.s):
+            calls = [Call(torch.autograd.graph.get_gradient_edge(s), s.shape, s.dtype, 2) for s in layer.s]
+            self.layers.append((layer, [name for name in names if name is not None], calls))
 
     def _note_shared(self, z: torch.Tensor, p: Any) -> None:
         """What `z` makes of rows of a table that all examples share, such as those of positions, broadcast into it.

@@ -1,0 +1,186 @@
+"""Back through the steps of a recurrent layer, for all probes at once.
+
+A layer is taken apart into what a step makes of gⁱ_t and gʰ_t, the state before it being constant (`cells`,
+element-wise, for all steps together), and how the states depend on those before (`loop`, which changes no values):
+
+    s_t = cell(gⁱ_t, gʰ_t, h₍t−1₎),   ∂/∂s₍t−1₎ = ∂/∂h₍t−1₎ + P_tᵀ ∂/∂s_t.
+
+P_t, of an example and a step, is no larger than W_hh. With more than a few probes it is made once, and a step is a
+product with it; with few, or where all of them would take too much room, a step is a product with W_hh and a few
+element-wise ones.
+
+References: Werbos (1990), backpropagation through time.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+
+from traceest_adapters import _memory as memory
+
+State = tuple[torch.Tensor, ...]
+"""h, or of an LSTM h and c."""
+
+WORTH = 2**20
+"""Numbers that are worth making, and holding, for each probe of a pass that is the faster for them."""
+
+
+class Adjoint(NamedTuple):
+    """What the adjoint of a step is made of, a value a time step: (T, B, …).
+
+    With d = ∂/∂h and, of an LSTM, e = ∂/∂c + along ∘ d: ∂/∂gʰ = C ∘ d for each gate (of an LSTM, of the last one only:
+    for the others C ∘ e); ∂/∂gⁱ is the same but for the last gate of a GRU, where it is `last` ∘ d. What the step
+    before gets is keep ∘ d (keep ∘ e of c), and ∂/∂gʰ W_hh.
+    """
+
+    C: torch.Tensor  # (T, B, gates, H)
+    keep: torch.Tensor | None = None
+    last: torch.Tensor | None = None
+    along: torch.Tensor | None = None
+
+    @property
+    def gates(self) -> list[slice]:
+        """Those whose derivatives are made of d and, of an LSTM, those that are made of e."""
+        return [slice(None)] if self.along is None else [slice(-1, None), slice(-1)]
+
+
+def worth(numbers: int, c: int, itemsize: int) -> bool:
+    """Whether so many numbers, made and held once, are few enough for passes of c probes."""
+    return c > 1 and numbers <= WORTH * c and numbers * itemsize <= memory.budget() // 4
+
+
+class Steps:
+    """All steps of one layer in one direction."""
+
+    def __init__(self, W: torch.Tensor, adjoint: Adjoint) -> None:
+        self.W, self.adjoint = W, adjoint
+
+    def by_states(self, d: list[torch.Tensor]) -> State:
+        """(c, T, B, H) by the states → by s, (c, T, B, H), and by the first state, (c, B, H)."""
+        T, B, _, H = self.adjoint.C.shape
+        if worth(T * B * len(d) * H * H, len(d[0]), self.W.itemsize):
+            return self._by_transitions(d)
+        return self._by_gates(d)
+
+    @cached_property
+    def transitions(self) -> torch.Tensor:
+        """Every P_tᵀ: (T, B, H, H), of an LSTM (T, B, H, 2H)."""
+        C, keep, _, along = self.adjoint
+        W = self.W.unflatten(0, C.shape[-2:])
+        P = torch.cat([torch.einsum("tbqj,qji->tbij", C[:, :, some], W[some]) for some in self.adjoint.gates], -1)
+        if keep is not None and along is None:
+            P.diagonal(dim1=-2, dim2=-1).add_(keep)
+        return P
+
+    def _by_transitions(self, d: list[torch.Tensor]) -> State:
+        """In memory probes come last, so that each step is one product an example."""
+        _, keep, _, along = self.adjoint
+        (c, T, B, H), P = d[0].shape, self.transitions
+        found = d[0].new_empty(T, B, len(d) * H, c)
+        for i, x in enumerate(d):
+            found[:, :, i * H : (i + 1) * H] = x.permute(1, 2, 3, 0)
+        start = found.new_zeros(found.shape[1:])
+        for t in reversed(range(T)):
+            now, before = found[t], found[t - 1] if t else start
+            if along is not None:
+                now[:, H:].addcmul_(now[:, :H], along[t, :, :, None])
+            before[:, :H].baddbmm_(P[t], now)
+            if along is not None and keep is not None:
+                before[:, H:].addcmul_(now[:, H:], keep[t, :, :, None])
+        return *(x.permute(3, 0, 1, 2) for x in found.split(H, 2)), *(x.permute(2, 0, 1) for x in start.split(H, 1))
+
+    def _by_gates(self, d: list[torch.Tensor]) -> State:
+        """In memory examples come before time, as `by_gates` wants them."""
+        C, keep, _, along = self.adjoint
+        (c, T, B, H), gates = d[0].shape, C.shape[-2]
+        found = [x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in d]
+        g = d[0].new_empty(c, B, gates, H)
+        for t in reversed(range(T)):
+            now = [x[:, :, t] for x in found]  # what comes from later steps was added
+            if along is not None:
+                now[1].addcmul_(now[0], along[t])
+            for x, some in zip(now, self.adjoint.gates, strict=True):
+                torch.mul(x[:, :, None], C[t, :, some], out=g[:, :, some])
+            before = [x[:, :, t - 1] if t else x.new_zeros(c, B, H) for x in found]
+            before[0].view(c * B, H).addmm_(g.view(c * B, gates * H), self.W)
+            if keep is not None:
+                before[-1].addcmul_(now[-1], keep[t])
+        return *(x.transpose(1, 2) for x in found), *before
+
+    def by_gates(self, d: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(c, T, B, H) by s → by gⁱ and by gʰ, (c, T, B, gates · H). In memory examples come before time."""
+        (C, _, last, _), (c, T, B, H) = self.adjoint, d[0].shape
+        by_s = [x.transpose(1, 2).contiguous() for x in d]
+        by_h = d[0].new_empty(c, B, T, C.shape[-2], H)
+        for x, some in zip(by_s, self.adjoint.gates, strict=True):
+            torch.mul(x[:, :, :, None], C[:, :, some].transpose(0, 1), out=by_h[:, :, :, some])
+        by_i = by_h
+        if last is not None:
+            by_i = by_h.clone()
+            torch.mul(by_s[0], last.transpose(0, 1), out=by_i[..., -1, :])
+        return by_i.flatten(-2).transpose(1, 2), by_h.flatten(-2).transpose(1, 2)
+
+
+def cells(steps: Steps, gi: torch.Tensor, gh: torch.Tensor, states: State) -> State:
+    """The states that a layer is known to have, as functions of gⁱ and gʰ, each of its own step's."""
+    found = _Cells.apply(steps, gi, gh, *states)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def loop(steps: Steps, s: State, start: State) -> State:
+    """The same states, as functions of all that came before; `start` is (1, B, H)."""
+    found = _Loop.apply(steps, len(s), *s, *start)
+    return found if isinstance(found, tuple) else (found,)
+
+
+class _Cells(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, gi: torch.Tensor, gh: torch.Tensor, *states: torch.Tensor) -> Any:
+        ctx.steps = steps
+        return _one_or_all(tuple(s.clone() for s in states))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *d: torch.Tensor) -> Any:
+        return None, *_Batched.apply(ctx.steps.by_gates, *d), *(None for _ in d)
+
+
+class _Loop(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, steps: Steps, parts: int, *states: torch.Tensor) -> Any:
+        ctx.steps = steps
+        return _one_or_all(tuple(s.clone() for s in states[:parts]))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *d: torch.Tensor) -> Any:
+        found = _Batched.apply(ctx.steps.by_states, *d)
+        return None, None, *found[: len(d)], *(g[None] for g in found[len(d) :])
+
+
+class _Batched(torch.autograd.Function):  # type: ignore[misc]
+    """A function of lists of (c, …), which maps over probes by having them along that axis."""
+
+    @staticmethod
+    def forward(f: Any, *d: torch.Tensor) -> Any:
+        return tuple(x[0] for x in f([x[None] for x in d]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: this is not differentiated again."""
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, f: Any, *d: torch.Tensor) -> Any:
+        probes = [
+            x.expand(info.batch_size, *x.shape) if i is None else x.movedim(i, 0)
+            for x, i in zip(d, dims[1:], strict=True)
+        ]
+        found = f(probes)
+        return found, tuple(0 for _ in found)
+
+
+def _one_or_all(states: State) -> Any:
+    return states[0] if len(states) == 1 else states
