@@ -88,34 +88,45 @@ def vdot(xp: Namespace, X: Array, Y: Array) -> Array:
     return xp.sum(conj(xp, X) * Y, axis=0)
 
 
+def largest(xp: Namespace, x: Array, axis: Any = None, keepdims: bool = False) -> Array:
+    """max|x| along `axis`; of real numbers without |x| in between, which costs as much again."""
+    if is_complex(xp, x.dtype):
+        return xp.max(xp.abs(x), axis=axis, keepdims=keepdims)
+    return xp.maximum(xp.max(x, axis=axis, keepdims=keepdims), -xp.min(x, axis=axis, keepdims=keepdims))
+
+
 def safe_scale(xp: Namespace, x: Array, axis: Any = None) -> Array:
     """max|x| along `axis` (kept), with 1 where it is zero: divide by it before squaring.
 
     A float32 operator of scale 1e±18 over- or underflows when its entries are squared.
     """
-    s = xp.max(xp.abs(x), axis=axis, keepdims=True)
-    return xp.where(s > 0, s, xp.ones_like(s))
+    s = largest(xp, x, axis, keepdims=True)
+    return xp.where(s > 0, s, 1.0)
 
 
 def root(xp: Namespace, x: Array) -> Array:
     """√max(x, 0), with gradient 0 where x ≤ 0: an unbiased estimate of a square may be negative. NaN stays NaN."""
-    positive = ~(x <= 0)
-    return xp.where(positive, xp.sqrt(xp.where(positive, x, xp.ones_like(x))), xp.zeros_like(x))
+    nothing = x <= 0
+    return xp.where(nothing, 0.0, xp.sqrt(xp.where(nothing, 1.0, x)))
 
 
-def orth(xp: Namespace, Y: Array, Omega: Array | None = None) -> tuple[Array, Array]:
-    """Q and R of Y/max|Y|, `touched` by the probes: orthonormal columns whose span holds that of Y to rounding."""
-    Q, R = xp.linalg.qr(Y / safe_scale(xp, Y) if Omega is None else touched(xp, Y, Omega))[:2]
+def orth(xp: Namespace, Y: Array, Omega: Array | None = None, scale: Array | None = None) -> tuple[Array, Array]:
+    """Q and R of Y/max|Y|, `touched` by the probes: orthonormal columns whose span holds that of Y to rounding.
+
+    `scale` is `safe_scale` of Y, where it is known already.
+    """
+    scale = safe_scale(xp, Y) if scale is None else scale
+    Q, R = xp.linalg.qr(Y / scale if Omega is None else touched(xp, Y, Omega, scale))[:2]
     return Q, R
 
 
-def touched(xp: Namespace, Y: Array, Omega: Array) -> Array:
-    """Y/max|Y| + εΩ′: Y may be rank-deficient or zero; a touch of its probes keeps QR's derivative finite then.
+def touched(xp: Namespace, Y: Array, Omega: Array, scale: Array) -> Array:
+    """Y/scale + εΩ′, scale = max|Y|: a touch of its probes keeps QR's derivative finite where Y is rank-deficient or 0.
 
     The probes are moved on by a row: columns of Q along Ω itself would make QᴴΩ, and with it all rounding, larger
     by √(n/k).
     """
-    return Y / safe_scale(xp, Y) + xp.finfo(Y.dtype).eps * xp.roll(Omega, 1, axis=0)
+    return Y / scale + xp.roll(xp.finfo(Y.dtype).eps * Omega, 1, axis=0)
 
 
 def concat_columns(xp: Namespace, parts: list[Array]) -> Array:

@@ -51,9 +51,9 @@ def reach(xp: Any, value: Any, rescaling: Rescaling | None, size: Any = 1.0) -> 
     if rescaling is None or rescaling.spread is None:
         return None
     log_factors = student(xp, rescaling.df) * aa.root(xp, rescaling.spread)
-    log_factors = xp.where(log_factors < FURTHEST, log_factors, xp.ones_like(log_factors) * FURTHEST)
+    log_factors = xp.where(log_factors < FURTHEST, log_factors, FURTHEST)
     ends = xp.stack([rescaling.at(xp.exp(log_factors)), rescaling.at(xp.exp(-log_factors))])
-    ends = xp.where(xp.isnan(ends), xp.zeros_like(ends) + value, ends)
+    ends = xp.where(xp.isnan(ends), value, ends)
     ends = xp.stack([xp.min(ends, axis=(0, 2)), xp.max(ends, axis=(0, 2))])
     return xp.concat([xp.zeros_like(ends[:, :1]) + value, ends], axis=1) * size
 
@@ -65,13 +65,13 @@ def student(xp: Any, df: Any) -> Any:
     """
     z2 = xp.asarray([[z * z] for z in SCORES[1:]], dtype=df.dtype, device=aa.device(df))
     c = (df - 5 / 6) / (df - 2 / 3 + 0.1 / df) ** 2
-    return xp.sqrt(df) * aa.root(xp, xp.exp(z2 * xp.where(c > 0, c, 0 * c)) - 1)
+    return xp.sqrt(df) * aa.root(xp, xp.exp(z2 * xp.where(c > 0, c, 0.0)) - 1)
 
 
 def relative_spread(xp: Any, mean: Any, variance: Any) -> Any:
     """ρ² of a mean that cannot be negative, and 0 where there is nothing."""
     positive = mean > 0
-    return xp.where(positive, variance / xp.where(positive, mean, xp.ones_like(mean)) ** 2, 0 * mean)
+    return xp.where(positive, variance / xp.where(positive, mean, 1.0) ** 2, 0.0)
 
 
 def at_level(reach: np.ndarray, confidence: float) -> np.ndarray:

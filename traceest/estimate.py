@@ -304,8 +304,8 @@ def degrees_of_freedom(xp: Any, squares: Any) -> Any:
     m = squares.shape[-1]
     total, quartic = xp.sum(squares, axis=-1), xp.sum(squares * squares, axis=-1)
     spread = quartic > 0
-    df = 1.5 * total * total / xp.where(spread, quartic, xp.ones_like(quartic))
-    return xp.where(spread & (df < m - 1), df, xp.ones_like(df) * (m - 1))
+    df = 1.5 * total * total / xp.where(spread, quartic, 1.0)
+    return xp.where(spread & (df < m - 1), df, float(m - 1))
 
 
 def trace_bounds(A: Any) -> tuple[float, float]:
@@ -320,7 +320,8 @@ def _welch_satterthwaite(xp: Any, parts: Any, dfs: Any) -> tuple[Any, Any]:
     total = xp.sum(var, axis=0)
     quartic = xp.sum(var * var / dfs, axis=0)
     least = xp.min(dfs, axis=0)
-    df = xp.where(quartic > 0, total * total / xp.where(quartic > 0, quartic, xp.ones_like(quartic)), least)
+    spread = quartic > 0
+    df = xp.where(spread, total * total / xp.where(spread, quartic, 1.0), least)
     return xp.sqrt(total) * xp.squeeze(scale, axis=0), df
 
 

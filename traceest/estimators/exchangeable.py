@@ -81,8 +81,9 @@ def xtrace(
         return sketch
     meter, Omega, Y, chunk = sketch
     xp = aa.namespace(Y)
-    top, scale = xp.max(xp.abs(Y)), aa.safe_scale(xp, Y)
-    Q, R = aa.orth(xp, Y, Omega)
+    top = aa.largest(xp, Y)
+    scale = xp.where(top > 0, top, 1.0)
+    Q, R = aa.orth(xp, Y, Omega, scale)
     H, T = _compressed(xp, meter.op, Q, R, Omega, scale, chunk)
     left_out = xtrace_left_out(xp, Omega, Q, R, H, T, normalise and distribution != "rademacher")
     left_out = left_out.real(xp) if meter.op.symmetric else left_out
@@ -187,5 +188,5 @@ def _compressed(xp: Any, A: Any, Q: Any, R: Any, Omega: Any, scale: Any, chunk: 
         )
         unit = xp.sqrt(scale)
         return aa.adjoint(xp, G / unit) @ (G / unit), R
-    Z = products(xp, A, Q, chunk) / scale
-    return aa.adjoint(xp, Q) @ Z, R if A.symmetric else aa.adjoint(xp, Z) @ Omega
+    Z = products(xp, A, Q, chunk)
+    return aa.adjoint(xp, Q) @ Z / scale, R if A.symmetric else aa.adjoint(xp, Z) @ Omega / scale

@@ -16,6 +16,7 @@ rounding leaves of sums of k terms is added, so that an answer exact to rounding
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
@@ -39,29 +40,32 @@ class LeftOut(NamedTuple):
     def estimate(self, xp: Any, size: Any, **fields: Any) -> Estimate:
         """Their mean, with the standard error that the module's head derives, times `size`."""
         k, pairs = self.one.shape[-1], (-2, -1)
-        off = 1 - xp.eye(k, dtype=self.two.dtype, device=aa.device(self.two))
-        theta = xp.sum(self.one, axis=-1) / k
-        delta = (self.one[..., :, None] - self.two) * off
-        apart = (self.two - xp.matrix_transpose(self.two)) * off
-        rounding = k**0.5 * xp.finfo(self.magnitude.dtype).eps * self.magnitude[..., None, None]
-        # Squares of small errors stay in range.
-        unit = aa.safe_scale(xp, delta, pairs) + aa.safe_scale(xp, apart, pairs) + rounding
-        squares = aa.abs2(xp, (self.one - theta[..., None]) / unit[..., 0])
-        product = aa.real(xp, delta * aa.conj(xp, xp.matrix_transpose(delta)) / unit**2)
+        theta = xp.sum(self.one, axis=-1, keepdims=True) / k
+        deviations = self.one - theta
+        delta = (self.one[..., :, None] - self.two) * (1 - xp.eye(k, dtype=self.two.dtype, device=aa.device(self.two)))
+        known = xp.finfo(self.magnitude.dtype)
+        rounding = k**0.5 * known.eps * self.magnitude[..., None, None] + known.smallest_normal  # never 0
+        # Squares of small errors stay in range, those of eᵢⱼ − eⱼᵢ = (eᵢ − θ) − (eⱼ − θ) − δᵢⱼ + δⱼᵢ among them.
+        unit = aa.largest(xp, deviations, -1, keepdims=True)[..., None] + rounding
+        unit = unit + aa.largest(xp, delta, pairs, keepdims=True)
+        squares = aa.abs2(xp, deviations / unit[..., 0])
+        apart = (self.two - xp.matrix_transpose(self.two)) / unit
+        delta = delta / unit
+        product = aa.real(xp, delta * aa.adjoint(xp, delta))
         covariance = xp.sum(product, axis=pairs) / (k * (k - 1))
-        independent = xp.sum(aa.abs2(xp, apart / unit), axis=pairs) / (2 * k * k * (k - 1))
+        independent = xp.sum(aa.abs2(xp, apart), axis=pairs) / (2 * k * k * (k - 1))
         variance = xp.maximum(xp.sum(squares, axis=-1) / (k * (k - 1)) + covariance, independent / 2)
-        variance = variance + (rounding / unit)[..., 0, 0] ** 2
-        stderr = aa.root(xp, variance)
-        df = degrees_of_freedom(xp, squares)
-        return Estimate(theta * size, stderr * unit[..., 0, 0] * size, df, None, **fields)
+        variance = variance + ((rounding / unit) ** 2)[..., 0, 0]
+        stderr = xp.sqrt(variance) * unit[..., 0, 0]
+        return Estimate(theta[..., 0] * size, stderr * size, degrees_of_freedom(xp, squares), None, **fields)
 
 
 class Basis(NamedTuple):
     """A sketch's basis Q and its probes, and what leaving one or two of them out takes away.
 
     Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ, sᵢ the normalised columns of R⁻ᴴ; xᵢ = (I − sᵢsᵢᴴ)Qᴴωᵢ, and ‖ωᵢ − Qxᵢ‖² is `length2`.
-    Of two left out, a = sᵢ (rows) and b = sⱼ (columns): b − a c, c = aᴴb, is orthogonal to a, of squared length d.
+    Of two left out, a = sᵢ (rows) and b = sⱼ (columns): b − a c, c = aᴴb, is orthogonal to a, and `weight` is one over
+    its squared length, or 0 where they are parallel: then leaving j out as well changes nothing.
     """
 
     n: int
@@ -70,8 +74,7 @@ class Basis(NamedTuple):
     X: Any
     length2: Any
     c: Any
-    d: Any
-    parallel: Any
+    weight: Any
 
     @classmethod
     def of(cls, xp: Any, Omega: Any, Q: Any, R: Any) -> Basis:
@@ -80,48 +83,44 @@ class Basis(NamedTuple):
         X = W - S * aa.vdot(xp, S, W)[None, :]
         length2 = xp.sum(aa.abs2(xp, Omega), axis=0) - xp.sum(aa.abs2(xp, X), axis=0)
         c = aa.adjoint(xp, S) @ S
-        d = 1 - aa.abs2(xp, c)
-        parallel = d < 1e3 * xp.finfo(d.dtype).eps  # then leaving j out as well changes nothing
-        return cls(Omega.shape[0], W, S, X, length2, c, xp.where(parallel, xp.ones_like(d), d), parallel)
+        return cls(Omega.shape[0], W, S, X, length2, c, pair_weights(xp, c))
 
     def traces(self, xp: Any, forms: Any, r: Any, t: Any, H: Any, normalise: bool) -> LeftOut:
         """Estimates of tr C, for any C, from ωᵢᴴCωᵢ, rᵢ = QᴴCωᵢ, tᵢ = QᴴCᴴωᵢ and H = QᴴCQ.
 
-        eᵢ = tr(Q₍ᵢ₎ᴴCQ₍ᵢ₎) + uᵢᴴCuᵢ with uᵢ = ωᵢ − Qxᵢ. XTrace has C = A; the sketch may be of another operator.
+        eᵢ = tr(Q₍ᵢ₎ᴴCQ₍ᵢ₎) + uᵢᴴCuᵢ with uᵢ = ωᵢ − Qxᵢ. XTrace has C = A; the sketch may be of another operator. C
+        is self-adjoint where t is r itself.
         """
-        _, _, S, X, length2, c, d, parallel = self
-        n, k = self.n, S.shape[1]
-        HX, HS = H @ X, H @ S
-        residual = forms - aa.vdot(xp, t, X) - aa.vdot(xp, X, r) + aa.vdot(xp, X, HX)
-        trace = xp.sum(xp.linalg.diagonal(H))
-        SHS = xp.linalg.diagonal(aa.adjoint(xp, S) @ HS)
-        one = trace - SHS + residual * _rescaling(xp, n - k + 1, length2, normalise)
+        _, _, S, X, length2, c, weight = self
+        n, k, Sh = self.n, S.shape[1], aa.adjoint(xp, S)
+        rest = r - H @ X  # QᴴCuᵢ
+        rest_h = rest if t is r else t - aa.adjoint(xp, H) @ X  # QᴴCᴴuᵢ
+        residual = forms - aa.vdot(xp, rest_h, X) - aa.vdot(xp, X, r)
+        diagonal, aHb = xp.linalg.diagonal(H), Sh @ (H @ S)
+        aHa = xp.linalg.diagonal(aHb)
+        trace = xp.sum(diagonal)
+        without = trace - aHa
+        one = without + residual * _rescaling(xp, n - k + 1, length2, normalise)
 
-        beta = xp.matrix_transpose(aa.adjoint(xp, S) @ X)  # bᴴxᵢ
-        kept = xp.where(parallel, xp.zeros_like(beta), beta / d)
+        beta = xp.matrix_transpose(Sh @ X)  # bᴴxᵢ
+        kept = beta * _as(xp, weight, beta)
         conj_kept = aa.conj(xp, kept)
 
-        def orthogonalised(M: Any) -> Any:
-            """[rowᵢ · (b − a c)] of M = (rows)ᴴS, (i, j)."""
-            return M - xp.linalg.diagonal(M)[:, None] * c
+        def along(M: Any) -> Any:
+            """[mᵢᴴ(b − a c)], (i, j)."""
+            MS = aa.adjoint(xp, M) @ S
+            return (MS - xp.linalg.diagonal(MS)[:, None] * c) * kept
 
-        tb = orthogonalised(aa.adjoint(xp, t) @ S)
-        rb = aa.conj(xp, orthogonalised(aa.adjoint(xp, r) @ S))
-        XHb = orthogonalised(aa.adjoint(xp, X) @ HS)
-        HXb = aa.conj(xp, orthogonalised(aa.adjoint(xp, HX) @ S))
-        SHb = aa.adjoint(xp, S) @ HS  # aᴴHb
-        bHb = (
-            xp.linalg.diagonal(SHb)[None, :]
-            - c * xp.matrix_transpose(SHb)
-            - aa.conj(xp, c) * SHb
-            + _as(xp, aa.abs2(xp, c), SHb) * xp.linalg.diagonal(SHb)[:, None]
-        )
-        change = tb * kept + conj_kept * rb - XHb * kept - conj_kept * HXb + kept * conj_kept * bHb
-        taken = xp.where(parallel, xp.zeros_like(bHb), bHb / _as(xp, d, bHb))
-        length2 = length2[:, None] + aa.real(xp, beta * conj_kept)
-        residual = (residual[:, None] + change) * _rescaling(xp, n - k + 2, length2, normalise)
-        two = (trace - SHS)[:, None] - taken + residual
-        return LeftOut(one, two, xp.sum(xp.abs(xp.linalg.diagonal(H))))
+        change = along(rest_h)
+        change = change + aa.conj(xp, change if t is r else along(rest))
+        cross = c * xp.matrix_transpose(aHb)  # (b − a c)ᴴH(b − a c) = bᴴHb − …
+        cross = cross + (aa.conj(xp, cross) if t is r else aa.conj(xp, c) * aHb)
+        bHb = aHa[None, :] - cross + _as(xp, aa.abs2(xp, c), c) * aHa[:, None]
+        gained = beta * conj_kept
+        residual = residual[:, None] + change + kept * conj_kept * bHb
+        residual = residual * _rescaling(xp, n - k + 2, length2[:, None] + aa.real(xp, gained), normalise)
+        two = without[:, None] - bHb * _as(xp, weight, bHb) + residual
+        return LeftOut(one, two, xp.sum(xp.abs(diagonal)))
 
 
 def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
@@ -130,17 +129,23 @@ def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normali
     return basis.traces(xp, aa.vdot(xp, basis.W, R), R, T, H, normalise)
 
 
+def pair_weights(xp: Any, c: Any) -> Any:
+    """1/(1 − |c|²) of all pairs of directions, 0 of those that are parallel."""
+    d = 1 - aa.abs2(xp, c)
+    return 1 / xp.where(d < 1e3 * xp.finfo(d.dtype).eps, math.inf, d)
+
+
 def left_out_directions(xp: Any, R: Any) -> Any:
     """Columns of R⁻ᴴ, normalised; a vanishing diagonal entry is lifted to rounding size, which costs nothing else."""
     diagonal = xp.linalg.diagonal(R)
     size = xp.abs(diagonal)
     floor = xp.max(size) * (10 * xp.finfo(size.dtype).eps * R.shape[0])
-    floor = xp.where(floor > 0, floor, xp.ones_like(floor))
+    floor = xp.where(floor > 0, floor, 1.0)
     eye = xp.eye(R.shape[0], dtype=R.dtype, device=aa.device(R))
-    lifted = R + xp.where(size < floor, _as(xp, floor, diagonal) - diagonal, xp.zeros_like(diagonal))[None, :] * eye
+    lifted = R + xp.where(size < floor, _as(xp, floor, diagonal) - diagonal, 0.0) * eye
     S = xp.linalg.solve(aa.adjoint(xp, lifted), eye)
-    S = S / xp.max(xp.abs(S), axis=0, keepdims=True)
-    return S / xp.sqrt(xp.sum(aa.abs2(xp, S), axis=0, keepdims=True))
+    S = S / _as(xp, aa.largest(xp, S, 0, keepdims=True), S)
+    return S / _as(xp, xp.sqrt(xp.sum(aa.abs2(xp, S), axis=0, keepdims=True)), S)
 
 
 def xnystrace_left_out(xp: Any, Omega: Any, Y: Any, normalise: bool) -> LeftOut:
@@ -153,9 +158,9 @@ def xnystrace_left_out(xp: Any, Omega: Any, Y: Any, normalise: bool) -> LeftOut:
     H = aa.adjoint(xp, Omega) @ Y
     H = (H + aa.adjoint(xp, H)) / 2
     H_inv = xp.linalg.solve(H, eye)
-    U = aa.adjoint(xp, xp.linalg.solve(H, aa.adjoint(xp, Y)))  # not Y @ H_inv, which loses what H's condition is
-    N = aa.adjoint(xp, U) @ U
-    trace = aa.real(xp, xp.sum(aa.conj(xp, U) * Y))
+    Uh = xp.linalg.solve(H, aa.adjoint(xp, Y))  # not H_inv @ Yᴴ, which loses what H's condition is
+    N = Uh @ aa.adjoint(xp, Uh)
+    trace = aa.real(xp, xp.sum(H * aa.conj(xp, N)))  # tr UYᴴ = tr HN
     G_inv = xp.linalg.solve(aa.adjoint(xp, Omega) @ Omega + (eps * n) * eye, eye)
 
     h, g, v = (aa.real(xp, xp.linalg.diagonal(M)) for M in (H_inv, G_inv, N))
@@ -173,19 +178,17 @@ def xnystrace_left_out(xp: Any, Omega: Any, Y: Any, normalise: bool) -> LeftOut:
 
 def _determinants(xp: Any, diagonal: Any, M: Any) -> Any:
     """mᵢᵢmⱼⱼ − |mᵢⱼ|² of all pairs, 1 where i = j."""
-    eye = xp.eye(M.shape[0], dtype=diagonal.dtype, device=aa.device(M))
     det = diagonal[:, None] * diagonal[None, :] - aa.abs2(xp, M)
-    return xp.where(eye > 0, xp.ones_like(det), det)
+    return xp.where(xp.eye(M.shape[0], dtype=xp.bool, device=aa.device(M)), 1.0, det)
 
 
 def _rescaling(xp: Any, dimension: int, length2: Any, normalise: bool) -> Any:
     """(n − rank)/‖(I − P)ω‖²: what is left of a probe gets the length of an isotropic one of that dimension."""
     if not normalise:
-        return xp.ones_like(length2)
-    positive = length2 > 0
-    return xp.where(positive, dimension / xp.where(positive, length2, xp.ones_like(length2)), xp.ones_like(length2))
+        return 1.0
+    return dimension / xp.where(length2 > 0, length2, float(dimension))
 
 
 def _as(xp: Any, x: Any, like: Any) -> Any:
     """Real numbers in the dtype of `like`, which may be complex."""
-    return xp.astype(x, like.dtype)
+    return x if x.dtype == like.dtype else xp.astype(x, like.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest.estimate import Estimate
 from traceest.estimators._products import products
-from traceest.estimators.leave_out import LeftOut, left_out_directions
+from traceest.estimators.leave_out import LeftOut, left_out_directions, pair_weights
 
 PAIRS = 2**22
 """Numbers that the pairs of left-out probes may take at a time, over as many rows as that allows."""
@@ -26,16 +26,14 @@ def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
     """
     Y = products(xp, A, Omega, chunk)
     scale = aa.safe_scale(xp, Y)
-    Q, R = aa.orth(xp, Y, Omega)
+    Q, R = aa.orth(xp, Y, Omega, scale)
     Z = products(xp, A if A.symmetric else A.H, Q, chunk) / scale
     S = left_out_directions(xp, R)
-    seen = xp.astype(xp.max(xp.abs(Y)) > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
+    seen = xp.astype(aa.largest(xp, Y) > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
     rho = aa.vdot(xp, S, R) * seen
     QS, ZS, whole = Q @ S, aa.conj(xp, Z @ S), xp.sum(Q * aa.conj(xp, Z), axis=1)
     C = aa.adjoint(xp, S) @ S
-    d = 1 - aa.abs2(xp, C)
-    parallel = d < 1e3 * xp.finfo(d.dtype).eps  # then leaving j out as well changes nothing
-    weight = xp.where(parallel, xp.zeros_like(d), 1 / xp.where(parallel, xp.ones_like(d), d))
+    weight = pair_weights(xp, C)
     back = aa.conj(xp, C) * rho[:, None]
 
     def rows(a: int, b: int) -> Estimate:

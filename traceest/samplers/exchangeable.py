@@ -204,7 +204,7 @@ class Exchangeable(Sampler):
         if not self.basis:
             Q = aa.orth(xp, Y, Omega)[0]
         else:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
-            old, Y = self.joined("basis"), aa.touched(xp, Y, Omega)
+            old, Y = self.joined("basis"), aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
             Q = aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
         self.basis.append(Q)
         self.images.append(self.multiply(Q))
@@ -245,7 +245,7 @@ class Exchangeable(Sampler):
     def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
         xp, scale = self.xp, aa.safe_scale(self.xp, Y)
         Q, Z = self.joined("basis"), self.joined("images") / scale
-        H, R = aa.adjoint(xp, Q) @ Z, xp.triu(aa.adjoint(xp, Q) @ aa.touched(xp, Y, Omega))
+        H, R = aa.adjoint(xp, Q) @ Z, xp.triu(aa.adjoint(xp, Q) @ aa.touched(xp, Y, Omega, scale))
         T = R if self.meter.op.symmetric else aa.adjoint(xp, Z) @ Omega
         left_out = xtrace_left_out(xp, Omega, Q, R, H, T, self.normalise)
         left_out = left_out.real(xp) if self.meter.op.symmetric else left_out
