@@ -25,13 +25,15 @@ class TorchSource:
         return torch.stack([draw() for _ in range(k)])
 
     def signs(self, k: int, n: int) -> Any:
-        """(k, n) fair ±1."""
+        """(k, n) fair ±1, a bit each."""
         g = self.generator
 
         def draw() -> Any:
-            return torch.randint(0, 2, (n,), generator=g, device=g.device, dtype=torch.int8)
+            return torch.empty(-(-n // 64), dtype=torch.int64, device=g.device).random_(-(2**63), None, generator=g)
 
-        return 2 * self._rows(k, draw) - 1
+        octets = self._rows(k, draw).view(torch.uint8)[..., None]
+        bits = (octets >> torch.arange(8, dtype=torch.uint8, device=g.device)) & 1
+        return 2 * bits.view(torch.int8).reshape(k, -1)[:, :n] - 1
 
     def normal(self, k: int, n: int) -> Any:
         """(k, n) independent standard normals, in float32: in float64 a draw costs four times as much."""
