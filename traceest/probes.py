@@ -129,8 +129,8 @@ class Probes:
             return X
         d = self.n // self.n_blocks
         X = self.xp.reshape(X, (self.n_blocks, d, k))
-        X = self._on_sphere(X) if self.distribution == "sphere" else self._haar(X)
-        return self.xp.reshape(X * d**0.5, (self.n, k))
+        X = self._on_sphere(X) if self.distribution == "sphere" else self._haar(X) * d**0.5
+        return self.xp.reshape(X, (self.n, k))
 
     def skip(self, k: int) -> None:
         """Pass over the next k probes, which a run before this one has used."""
@@ -156,7 +156,8 @@ class Probes:
         return self._cast(self._draw("normal", k))
 
     def _on_sphere(self, X: Any) -> Any:
-        return X / self.xp.sqrt(self.xp.sum(aa.abs2(self.xp, X), axis=1, keepdims=True))
+        length2 = self.xp.sum(aa.abs2(self.xp, X), axis=1, keepdims=True)
+        return X * self.xp.astype(self.xp.sqrt(X.shape[1] / length2), X.dtype)
 
     def _haar(self, X: Any) -> Any:
         """Haar-distributed orthonormal columns, at most d to a set: Q of a Gaussian, R's diagonal made positive."""
@@ -181,6 +182,11 @@ class Probes:
             if self.device is not None and aa.device(x) != self.device:
                 x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
+
+
+def directions(distribution: Distribution) -> Distribution:
+    """The law to draw from where the lengths of probes do not matter: on the sphere as without it, for less work."""
+    return "gaussian" if distribution == "sphere" else distribution
 
 
 def _distribution(name: Distribution, doc: str) -> Any:

@@ -15,7 +15,7 @@ from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import products
 from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
-from traceest.probes import Distribution, Probes
+from traceest.probes import Distribution, Probes, directions
 
 
 def xtrace(
@@ -140,7 +140,8 @@ def xnystrace(
     >>> abs(float(te.xnystrace(A, 60, rng=0)) * 0.3 - 1) < 1e-7
     True
     """
-    sketch = _sketch(A, n_matvecs, 1, "xnystrace", rng, distribution, probes, chunk_size)
+    law = directions(distribution) if normalise else distribution
+    sketch = _sketch(A, n_matvecs, 1, "xnystrace", rng, law, probes, chunk_size)
     if isinstance(sketch, Estimate):
         return sketch
     meter, Omega, Y, _ = sketch

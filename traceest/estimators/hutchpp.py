@@ -11,7 +11,7 @@ from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import deflate, products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
-from traceest.probes import Distribution, Probes
+from traceest.probes import Distribution, Probes, directions
 
 
 def hutchpp(
@@ -89,7 +89,8 @@ def hutchpp(
         return exact(A, chunk_size=chunk)
     q = min(q, n)
     meter, xp = Meter(A), aa.namespace(A)
-    stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
+    law = directions(distribution) if normalise else distribution
+    stream = Probes(n, A, rng=rng, distribution=law, probes=probes)
     S = stream.take(q)
     Q, _ = aa.orth(xp, products(xp, meter.op, S, chunk), S)
     on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
