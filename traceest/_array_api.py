@@ -11,6 +11,9 @@ from traceest import _backends
 Array = Any
 Namespace = Any
 
+LARGE = 300_000
+"""Numbers of a matrix from which its QR goes by blocks of rows."""
+
 
 def namespace(*arrays: Array) -> Namespace:
     """The Array-API namespace of `arrays`; also lets the framework's plug-in introduce itself.
@@ -116,8 +119,28 @@ def orth(xp: Namespace, Y: Array, Omega: Array | None = None, scale: Array | Non
     `scale` is `safe_scale` of Y, where it is known already.
     """
     scale = safe_scale(xp, Y) if scale is None else scale
-    Q, R = xp.linalg.qr(Y / scale if Omega is None else touched(xp, Y, Omega, scale))[:2]
-    return Q, R
+    return tall_qr(xp, Y / scale if Omega is None else touched(xp, Y, Omega, scale))
+
+
+def tall_qr(xp: Namespace, Y: Array) -> tuple[Array, Array]:
+    """Reduced QR; of a large tall matrix block by block, and then of the blocks' R (TSQR: Demmel and others 2012).
+
+    As stable as Householder's whatever the condition. LAPACK goes over a panel of columns once for each of them, which
+    costs twice as much, and more for many rows, where the panel is larger than a cache.
+    """
+    n, k = Y.shape
+    rows = max(512, 8 * k)
+    blocks = n // rows if n * k >= LARGE else 1
+    if blocks < 2:
+        Q, R = xp.linalg.qr(Y)[:2]
+        return Q, R
+    rows, rest = divmod(n, blocks)
+    head, tail = Y[: n - rest, :], Y[n - rest :, :]
+    Q, R = xp.linalg.qr(xp.reshape(head, (blocks, rows, k)))[:2]
+    R = xp.reshape(R, (blocks * k, k))
+    top, R = xp.linalg.qr(xp.concat([R, tail], axis=0) if rest else R)[:2]
+    Q = xp.reshape(Q @ xp.reshape(top[: blocks * k, :], (blocks, k, k)), head.shape)
+    return (xp.concat([Q, top[blocks * k :, :]], axis=0) if rest else Q), R
 
 
 def touched(xp: Namespace, Y: Array, Omega: Array, scale: Array) -> Array:
