@@ -12,7 +12,7 @@ Array = Any
 Namespace = Any
 
 LARGE = 300_000
-"""Numbers of a matrix from which its QR goes by blocks of rows."""
+"""Numbers of a matrix that no longer fit a cache: its QR goes by blocks of rows, and copies of it cost."""
 
 
 def namespace(*arrays: Array) -> Namespace:

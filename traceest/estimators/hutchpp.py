@@ -93,11 +93,15 @@ def hutchpp(
     stream = Probes(n, A, rng=rng, distribution=law, probes=probes)
     S = stream.take(q)
     Q, _ = aa.orth(xp, products(xp, meter.op, S, chunk), S)
-    on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
     left = (deflate(xp, Q, G) for G in stream.chunks(s, chunk))
     if normalise and distribution in ("sphere", "gaussian"):
         left = (_of_length(xp, U, n - q) for U in left)
-    off_sketch = quadratic_forms(xp, meter.op, left)
+    if q + s <= chunk and n * (q + s) <= aa.LARGE:  # one pass over A for both, where columns are copied for less
+        forms = quadratic_forms(xp, meter.op, [aa.concat_columns(xp, [Q, *left])])
+        on_sketch, off_sketch = forms[:q], forms[q:]
+    else:
+        on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
+        off_sketch = quadratic_forms(xp, meter.op, left)
     residual = from_samples(off_sketch[None, :], method="hutchpp", **meter.spent)
     return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
