@@ -131,7 +131,7 @@ def test_both_ways_back_give_the_same(name: str, way: str, monkeypatch: pytest.M
     check(model)
     ghost = jacobian(model, inputs())._ghost
     assert len(ghost.layers) == model.layer.num_layers * (2 if model.layer.bidirectional else 1)
-    assert all(units.fits(3) == (way == WAYS[0]) for units in ghost.layers)
+    assert all(units.fits(3) == (way == WAYS[0] and "RNN" not in name) for units in ghost.layers)
 
 
 def test_what_is_made_once_is_worth_it_and_within_the_budget() -> None:

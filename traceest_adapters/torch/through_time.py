@@ -5,9 +5,9 @@ element-wise, for all steps together), and how the states depend on those before
 
     s_t = cell(gⁱ_t, gʰ_t, h₍t−1₎),   ∂/∂s₍t−1₎ = ∂/∂h₍t−1₎ + P_tᵀ ∂/∂s_t.
 
-P_t, of an example and a step, is no larger than W_hh. With more than a few probes it is made once, and a step is a
-product with it; with few, or where all of them would take too much room, a step is a product with W_hh and a few
-element-wise ones.
+P_t, of an example and a step, is no larger than W_hh. With several gates and more than a few probes it is made once,
+and a step is a product with it; with few, or where all of them would take too much room, a step is a product with W_hh
+and a few element-wise ones.
 
 References: Werbos (1990), backpropagation through time.
 """
@@ -60,8 +60,8 @@ class Steps:
 
     def by_states(self, d: list[torch.Tensor]) -> State:
         """(c, T, B, H) by the states → by s, (c, T, B, H), and by the first state, (c, B, H)."""
-        T, B, _, H = self.adjoint.C.shape
-        if worth(T * B * len(d) * H * H, len(d[0]), self.W.itemsize):
+        T, B, gates, H = self.adjoint.C.shape
+        if gates > 1 and worth(T * B * len(d) * H * H, len(d[0]), self.W.itemsize):
             return self._by_transitions(d)
         return self._by_gates(d)
 

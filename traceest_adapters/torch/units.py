@@ -34,10 +34,10 @@ class Units:
         self.layer, self.names, self.calls, self.dtype = layer, names, calls, dtype
 
     def fits(self, c: int) -> bool:
-        """Whether with c probes the forms are worth being made, and less work than the products."""
+        """Whether with c probes the forms are worth being made, and less work than the products; with one gate, no."""
         T, B, gates, H = self.layer.steps.adjoint.C.shape
         inputs = self.layer.x.shape[-1] + H
-        return gates * inputs >= T and worth(B * len(self.calls) * H * T * T, c, self.dtype.itemsize)
+        return gates > 1 and gates * inputs >= T and worth(B * len(self.calls) * H * T * T, c, self.dtype.itemsize)
 
     @cached_property
     def _forms(self) -> list[torch.Tensor]:
