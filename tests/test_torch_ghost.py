@@ -477,7 +477,7 @@ def test_inputs_out_of_range_are_seen_by_a_model_that_is_known() -> None:
 
 def test_small_layers_that_are_alike_are_one_with_more_examples() -> None:
     ghost = CASES["layers alike"].jacobian()._ghost
-    together, alone = ghost._alike
+    together, alone = ghost._alike(frozenset())
     assert sorted(len(some.uses) for some in together) == [3, 5]  # weights; biases and a shift
     assert len(alone) == 2
     assert all(some.fits(8) and not some.fits(8000) for some in together)
