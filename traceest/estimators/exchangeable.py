@@ -147,7 +147,7 @@ def xnystrace(
     meter, Omega, Y, _ = sketch
     xp = aa.namespace(Y)
     left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise and distribution != "rademacher")
-    return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
+    return left_out.estimate(xp, aa.largest(xp, Y), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
 
 
 def _sketch(

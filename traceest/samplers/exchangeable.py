@@ -240,7 +240,7 @@ class Exchangeable(Sampler):
     def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
         xp = self.xp
         left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), self.normalise)
-        return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xnystrace", bounds=self.bounds, **self.meter.spent)
+        return left_out.estimate(xp, aa.largest(xp, Y), method="xnystrace", bounds=self.bounds, **self.meter.spent)
 
     def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
         xp, scale = self.xp, aa.safe_scale(self.xp, Y)
@@ -249,4 +249,4 @@ class Exchangeable(Sampler):
         T = R if self.meter.op.symmetric else aa.adjoint(xp, Z) @ Omega
         left_out = xtrace_left_out(xp, Omega, Q, R, H, T, self.normalise)
         left_out = left_out.real(xp) if self.meter.op.symmetric else left_out
-        return left_out.estimate(xp, xp.max(xp.abs(Y)), method="xtrace", bounds=self.bounds, **self.meter.spent)
+        return left_out.estimate(xp, aa.largest(xp, Y), method="xtrace", bounds=self.bounds, **self.meter.spent)

@@ -90,7 +90,7 @@ class Ghost:
         """The recurrent layers whose norms can be taken unit by unit."""
         for layer, names, calls in recorder.layers:
             uses = [self.uses.get(name, []) for name in names]
-            if len(names) == sum(p is not None for p in layer.weights) and by_themselves(layer, uses, self.B):
+            if by_themselves(layer, uses, self.B):
                 self.layers.append(Units(layer, names, calls, self.dtype))
 
     def _verify(

@@ -113,8 +113,8 @@ def _run(cell: Cell, x: torch.Tensor, start: State, w: Weights, note: Note) -> S
     gi, gh = F.linear(x, w.ih, w.b_ih), F.linear(before, w.hh, w.b_hh)
     with torch.no_grad():
         after = (h, _memory(gi, gh, start[1])) if cell is LSTM else (h,)
-        earlier = tuple(torch.cat([s[:1], a[:-1]]) for s, a in zip(start, after, strict=True))
-        steps = Steps(w.hh.detach(), cell.adjoint(gi, gh, earlier, after))
+        memory_before = (torch.cat([s[:1], a[:-1]]) for s, a in zip(start[1:], after[1:], strict=True))
+        steps = Steps(w.hh.detach(), cell.adjoint(gi, gh, (before, *memory_before), after))
     s = cells(steps, gi, gh, after)
     note(Unrolled(steps, x, before, w, s))
     return loop(steps, s, start)

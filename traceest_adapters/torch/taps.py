@@ -83,8 +83,8 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
     """While active, notes in `uses` every use of the parameters that is understood.
 
     And the bytes of the `largest` value, and in `eps` the worst precision: many models take their softmax or their
-    norms in float32, whatever they are in themselves. And the recurrent `layers`, each with its weights' names and the
-    calls that give s. If asked, the inputs of uses keep their graphs.
+    norms in float32, whatever they are in themselves. And the recurrent `layers` whose weights are parameters, with
+    their names and the calls that give s. If asked, the inputs of uses keep their graphs.
     """
 
     def __init__(self, params: Params, with_graph: bool) -> None:
@@ -140,10 +140,10 @@ class Recorder(TorchFunctionMode):  # type: ignore[misc]
                 self._reads[id(z)] = Read(z, z._version, name, use)
 
     def _note_layer(self, layer: Unrolled) -> None:
-        names = [self._names.get(id(p)) for p in layer.weights if p is not None]
-        if all(s.grad_fn is not None and _is_plain(s) for s in layer.s):
+        weights = [id(p) for p in layer.weights if p is not None]
+        if self._names.keys() >= set(weights) and all(s.grad_fn is not None and _is_plain(s) for s in layer.s):
             calls = [Call(torch.autograd.graph.get_gradient_edge(s), s.shape, s.dtype, 2) for s in layer.s]
-            self.layers.append((layer, [name for name in names if name is not None], calls))
+            self.layers.append((layer, [self._names[p] for p in weights], calls))
 
     def _note_shared(self, z: torch.Tensor, p: Any) -> None:
         """What `z` makes of rows of a table that all examples share, such as those of positions, broadcast into it.
