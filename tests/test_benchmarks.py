@@ -46,8 +46,8 @@ def test_the_least_budget_that_is_accurate_is_found() -> None:
         return _Answer(1 + (-1) ** seed / math.sqrt(m))
 
     search = tta.Search(run, 1.0, seeds=10, budgets=[1, 4, 16, 64, 256])
-    found = [search.least(tolerance, slowest=60.0) for tolerance in (0.2, 0.1, 0.01)]
-    assert [f and f[0] for f in found] == [64, 256, None]
+    found = [search.least(tolerance, slowest=60.0) for tolerance in (0.19, 0.1, 0.01)]
+    assert [f and f[0] for f in found] == [28, 106, None]  # more than 27.7, and more than 100
     assert runs.count(4) < 10  # known to be too few before all seeds are through
     assert tta.Search(run, 1.0, seeds=10, budgets=[1, 4, 1024]).least(0.2, slowest=0.0) is None
 
