@@ -74,10 +74,12 @@ class Meter:
 
 
 def chunk_columns(A: Any, chunk_size: int | None) -> int:
-    """How many columns to multiply at a time: `chunk_size`, or what fits `MEMORY`."""
+    """How many columns to multiply at a time: `chunk_size`, or what A says is best for it and fits `MEMORY`."""
     if chunk_size is not None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
         return chunk_size
     itemsize = aa.namespace(A).finfo(A.dtype).bits // 8
-    return max(1, MEMORY // (itemsize * sum(A.shape)))
+    fits = max(1, MEMORY // (itemsize * sum(A.shape)))
+    best = getattr(getattr(A, "factor", A), "chunk_columns", None)
+    return fits if best is None else min(fits, best)

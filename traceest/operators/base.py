@@ -64,6 +64,8 @@ class Jacobian(_Shaped, Protocol):
     ``block_sketch(V)`` and ``sketch_bytes``
         The J_bᴴ v_b in whatever form suits, for inner products between the parts of a stack (`vstack`), and what
         those of one probe take; see `traceest.operators.sketched.BlockSketch`.
+    ``chunk_columns``
+        How many columns at a time are multiplied with least time a column, where that is fewer than fit memory.
     """
 
 
