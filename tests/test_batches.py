@@ -27,7 +27,7 @@ F64 = {"dtype": torch.float64}
 SKETCHED = sys.modules["traceest.operators.sketched"]
 TORCH_SKETCH = sys.modules["traceest_adapters.torch.sketch"]
 JAX_SKETCH = sys.modules["traceest_adapters.jax.sketch"]
-JAX_GHOST = sys.modules["traceest_adapters.jax.ghost"]
+JAX_GHOST, JAX_PULLBACK = (sys.modules[f"traceest_adapters.jax.{name}"] for name in ("ghost", "pullback"))
 JAX_STEPS = sys.modules["traceest_adapters.jax.steps"]
 LAYERS = sys.modules["traceest_adapters.torch.layers"]
 LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
@@ -451,7 +451,7 @@ def test_checks_are_made_on_the_first_batch(monkeypatch: pytest.MonkeyPatch) -> 
 def test_batches_of_equal_shape_compile_nothing_again() -> None:
     params = as_jax(torch_mlp())
     compiled = (
-        JAX_GHOST.linearise,
+        JAX_PULLBACK.linearise,
         JAX_GHOST.sqnorms,
         JAX_GHOST.deltas,
         JAX_GHOST.cross_gram,

@@ -85,7 +85,7 @@ serial = gathered(steps.block_sqnorms, J.model, J._plan.rest, 1, *args)
 parallel = gathered(steps.block_sqnorms, J.model, J._plan.rest, J._lanes, *args)
 assert "f64[16,6]{1,0}" in serial, "a scan over the batch brings all of it to every device"
 assert not any(found.startswith("f64[16,") for found in parallel), parallel
-assert not gathered(ghost.sqnorms, J._plan, J.dtype, *J._tapped, U)
+assert not gathered(ghost.sqnorms, J._plan.stepwise, J.dtype, *J._stepwise, U)
 """,
     "meshes whose shardings are types work": """
 mesh = jax.make_mesh((4, 2), ("batch", "model"))

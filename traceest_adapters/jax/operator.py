@@ -12,12 +12,19 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import ghost, modes, placement, steps, verify
+from traceest_adapters.jax import ghost, modes, placement, pullback, steps, verify
 from traceest_adapters.jax.model import Model, has_tracers, traced
+from traceest_adapters.jax.plan import Plan
 from traceest_adapters.jax.sketch import Sketch, Sketched
 
 MOST = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
+
+IN_LOOPS = 32
+"""Where a model has a loop, whose transitions are read once for all of them."""
+
+FEW = 8
+"""Up to so many probes transitions are not worth making, and pieces of `MOST` are no more work than a large one."""
 
 CACHE = 2**25
 """Bytes of one value, for all probes of a step, that are no burden."""
@@ -30,8 +37,8 @@ def once(compute: Callable[[Any], Any]) -> Any:
     """
 
     def outside(J: JaxJacobian) -> Any:
-        if has_tracers((J.trained, J.fixed, J.inputs)):
-            return compute(J)
+        if has_tracers((J.trained, J.fixed, J.inputs)) or not traced(()):
+            return compute(J)  # the context below would also make each constant in a program by one of its own
         with jax.ensure_compile_time_eval():
             return compute(J)
 
@@ -70,10 +77,15 @@ class JaxJacobian(te.Operator):
         self._lacks: dict[modes.Mode, str | None] = {}
 
     def _affordable(self) -> int:
-        largest = self.model.largest(self.trained, self.fixed, self.inputs)
+        largest, loops = self.model.sizes(self.trained, self.fixed, self.inputs)
         gradient = sum(p.nbytes for p in self.trained)
         with memory.within(self.memory_budget):
-            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
+            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, IN_LOOPS if loops else MOST)
+
+    @property
+    def chunk_columns(self) -> int:
+        """Whole pieces, and no more of them than are drawn and turned probe first within the fast memory."""
+        return self.chunk_size * max(1, CACHE // (int(self.dtype.itemsize) * 4 * self.shape[0] * self.chunk_size))
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @once
@@ -93,23 +105,36 @@ class JaxJacobian(te.Operator):
         return placement.lanes(self._examples)
 
     @once
-    def _understood(self) -> ghost.Plan:
+    def _understood(self) -> Plan:
         arrays = self.trained, self.fixed, self._examples
-        plan = ghost.plan(self.model, *arrays)
+        with memory.within(self.memory_budget):
+            plan = ghost.plan(self.model, *arrays)
         if traced(arrays) or not (plan.weights or plan.small):
             return plan
         return verify.verified(plan, self.model, *arrays, self.shape[0] // self._B)
 
     @property
-    def _plan(self) -> ghost.Plan:
+    def _plan(self) -> Plan:
         return self._understood._replace(budget=memory.budget())
 
     @once
-    def _tapped(self) -> Any:
-        """The pullback to every tap and the operands beside them, or nothing where nothing is understood."""
-        if not self._understood.weights and not self._understood.small:
+    def _stepwise(self) -> Any:
+        return self._tapped(self._understood.stepwise)
+
+    @once
+    def _unrolled(self) -> Any:
+        return self._tapped(self._understood)
+
+    def _tapped(self, plan: Plan) -> Any:
+        """The pullback to every tap, operands and forms beside it, or nothing where nothing is understood."""
+        if not plan.weights and not plan.small:
             return ()
-        return ghost.linearise(self.model, self._understood, self.trained, self.fixed, self._examples)
+        return pullback.tapped(self.model, plan, self.trained, self.fixed, self._examples)
+
+    def _for(self, k: int) -> tuple[Plan, Any]:
+        """The plan for k probes, and what it says to hold."""
+        many = k > FEW and any(loop.carry is not None for loop in self._understood.loops)
+        return (self._plan, self._unrolled) if many else (self._plan.stepwise, self._stepwise)
 
     def lacking(self, mode: modes.Mode) -> str | None:
         """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
@@ -144,15 +169,19 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
-        return self._by_chunks(lambda U: self._sqnorms(U).astype(self.dtype), self._cotangents(V), V.shape[1])
+        k = V.shape[1]
+        plan, tapped = self._for(k)
+        as_they_are = plan.cells and not plan.rest and V.dtype == self._state_dtype
+        pieces = self._columns(V) if as_they_are else self._cotangents(V)
+        return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, k)
 
-    def _sqnorms(self, U: Any) -> Any:
+    def _sqnorms(self, plan: Plan, tapped: Any, U: Any) -> Any:
         parts = []
-        if self._tapped:
-            parts.append(ghost.sqnorms(self._plan, self.dtype, *self._tapped, U))
-        if self._plan.rest:
+        if tapped:
+            parts.append(ghost.sqnorms(plan, self.dtype, *tapped, U))
+        if plan.rest:
             arrays = self.trained, self.fixed, self._examples, U
-            parts.append(steps.block_sqnorms(self.model, self._plan.rest, self._lanes, *arrays))
+            parts.append(steps.block_sqnorms(self.model, plan.rest, self._lanes, *arrays))
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
     @modes.needs("reverse")
@@ -181,15 +210,17 @@ class JaxJacobian(te.Operator):
         """
         B, k, pieces = self._B, V.shape[1], self._cotangents(V)
         c = len(pieces[0])
-        G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
+        held = self._for(k)
+        G = jnp.stack([self._gram(group, pieces, *held) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
         G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
         return G[:, :, :k, :, :k].astype(self.dtype)
 
     @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
-        of_all = Sketched(self.model, self._plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
-        return Sketch(of_all, self._tapped, self._cotangents(V), V.shape[1])
+        plan, tapped = self._for(V.shape[1])
+        of_all = Sketched(self.model, plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
+        return Sketch(of_all, tapped, self._cotangents(V), V.shape[1])
 
     @property
     def sketch_bytes(self) -> int:
@@ -197,15 +228,15 @@ class JaxJacobian(te.Operator):
         tapped = sum(ghost.size(self._plan, i, self.trained[i]) for i in (*self._plan.weights, *self._plan.small))
         return self._B * (tapped + sum(self.trained[i].size for i in self._plan.rest)) * int(self.dtype.itemsize)
 
-    def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
-        plan = self._plan.chosen(group)
+    def _gram(self, group: tuple[int, ...], pieces: list[Any], every: Plan, tapped: Any) -> Any:
+        plan = every.chosen(group)
         n, B, c = len(pieces), self._B, len(pieces[0])
         G: Any = jnp.zeros((n, n, B, c, B, c), self.dtype)
         of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
         for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
             some = plan.chosen(run)
-            kept = [x for x, use in zip(self._tapped[1], self._plan.uses, strict=True) if use.leaf in some.weights]
-            taps = partial(ghost.deltas, self._plan, some, self._tapped[0])
+            kept = [x for x, use in zip(tapped[1], every.uses, strict=True) if use.leaf in some.weights]
+            taps = partial(ghost.deltas, every, some, tapped[0])
             G = G + _inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
         for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
             G = G + _inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
@@ -231,18 +262,26 @@ class JaxJacobian(te.Operator):
         return self._pieces(W, tuple(p.shape for p in self.trained), tuple(p.dtype for p in self.trained))
 
     def _pieces(self, V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...]) -> Iterator[list[Any]]:
-        """The columns as arrays of these shapes, in pieces of the chunk size, the last one filled up with zeros.
-
-        A single column, which is often asked for, is not filled up.
-        """
+        """The columns as arrays of these shapes, in pieces of one width, the last one filled up with zeros."""
         k = V.shape[1]
-        c = 1 if k == 1 else self.chunk_size
+        c = self._width(k)
         fill = -k % c
         leaves = steps.leading(V, shapes, dtypes, fill)
         if k <= c:
             yield leaves
         else:
             yield from ([leaf[i:j] for leaf in leaves] for i, j in common.chunks(k + fill, c))
+
+    def _columns(self, V: Any) -> Iterator[Any]:
+        """(n, k) → pieces (n, c)."""
+        c = self._width(V.shape[1])
+        for i, j in common.chunks(V.shape[1], c):
+            piece = V if V.shape[1] == c else V[:, i:j]
+            yield piece if j - i == c else jnp.pad(piece, ((0, 0), (0, c - (j - i))))
+
+    def _width(self, k: int) -> int:
+        """Of the pieces: the chunk size, but not for one column, which is often asked for, or a few."""
+        return 1 if k == 1 else self.chunk_size if k > FEW else min(MOST, self.chunk_size)
 
     def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""

@@ -90,6 +90,11 @@ class Use(NamedTuple):
         )
 
     @property
+    def bias(self) -> bool:
+        """Whether the parameter is added, not multiplied by."""
+        return not self.into and self.conv is None
+
+    @property
     def layout(self) -> Any:
         """Which axes of the weight are groups, and which of either side; equal ones have gradients that add."""
         groups = tuple(sorted(axis for axis, *_ in self.groups))
@@ -180,6 +185,17 @@ def _gather(eqn: Any, which: int, view: View, indices: Any) -> tuple[Use, Any] |
     return use._replace(into=((view.axes[a], -1),)), words
 
 
+def _add(eqn: Any, which: int, view: View, x: Any) -> tuple[Use, Any] | None:
+    """A bias in a loop, of which each step has a tap of its own as the products beside it have."""
+    if not view.loops:
+        return None
+    summed = tuple(z for z, axis in enumerate(view.axes) if axis is None)
+    out = [(axis, z) for z, axis in enumerate(view.axes) if axis is not None]
+    sign = -1 if eqn.primitive.name == "sub" and which == 1 else 1
+    one = jnp.asarray(sign, eqn.outvars[0].aval.dtype)
+    return _use(eqn, view, [], [], out, [], alone=((), summed)), _scaled(one, view)
+
+
 def _use(eqn: Any, view: View, rows: Any, groups: Any, out: Any, into: Any, **more: Any) -> Use:
     z = eqn.outvars[0].aval
     rows, groups, out, into = (tuple(pairs) for pairs in (rows, groups, out, into))
@@ -190,7 +206,13 @@ def _scaled(x: Any, view: View) -> Any:
     return x if view.scale is None else x * view.scale
 
 
-RULES = {"dot_general": _dot_general, "conv_general_dilated": _conv_general_dilated, "gather": _gather}
+RULES = {
+    "dot_general": _dot_general,
+    "conv_general_dilated": _conv_general_dilated,
+    "gather": _gather,
+    "add": _add,
+    "sub": _add,
+}
 
 
 # -- a convolution's operand and result, as a dense layer's -----------------------------------------------

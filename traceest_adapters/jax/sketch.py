@@ -11,6 +11,7 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, steps
 from traceest_adapters.jax.model import Model
+from traceest_adapters.jax.plan import Plan
 
 Groups = tuple[tuple[int, ...], ...] | None
 
@@ -19,7 +20,7 @@ class Sketched(NamedTuple):
     """What is sketched: a model with its parameters and examples, and the dtype of sums."""
 
     model: Model
-    plan: ghost.Plan
+    plan: Plan
     lanes: int
     trained: list[Any]
     fixed: list[Any]
@@ -110,12 +111,12 @@ class Sketch:
     def _rows(self) -> int:
         return self._B * self._c
 
-    def _chosen(self, some: ghost.Plan, i: int) -> Any:
+    def _chosen(self, some: Plan, i: int) -> Any:
         taps, copies = self.deltas[i]
         taps = [d for d, use in zip(taps, self.of.plan.uses, strict=True) if use.leaf in some.weights]
         return taps, [g for g, leaf in zip(copies, self.of.plan.small, strict=True) if leaf in some.small]
 
-    def _operands(self, some: ghost.Plan) -> list[Any]:
+    def _operands(self, some: Plan) -> list[Any]:
         kept = zip(self.operands, self.of.plan.uses, strict=True)
         return [x for x, use in kept if use.leaf in some.weights]
 
@@ -126,7 +127,7 @@ class Sketch:
         return [found[leaf] for leaf in run]
 
 
-def _layout(plan: ghost.Plan, leaf: int) -> Any:
+def _layout(plan: Plan, leaf: int) -> Any:
     """The rows and columns that a weight's gradients are taken to have, and whether they are a table's."""
     use = plan.uses[plan.of(leaf)[0]]
     return use.layout, [plan.uses[i].table is not None for i in plan.of(leaf)]

@@ -4,77 +4,30 @@ A value that is a parameter up to the order of its entries (transposed, reshaped
 followed as a `View`. Where one enters an equation whose derivative by it is known (`rules`), the other operand is
 kept and a tap of zeros is added to the result: the derivative by the tap is δ, and δ and the operand make up the
 gradient. A parameter that enters anything else is `spoiled`, and not understood. Weights are followed into the body of
-a `scan`, so that products with them are hoisted out of the loop, and each step has a tap of its own.
+a `scan` (`loops`), so that products with them are hoisted out of the loop, and each step has a tap of its own.
 
 Walking through the function of one example, mapped over examples afterwards, makes it certain where an example is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
-from traceest_adapters.jax.rules import RULES, Use, View, in_scan
+from traceest_adapters.jax import loops
+from traceest_adapters.jax.rules import RULES, View
+from traceest_adapters.jax.tape import Known, Tape, known_of, sources_of
 
 INLINED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat2": "jaxpr"}
 """Calls that are walked into, with the name of what they call. Those with derivatives of their own are not."""
 
 
-class Known(NamedTuple):
-    """A value, whether it may differ between examples, and which parameter it is."""
-
-    value: Any
-    varies: bool
-    view: View | None = None
-    sources: frozenset[int] = frozenset()  # the parameters that a value common to all examples is made from
-
-
-def _sources(inputs: list[Known]) -> frozenset[int]:
-    return frozenset().union(*(known.sources for known in inputs))
-
-
-class Tape:
-    """The uses met in a walk, in order, with the operand kept for each; `taps`, if given, are added on the way.
-
-    `made` says how large the largest value is that is made from a parameter and is common to all examples.
-    """
-
-    def __init__(self, taps: Iterator[Any] | None = None) -> None:
-        self.taps = taps
-        self.uses: list[Use] = []
-        self.operands: list[Any] = []
-        self.spoiled: set[int] = set()
-        self.made: dict[int, int] = {}
-
-    def use(self, use: Use, operand: Any, z: Any) -> Any:
-        """Note a product of a parameter's view with `operand`, and put a tap on its result `z`."""
-        self.uses.append(use)
-        self.operands.append(operand)
-        return z if self.taps is None else z + next(self.taps)
-
-    def common(self, values: list[Any], sources: frozenset[int]) -> frozenset[int]:
-        """Note that all examples have these values in common."""
-        for leaf in sources:
-            self.made[leaf] = max(self.made.get(leaf, 0), *(jnp.size(value) for value in values))
-        return sources
-
-    def include(self, inner: Tape, uses: list[Use]) -> None:
-        """Take over what was found inside a loop."""
-        self.uses += uses
-        self.spoiled |= inner.spoiled
-        self.made = {a: max(self.made.get(a, 0), inner.made.get(a, 0)) for a in {*self.made, *inner.made}}
-
-    def spoil(self, *inputs: Known) -> None:
-        """Leave the parameters that reach an equation which is not understood to be treated example by example."""
-        self.spoiled.update(known.view.leaf for known in inputs if known.view is not None)
-
-
-def walk(jaxpr: Jaxpr, consts: list[Any], inputs: list[Known], tape: Tape) -> list[Known]:
-    """The outputs of `jaxpr`, with every use of a parameter on the tape."""
+def walk(
+    jaxpr: Jaxpr, consts: list[Any], inputs: list[Known], tape: Tape, given: dict[Any, Any] | None = None
+) -> list[Known]:
+    """The outputs of `jaxpr`, with every use of a parameter on the tape; some results are `given` by variable."""
     env: dict[Any, Known] = {}
 
     def read(atom: Any) -> Known:
@@ -84,6 +37,7 @@ def walk(jaxpr: Jaxpr, consts: list[Any], inputs: list[Known], tape: Tape) -> li
     env.update(zip(jaxpr.invars, inputs, strict=True))
     for eqn in jaxpr.eqns:
         env.update(zip(eqn.outvars, _step(eqn, [read(atom) for atom in eqn.invars], tape), strict=True))
+        env.update({var: env[var]._replace(value=given[var]) for var in eqn.outvars if given and var in given})
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -92,9 +46,10 @@ def _step(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
     followed = any(known.view is not None for known in inputs)
     if followed and name in INLINED:
         inner = eqn.params[INLINED[name]]
-        return _checkpoint(eqn, inputs, tape) if name == "remat2" else walk(inner.jaxpr, inner.consts, inputs, tape)
+        again = name == "remat2"
+        return loops.checkpoint(walk, eqn, inputs, tape) if again else walk(inner.jaxpr, inner.consts, inputs, tape)
     if followed and name == "scan":
-        return _scan(eqn, inputs, tape)
+        return loops.scan(walk, eqn, inputs, tape)
     out = _evaluate(eqn, [known.value for known in inputs])
     view = _reordered(eqn, inputs) if followed else None
     if followed and view is None:
@@ -102,14 +57,7 @@ def _step(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
             out = [_tapped(eqn, inputs, out[0], tape)]
         else:
             tape.spoil(*inputs)
-    return _known(out, inputs, tape, view)
-
-
-def _known(out: list[Any], inputs: list[Known], tape: Tape, view: View | None = None) -> list[Known]:
-    """What is known of values that are made from those inputs."""
-    varies = any(known.varies for known in inputs)
-    sources = frozenset() if varies or not out else tape.common(out, _sources(inputs))
-    return [Known(value, varies, view, sources) for value in out]
+    return known_of(out, inputs, tape, view)
 
 
 def _evaluate(eqn: Any, values: list[Any]) -> list[Any]:
@@ -128,7 +76,7 @@ def _tapped(eqn: Any, inputs: list[Known], z: Any, tape: Tape) -> Any:
     which = [i for i, known in enumerate(inputs) if known.view is not None]
     others = [known for i, known in enumerate(inputs) if i != which[0]]
     found = None
-    small = jnp.size(z) < jnp.size(inputs[which[0]].value) and not _sources(others)
+    small = jnp.size(z) < jnp.size(inputs[which[0]].value) and not sources_of(others)
     if len(which) == 1 and (small or any(known.varies for known in others)):
         view = inputs[which[0]].view
         found = None if view is None else RULES[eqn.primitive.name](eqn, which[0], view, others[0].value)
@@ -180,83 +128,3 @@ def _scaled(name: str, eqn: Any, a: Known, b: Known) -> View | None:
     s = jnp.reshape(scalar.value, ())
     s = 1 / s if name == "div" else s
     return view._replace(scale=s if view.scale is None else view.scale * s)
-
-
-# -- loops and checkpoints ----------------------------------------------------------------------------------
-def _checkpoint(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
-    """A call whose inside is computed again on the way back, as it would be without taps."""
-
-    def call(values: list[Any], inner: Tape) -> list[Known]:
-        return walk(eqn.params["jaxpr"], [], [k._replace(value=v) for k, v in zip(inputs, values, strict=True)], inner)
-
-    values = [known.value for known in inputs]
-    seen = _seen(call, values)
-    taps = [] if tape.taps is None else [next(tape.taps) for _ in seen.uses]
-
-    def run(values: list[Any], taps: list[Any]) -> Any:
-        inner = Tape(None if tape.taps is None else iter(taps))
-        out = call(values, inner)
-        inner.spoil(*out)
-        return [known.value for known in out], inner.operands
-
-    remembered = jax.checkpoint(run, policy=eqn.params["policy"], prevent_cse=eqn.params["prevent_cse"])
-    out, operands = remembered(values, taps)
-    tape.include(seen, seen.uses)
-    tape.operands += operands
-    return _known(out, inputs, tape)
-
-
-def _scan(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
-    """A loop: weights that all steps share are followed inside, and those of which each step has a slice."""
-    n, m, length = (eqn.params[name] for name in ("num_consts", "num_carry", "length"))
-    body = eqn.params["jaxpr"]
-    consts, carry, xs = inputs[:n], inputs[n : n + m], inputs[n + m :]
-    tape.spoil(*carry)
-    (like,) = _known([()], inputs, Tape())
-    shared = [known._replace(view=in_scan(known.view, None)) for known in consts]
-    sliced = [_slice(known, tape) for known in xs]
-
-    def call(h: list[Any], x: list[Any], inner: Tape) -> list[Known]:
-        state = [like._replace(value=value) for value in h]
-        steps = [known._replace(value=value) for known, value in zip(sliced, x, strict=True)]
-        return walk(body.jaxpr, body.consts, [*shared, *state, *steps], inner)
-
-    first, stacked = [known.value for known in carry], [known.value for known in xs]
-    one = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in body.jaxpr.invars[n + m :]]
-    seen = _seen(call, first, one)
-    taps = None if tape.taps is None else [next(tape.taps) for _ in seen.uses]
-
-    def step(h: list[Any], x_and_taps: Any) -> Any:
-        x, t = x_and_taps
-        inner = Tape(None if t is None else iter(t))
-        values = [known.value for known in call(h, x, inner)]
-        return values[:m], (values[m:], inner.operands)
-
-    options = {name: eqn.params[name] for name in ("reverse", "unroll")}
-    last, (ys, operands) = jax.lax.scan(step, first, (stacked, taps), length=length, **options)
-    tape.include(seen, [use.looped(length) for use in seen.uses])
-    tape.operands += operands
-    return _known([*last, *ys], inputs, tape)
-
-
-def _slice(known: Known, tape: Tape) -> Known:
-    """What each step sees of an array that is scanned over."""
-    if known.view is None:
-        return known
-    axis, *axes = known.view.axes
-    if axis is None:
-        tape.spoil(known)
-        return known._replace(view=None)
-    return known._replace(view=in_scan(known.view._replace(axes=tuple(axes)), axis))
-
-
-def _seen(call: Callable[..., list[Known]], *args: Any) -> Tape:
-    """What a walk would find, without computing anything; a parameter that it returns is spoiled."""
-    found: list[Tape] = []
-
-    def run(*args: Any) -> None:
-        found.append(Tape())
-        found[-1].spoil(*call(*args, found[-1]))
-
-    jax.eval_shape(run, *args)
-    return found[-1]

@@ -8,15 +8,15 @@ each model. Under `jax.jit`, where there are no values, nothing is verified.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traceest_adapters.jax import compiling, ghost, layers, steps
-from traceest_adapters.jax.ghost import Plan
+from traceest_adapters.jax import compiling, ghost, layers, pullback, steps
 from traceest_adapters.jax.model import Model, traced
+from traceest_adapters.jax.plan import Plan
 
 ROUNDING = 1e-5
 """Least difference, relative to the gradients' norms, that tells: parts of a float64 model may be of float32."""
@@ -33,10 +33,11 @@ def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], exa
         both = compiling.run(_both, (model, plan), arrays, optimise=False)
         if traced(both):  # the function has a tracer in it
             return plan
+        right = _with_right_cells(plan, trained, both)
         wrong = _wrong(plan, trained, both)
         if len(_verified) >= REMEMBERED:
             _verified.clear()
-        _verified[key] = plan if not wrong else without(plan, wrong)
+        _verified[key] = right if not wrong else without(right, wrong)
     return _verified[key]
 
 
@@ -46,15 +47,46 @@ def without(plan: Plan, leaves: set[int]) -> Plan:
     return kept._replace(rest=tuple(sorted({*plan.rest, *leaves})))
 
 
-def _wrong(plan: Plan, trained: list[Any], both: Any) -> set[int]:
-    found, squares, formed = map(np.asarray, both)
-    norms = np.sqrt(np.einsum("lbibi->lbi", formed))
+class _Both(NamedTuple):
+    """The same in two ways."""
+
+    found: Any  # ⟨g_{b,i}, g_{c,j}⟩ of every parameter that the plan understands, (leaves, B, 2, B, 2)
+    squares: Any  # ‖g_{b,i}‖² of it, (leaves, B, 2)
+    cells: Any  # of all parameters of a loop's units together, by their forms, (cells, B, 2)
+    formed: Any  # as `found`, of gradients that are formed
+
+
+def _wrong(plan: Plan, trained: list[Any], both: _Both) -> set[int]:
+    found, squares, formed = np.asarray(both.found), np.asarray(both.squares), np.asarray(both.formed)
+    norms = _norms(formed)
     scale = norms[..., None, None] * norms[:, None, None] + np.finfo(formed.dtype).tiny
-    eps = max(float(jnp.finfo(dtype).eps) for dtype in (*(p.dtype for p in trained), *_dtypes(plan)))
-    rtol = max(ROUNDING, eps ** (2 / 3))
+    rtol = _rounding(plan, trained)
     off = (np.abs(found - formed) > rtol * scale) | (np.isfinite(formed) & ~np.isfinite(found))
     off |= (np.abs(squares - norms**2) > rtol * norms**2)[..., None, None]
     return {leaf for leaf, wrong in zip((*plan.weights, *plan.small), off, strict=True) if wrong.any()}
+
+
+def _with_right_cells(plan: Plan, trained: list[Any], both: _Both) -> Plan:
+    """The plan, its weights in units where their forms give the norms that they have."""
+    norms, right = dict(zip((*plan.weights, *plan.small), _norms(np.asarray(both.formed)), strict=True)), {}
+    for cell, found in zip(plan.cells, np.asarray(both.cells), strict=True):
+        expected = sum(norms[leaf] ** 2 for leaf in cell.leaves)
+        right[cell] = bool((np.abs(found - expected) <= _rounding(plan, trained) * expected).all())
+    if all(right.values()):
+        return plan
+    loops = (loop if loop.cell is None or right[loop.cell] else loop._replace(cell=None) for loop in plan.loops)
+    return plan._replace(loops=tuple(loops))
+
+
+def _norms(formed: Any) -> Any:
+    """(leaves, B, 2)."""
+    return np.sqrt(np.einsum("lbibi->lbi", formed))
+
+
+def _rounding(plan: Plan, trained: list[Any]) -> float:
+    """Relative, in norms and inner products."""
+    eps = max(float(jnp.finfo(dtype).eps) for dtype in (*(p.dtype for p in trained), *_dtypes(plan)))
+    return float(max(ROUNDING, eps ** (2 / 3)))
 
 
 def _dtypes(plan: Plan) -> list[Any]:
@@ -67,29 +99,28 @@ def _cotangents(examples: list[Any], n_b: int) -> Any:
     return np.random.default_rng(0).standard_normal((2, B, n_b)).astype(np.float32)  # where nothing is compiled for it
 
 
-def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: Any) -> Any:
-    """⟨g_{b,i}, g_{c,j}⟩ and ‖g_{b,i}‖² of every parameter that the plan understands, by it, and the former formed.
-
-    Of the shapes (leaves, B, 2, B, 2), (leaves, B, 2) and (leaves, B, 2, B, 2).
-    """
-    dtype = jnp.promote_types(jnp.result_type(*trained), jnp.float32)
+def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: Any) -> _Both:
+    dtype = pullback.dtype_of(trained)
     state = jax.eval_shape(model.row, trained, fixed, [x[0] for x in examples])
     U = U.astype(state.dtype)
     leaves = (*plan.weights, *plan.small)
-    pullback, operands = ghost.linearise(model, plan, trained, fixed, examples)
+    pull, operands, forms = pullback.tapped(model, plan, trained, fixed, examples)
     found, squares, formed = [], [], []
     g = steps.block_grads(model, leaves, 1, trained, fixed, examples, U).astype(dtype)
     start = 0
     for leaf in leaves:
         one = plan.chosen((leaf,))
         kept = [x for x, use in zip(operands, plan.uses, strict=True) if use.leaf == leaf and leaf in plan.weights]
-        deltas = ghost.deltas(plan, one, pullback, U)
+        deltas = ghost.deltas(plan, one, pull, U)
         found.append(ghost.gram(one, dtype, kept, deltas, deltas))
         squares.append(_squares(one, dtype, kept, deltas))
         part = g[:, :, start : start + trained[leaf].size]
         formed.append(steps.inner(part, part))
         start += trained[leaf].size
-    return jnp.stack(found), jnp.stack(squares), jnp.stack(formed)
+    cells = ghost.of_cells(plan, dtype, forms, pullback.pulled(pull, U)[2])
+    return _Both(
+        jnp.stack(found), jnp.stack(squares), jnp.stack(cells) if cells else jnp.zeros((0,)), jnp.stack(formed)
+    )
 
 
 def _squares(one: Plan, dtype: Any, operands: list[Any], deltas: Any) -> Any:
