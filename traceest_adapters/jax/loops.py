@@ -154,7 +154,9 @@ def _found(it: _Scan, seen: Tape, plain: Loop, examples: int) -> Loop:
         jax.eval_shape(look, it.carry, it.slices())
     except (TypeError, NotImplementedError):  # no forward mode
         return plain
-    return plain._replace(carry=carry, states=states, cell=found[-1])
+    if found[-1] is None:  # then what is outside of the loop would take as long as it
+        return plain
+    return Loop(plain.leaves, found[-1], carry, states)
 
 
 def _prepared(it: _Scan, taps: list[Any], loop: Loop, first: int) -> Prepared:
@@ -169,11 +171,9 @@ def _prepared(it: _Scan, taps: list[Any], loop: Loop, first: int) -> Prepared:
     before = jax.lax.scan(values, it.carry, it.stacked, **options)[1]
     zeros = [jnp.zeros_like(t[0]) for t in taps]
     A = jax.vmap(lambda h, x: through_time.transitions(lambda h: it.new(h, x, zeros), carry, h))(before, it.stacked)
-    slopes = {}
-    if loop.cell is not None:
-        states = jax.vmap(lambda h, x, t: carry.flat(it.new(h, x, t)))
-        s, pullback = jax.vjp(lambda t: states(before, it.stacked, t), taps)
-        slopes = dict(enumerate(pullback(jnp.ones_like(s))[0], first))
+    states = jax.vmap(lambda h, x, t: carry.flat(it.new(h, x, t)))
+    s, pullback = jax.vjp(lambda t: states(before, it.stacked, t), taps)
+    slopes = dict(enumerate(pullback(jnp.ones_like(s))[0], first))
     return Prepared(Ready(before, A), slopes)
 
 
@@ -183,9 +183,7 @@ def _unrolled(it: _Scan, taps: list[Any], loop: Loop, ready: Ready, tape: Tape) 
     assert carry is not None
     s = jax.vmap(lambda h, x, t: carry.flat(it.new(h, x, t)))(ready.before, it.stacked, taps)
     start = carry.flat(it.carry)
-    states = through_time.chained(reverse, ready.A, s, start)
-    if loop.cell is not None:
-        states = states + next(tape.states)
+    states = through_time.chained(reverse, ready.A, s, start) + next(tape.states)
     earlier = jnp.concatenate([states[1:], start[None]] if reverse else [start[None], states[:-1]])
 
     def rest(earlier: Any, others: list[Any], h: Any, x: list[Any], t: list[Any]) -> Any:

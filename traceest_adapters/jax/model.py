@@ -53,10 +53,9 @@ class Model(NamedTuple):
             example = [jnp.expand_dims(x, axis) for x, axis in zip(example, self.axes, strict=True)]
         return self.rows(trained, fixed, example)[0]
 
-    def sizes(self, trained: list[Any], fixed: list[Any], inputs: Any) -> tuple[int, bool]:
-        """Bytes of the largest value on the way from parameters to state, and whether there is a loop on it."""
-        jaxpr = jax.make_jaxpr(self.rows)(trained, fixed, inputs).jaxpr
-        return jaxprs.largest(jaxpr), jaxprs.has(jaxpr, "scan")
+    def largest(self, trained: list[Any], fixed: list[Any], inputs: Any) -> int:
+        """Bytes of the largest value on the way from parameters to state."""
+        return jaxprs.largest(jax.make_jaxpr(self.rows)(trained, fixed, inputs).jaxpr)
 
 
 def traced(tree: Any) -> bool:

@@ -20,11 +20,11 @@ from traceest_adapters.jax.sketch import Sketch, Sketched
 MOST = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
 
-IN_LOOPS = 32
-"""Where a model has a loop, whose transitions are read once for all of them."""
+IN_LOOPS = 8
+"""So many times as many where loops' transitions are made, which are read once for all of them."""
 
 FEW = 8
-"""Up to so many probes transitions are not worth making, and pieces of `MOST` are no more work than a large one."""
+"""Up to so many probes transitions are not worth making."""
 
 CACHE = 2**25
 """Bytes of one value, for all probes of a step, that are no burden."""
@@ -77,15 +77,16 @@ class JaxJacobian(te.Operator):
         self._lacks: dict[modes.Mode, str | None] = {}
 
     def _affordable(self) -> int:
-        largest, loops = self.model.sizes(self.trained, self.fixed, self.inputs)
+        largest = self.model.largest(self.trained, self.fixed, self.inputs)
         gradient = sum(p.nbytes for p in self.trained)
         with memory.within(self.memory_budget):
-            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, IN_LOOPS if loops else MOST)
+            return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
 
     @property
     def chunk_columns(self) -> int:
         """Whole pieces, and no more of them than are drawn and turned probe first within the fast memory."""
-        return self.chunk_size * max(1, CACHE // (int(self.dtype.itemsize) * 4 * self.shape[0] * self.chunk_size))
+        piece = IN_LOOPS * self.chunk_size
+        return piece * max(1, CACHE // (int(self.dtype.itemsize) * 4 * self.shape[0] * piece))
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @once
@@ -131,11 +132,6 @@ class JaxJacobian(te.Operator):
             return ()
         return pullback.tapped(self.model, plan, self.trained, self.fixed, self._examples)
 
-    def _for(self, k: int) -> tuple[Plan, Any]:
-        """The plan for k probes, and what it says to hold."""
-        many = k > FEW and any(loop.carry is not None for loop in self._understood.loops)
-        return (self._plan, self._unrolled) if many else (self._plan.stepwise, self._stepwise)
-
     def lacking(self, mode: modes.Mode) -> str | None:
         """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
         if mode not in self._lacks:  # asked before every product, and each time a walk over all arrays
@@ -169,18 +165,18 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
-        k = V.shape[1]
-        plan, tapped = self._for(k)
-        as_they_are = plan.cells and not plan.rest and V.dtype == self._state_dtype
-        pieces = self._columns(V) if as_they_are else self._cotangents(V)
-        return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, k)
+        unrolled = V.shape[1] > FEW and self._understood.cells
+        plan, tapped = (self._plan, self._unrolled) if unrolled else (self._plan.stepwise, self._stepwise)
+        pieces: Iterable[Any] = self._wide(V) if unrolled else self._cotangents(V)
+        return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, V.shape[1])
 
     def _sqnorms(self, plan: Plan, tapped: Any, U: Any) -> Any:
         parts = []
         if tapped:
             parts.append(ghost.sqnorms(plan, self.dtype, *tapped, U))
         if plan.rest:
-            arrays = self.trained, self.fixed, self._examples, U
+            first = jnp.moveaxis(jnp.reshape(U, (self._B, -1, U.shape[1])), -1, 0) if U.ndim == 2 else U
+            arrays = self.trained, self.fixed, self._examples, first
             parts.append(steps.block_sqnorms(self.model, plan.rest, self._lanes, *arrays))
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
@@ -210,25 +206,26 @@ class JaxJacobian(te.Operator):
         """
         B, k, pieces = self._B, V.shape[1], self._cotangents(V)
         c = len(pieces[0])
-        held = self._for(k)
-        G = jnp.stack([self._gram(group, pieces, *held) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
+        G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
         G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
         return G[:, :, :k, :, :k].astype(self.dtype)
 
     @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
-        plan, tapped = self._for(V.shape[1])
+        plan = self._plan.stepwise
         of_all = Sketched(self.model, plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
-        return Sketch(of_all, tapped, self._cotangents(V), V.shape[1])
+        return Sketch(of_all, self._stepwise, self._cotangents(V), V.shape[1])
 
     @property
     def sketch_bytes(self) -> int:
         """What those of one probe take."""
-        tapped = sum(ghost.size(self._plan, i, self.trained[i]) for i in (*self._plan.weights, *self._plan.small))
-        return self._B * (tapped + sum(self.trained[i].size for i in self._plan.rest)) * int(self.dtype.itemsize)
+        plan = self._plan.stepwise
+        tapped = sum(ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small))
+        return self._B * (tapped + sum(self.trained[i].size for i in plan.rest)) * int(self.dtype.itemsize)
 
-    def _gram(self, group: tuple[int, ...], pieces: list[Any], every: Plan, tapped: Any) -> Any:
+    def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
+        every, tapped = self._plan.stepwise, self._stepwise
         plan = every.chosen(group)
         n, B, c = len(pieces), self._B, len(pieces[0])
         G: Any = jnp.zeros((n, n, B, c, B, c), self.dtype)
@@ -237,9 +234,9 @@ class JaxJacobian(te.Operator):
             some = plan.chosen(run)
             kept = [x for x, use in zip(tapped[1], every.uses, strict=True) if use.leaf in some.weights]
             taps = partial(ghost.deltas, every, some, tapped[0])
-            G = G + _inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
+            G = G + steps.inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
         for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
-            G = G + _inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
+            G = G + steps.inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
         return G
 
     def _runs(self, leaves: tuple[int, ...], sizes: list[int], n: int) -> Iterator[tuple[tuple[int, ...], bool]]:
@@ -262,9 +259,12 @@ class JaxJacobian(te.Operator):
         return self._pieces(W, tuple(p.shape for p in self.trained), tuple(p.dtype for p in self.trained))
 
     def _pieces(self, V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...]) -> Iterator[list[Any]]:
-        """The columns as arrays of these shapes, in pieces of one width, the last one filled up with zeros."""
+        """The columns as arrays of these shapes, in pieces of the chunk size, the last one filled up with zeros.
+
+        A single column, which is often asked for, is not filled up.
+        """
         k = V.shape[1]
-        c = self._width(k)
+        c = 1 if k == 1 else self.chunk_size
         fill = -k % c
         leaves = steps.leading(V, shapes, dtypes, fill)
         if k <= c:
@@ -272,37 +272,15 @@ class JaxJacobian(te.Operator):
         else:
             yield from ([leaf[i:j] for leaf in leaves] for i, j in common.chunks(k + fill, c))
 
-    def _columns(self, V: Any) -> Iterator[Any]:
-        """(n, k) → pieces (n, c)."""
-        c = self._width(V.shape[1])
+    def _wide(self, V: Any) -> Iterator[Any]:
+        """(n, k) → pieces (n, c), for loops whose transitions are made."""
+        c = IN_LOOPS * self.chunk_size
         for i, j in common.chunks(V.shape[1], c):
             piece = V if V.shape[1] == c else V[:, i:j]
-            yield piece if j - i == c else jnp.pad(piece, ((0, 0), (0, c - (j - i))))
-
-    def _width(self, k: int) -> int:
-        """Of the pieces: the chunk size, but not for one column, which is often asked for, or a few."""
-        return 1 if k == 1 else self.chunk_size if k > FEW else min(MOST, self.chunk_size)
+            yield (piece if j - i == c else jnp.pad(piece, ((0, 0), (0, c - (j - i))))).astype(self._state_dtype)
 
     def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""
         parts = [step(piece) for piece in pieces]
         joined = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
         return joined if joined.shape[-1] == k else joined[..., :k]
-
-
-def _inner_products(
-    of: Callable[[Any], Any], inner: Callable[[Any, Any], Any], pieces: list[Any], at_once: bool
-) -> Any:
-    """``inner(of(a), of(b))`` of all pairs of pieces, (pieces, pieces, B, c, B, c).
-
-    With what `of` gives for all pieces held at once, or for two at a time and computed again for each first one.
-    """
-    G: list[list[Any]] = [[None] * len(pieces) for _ in pieces]
-    held = [of(piece) for piece in pieces] if at_once else None
-    for i, piece in enumerate(pieces):
-        g = of(piece) if held is None else held[i]
-        for j in range(i, len(pieces)):
-            h = g if i == j else of(pieces[j]) if held is None else held[j]
-            G[i][j] = inner(g, h)
-            G[j][i] = jnp.transpose(G[i][j], (2, 3, 0, 1))
-    return jnp.stack([jnp.stack(row) for row in G])

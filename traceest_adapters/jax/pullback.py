@@ -44,13 +44,12 @@ def _view(leaf: int, p: Any) -> View:
 @partial(jax.jit, static_argnums=(0, 1))
 def prepare(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any) -> tuple[list[Ready], list[units.Forms]]:
     """What is needed of the loops whose transitions are made, before there are taps, and the forms of their cells."""
-    unrolled = [loop for loop in plan.loops if loop.carry is not None]
-    if not unrolled:
+    if not plan.cells:
         return [], []
     taps, dtype = _zeros(plan, trained, examples), dtype_of(trained)
     _, operands, prepared = _walked(model, plan, trained, fixed, examples, taps, None)
-    with_units = [(loop.cell, made) for loop, made in zip(unrolled, prepared, strict=True) if loop.cell is not None]
-    return [made.ready for made in prepared], [_forms(plan, dtype, *one, operands) for one in with_units]
+    both = zip(plan.cells, prepared, strict=True)
+    return [made.ready for made in prepared], [_forms(plan, dtype, cell, made, operands) for cell, made in both]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -113,6 +113,22 @@ def inner(a: Any, b: Any) -> Any:
     return jnp.tensordot(a, b, axes=([2], [2]))
 
 
+def inner_products(of: Callable[[Any], Any], inner: Callable[[Any, Any], Any], pieces: list[Any], at_once: bool) -> Any:
+    """``inner(of(a), of(b))`` of all pairs of pieces, (pieces, pieces, B, c, B, c).
+
+    With what `of` gives for all pieces held at once, or for two at a time and computed again for each first one.
+    """
+    G: list[list[Any]] = [[None] * len(pieces) for _ in pieces]
+    held = [of(piece) for piece in pieces] if at_once else None
+    for i, piece in enumerate(pieces):
+        g = of(piece) if held is None else held[i]
+        for j in range(i, len(pieces)):
+            h = g if i == j else of(pieces[j]) if held is None else held[j]
+            G[i][j] = inner(g, h)
+            G[j][i] = jnp.transpose(G[i][j], (2, 3, 0, 1))
+    return jnp.stack([jnp.stack(row) for row in G])
+
+
 def flat(grads: list[Any]) -> Any:
     """(c, P) of a list of (c, …)."""
     dtype = jnp.promote_types(jnp.result_type(*grads), jnp.float32)

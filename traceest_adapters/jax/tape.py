@@ -26,18 +26,21 @@ def sources_of(inputs: list[Known]) -> frozenset[int]:
 
 
 class Loop(NamedTuple):
-    """An outermost scan that some weights enter: the shapes of a carry whose transitions are made, and its units."""
+    """An outermost scan that some weights enter: its units, and for these the carry, and all steps' as a shape."""
 
     leaves: tuple[int, ...]
+    cell: units.Cell | None = None
     carry: through_time.Carry | None = None
     states: Any = None
-    """Of all steps' carries, as a shape."""
-    cell: units.Cell | None = None
 
     def chosen(self, among: set[int]) -> Loop:
         """The same where some leaves only are followed."""
-        cell = None if self.cell is None else self.cell.chosen(among)
-        return Loop(tuple(leaf for leaf in self.leaves if leaf in among), self.carry, self.states, cell)
+        leaves = tuple(leaf for leaf in self.leaves if leaf in among)
+        return self.of(None if self.cell is None else self.cell.chosen(among))._replace(leaves=leaves)
+
+    def of(self, cell: units.Cell | None) -> Loop:
+        """The same with these units."""
+        return Loop(self.leaves) if cell is None else self._replace(cell=cell)
 
 
 class Ready(NamedTuple):

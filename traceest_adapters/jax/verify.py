@@ -74,7 +74,7 @@ def _with_right_cells(plan: Plan, trained: list[Any], both: _Both) -> Plan:
         right[cell] = bool((np.abs(found - expected) <= _rounding(plan, trained) * expected).all())
     if all(right.values()):
         return plan
-    loops = (loop if loop.cell is None or right[loop.cell] else loop._replace(cell=None) for loop in plan.loops)
+    loops = (loop if loop.cell is None or right[loop.cell] else loop.of(None) for loop in plan.loops)
     return plan._replace(loops=tuple(loops))
 
 
