@@ -177,6 +177,17 @@ def test_a_classifiers_kernel_is_answered_exactly_at_once():
     assert (e.n_matvecs, e.n_rmatvecs) == (0, 10)
 
 
+@pytest.mark.parametrize(("rtol", "looks"), [(1e-5, 0), (1e-3, 1)])
+def test_a_look_at_samples_is_not_paid_for_where_it_cannot_help(rtol, looks):
+    """64 vjps give the exact trace: a sample would have to have a standard deviation of 0.008 % of it to do better."""
+    J = te.aslinearoperator(np.random.default_rng(0).standard_normal((192, 300)), n_blocks=3)
+    lines: list[str] = []
+    e = te.trace(te.gram(J), rtol=rtol, rng=0, explain=lines.append)
+    assert e.exact
+    assert e.n_rmatvecs == 64 + 4 * looks
+    assert any("not expected" in line for line in lines) == (not looks)
+
+
 def test_what_asks_for_more_than_the_exact_trace_gets_that():
     counter = Counter(te.aslinearoperator(zoo.spectral("flat", 60)))
     e = te.trace(counter, rtol=1e-9, rng=0)
