@@ -6,10 +6,14 @@ the positions t that w is applied at: g = Σ_t δ_t x_tᵀ, in each of a number 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+BIAS = 2**12
+"""Numbers that a parameter which is added may have: a tap at each step of a loop is as large, and more."""
 
 Axes = tuple[int, ...]
 
@@ -186,8 +190,8 @@ def _gather(eqn: Any, which: int, view: View, indices: Any) -> tuple[Use, Any] |
 
 
 def _add(eqn: Any, which: int, view: View, x: Any) -> tuple[Use, Any] | None:
-    """A bias in a loop, of which each step has a tap of its own as the products beside it have."""
-    if not view.loops:
+    """A bias in a loop, of which each step has a tap of its own as the products beside it have; not a large one."""
+    if not view.loops or prod(view.shape) > BIAS:
         return None
     summed = tuple(z for z, axis in enumerate(view.axes) if axis is None)
     out = [(axis, z) for z, axis in enumerate(view.axes) if axis is not None]
