@@ -193,7 +193,7 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def sketch_gram(self, V: Any) -> Any:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
-        return self.grouped_gram(V, (tuple(range(len(self.trained))),))[0]
+        return self._gram(tuple(range(len(self.trained))), self._cotangents(V), V.shape[1])
 
     @modes.needs("reverse")
     @memory.recovering
@@ -204,11 +204,8 @@ class JaxJacobian(te.Operator):
         for which ghost norms do not work, chosen to fit the memory budget, for every example and probe; of one that
         takes more by itself, those of two pieces of the probes.
         """
-        B, k, pieces = self._B, V.shape[1], self._cotangents(V)
-        c = len(pieces[0])
-        G = jnp.stack([self._gram(group, pieces) for group in groups])  # (n_groups, pieces, pieces, B, c, B, c)
-        G = jnp.reshape(jnp.transpose(G, (0, 3, 1, 4, 5, 2, 6)), (-1, B, c * len(pieces), B, c * len(pieces)))
-        return G[:, :, :k, :, :k].astype(self.dtype)
+        pieces = self._cotangents(V)
+        return jnp.stack([self._gram(group, pieces, V.shape[1]) for group in groups])
 
     @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
@@ -224,20 +221,23 @@ class JaxJacobian(te.Operator):
         tapped = sum(ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small))
         return self._B * (tapped + sum(self.trained[i].size for i in plan.rest)) * int(self.dtype.itemsize)
 
-    def _gram(self, group: tuple[int, ...], pieces: list[Any]) -> Any:
+    def _gram(self, group: tuple[int, ...], pieces: list[Any], k: int) -> Any:
         every, tapped = self._plan.stepwise, self._stepwise
-        plan = every.chosen(group)
-        n, B, c = len(pieces), self._B, len(pieces[0])
-        G: Any = jnp.zeros((n, n, B, c, B, c), self.dtype)
+        plan, n = every.chosen(group), len(pieces)
+        found: Any = None
         of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
         for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
             some = plan.chosen(run)
             kept = [x for x, use in zip(tapped[1], every.uses, strict=True) if use.leaf in some.weights]
             taps = partial(ghost.deltas, every, some, tapped[0])
-            G = G + steps.inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
+            pairs = steps.inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
+            found = pairs if found is None else jax.tree.map(jnp.add, found, pairs)
         for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
-            G = G + steps.inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
-        return G
+            pairs = steps.inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
+            found = pairs if found is None else jax.tree.map(jnp.add, found, pairs)
+        if found is None:
+            return jnp.zeros((self._B, k, self._B, k), self.dtype)
+        return steps.assembled(k, self.dtype, found)
 
     def _runs(self, leaves: tuple[int, ...], sizes: list[int], n: int) -> Iterator[tuple[tuple[int, ...], bool]]:
         """Runs of parameters, of which an example and probe give `sizes` numbers, and whether n pieces' fit at once."""

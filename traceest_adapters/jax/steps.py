@@ -113,20 +113,29 @@ def inner(a: Any, b: Any) -> Any:
     return jnp.tensordot(a, b, axes=([2], [2]))
 
 
-def inner_products(of: Callable[[Any], Any], inner: Callable[[Any, Any], Any], pieces: list[Any], at_once: bool) -> Any:
-    """``inner(of(a), of(b))`` of all pairs of pieces, (pieces, pieces, B, c, B, c).
+def inner_products(
+    of: Callable[[Any], Any], inner: Callable[[Any, Any], Any], pieces: list[Any], at_once: bool
+) -> list[list[Any]]:
+    """``inner(of(a), of(b))``, (B, c, B, c), of each piece with itself and those after it.
 
     With what `of` gives for all pieces held at once, or for two at a time and computed again for each first one.
     """
-    G: list[list[Any]] = [[None] * len(pieces) for _ in pieces]
     held = [of(piece) for piece in pieces] if at_once else None
+    G: list[list[Any]] = []
     for i, piece in enumerate(pieces):
         g = of(piece) if held is None else held[i]
-        for j in range(i, len(pieces)):
-            h = g if i == j else of(pieces[j]) if held is None else held[j]
-            G[i][j] = inner(g, h)
-            G[j][i] = jnp.transpose(G[i][j], (2, 3, 0, 1))
-    return jnp.stack([jnp.stack(row) for row in G])
+        later = map(of, pieces[i + 1 :]) if held is None else held[i + 1 :]
+        G.append([inner(g, g), *(inner(g, h) for h in later)])
+    return G
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def assembled(k: int, dtype: Any, pairs: list[list[Any]]) -> Any:
+    """`inner_products` as one array, (B, k, B, k)."""
+    n = len(pairs)
+    pair = lambda i, j: pairs[i][j - i] if j >= i else jnp.transpose(pairs[j][i - j], (2, 3, 0, 1))  # noqa: E731
+    rows = [jnp.concatenate([pair(i, j) for j in range(n)], 3) for i in range(n)]
+    return jnp.concatenate(rows, 1)[:, :k, :, :k].astype(dtype)
 
 
 def flat(grads: list[Any]) -> Any:

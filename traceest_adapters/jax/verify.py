@@ -28,8 +28,7 @@ def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], exa
     """The plan, with parameters whose gradients it does not reproduce moved to `rest`; of arrays with values."""
     key = model, plan
     if key not in _verified:
-        some = [x[:: max(1, x.shape[0] - 1)][:2] for x in examples]  # the first and the last
-        arrays = trained, fixed, some, _cotangents(some, n_b)
+        arrays = trained, fixed, examples, _cotangents(examples, n_b)
         both = compiling.run(_both, (model, plan), arrays, optimise=False)
         if traced(both):  # the function has a tracer in it
             return plan
@@ -95,11 +94,12 @@ def _dtypes(plan: Plan) -> list[Any]:
 
 def _cotangents(examples: list[Any], n_b: int) -> Any:
     """Two for each example, at random: (2, B, n_b)."""
-    B = examples[0].shape[0] if examples else 1
+    B = min(2, examples[0].shape[0]) if examples else 1
     return np.random.default_rng(0).standard_normal((2, B, n_b)).astype(np.float32)  # where nothing is compiled for it
 
 
 def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: Any) -> _Both:
+    examples = [x[:: max(1, x.shape[0] - 1)][:2] for x in examples]  # the first and the last
     dtype = pullback.dtype_of(trained)
     state = jax.eval_shape(model.row, trained, fixed, [x[0] for x in examples])
     U = U.astype(state.dtype)
