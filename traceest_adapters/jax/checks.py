@@ -12,7 +12,7 @@ from traceest_adapters import _state as common
 from traceest_adapters.jax import compiling, steps
 from traceest_adapters.jax.model import Model
 
-SMALL = 2**16
+SMALL = 2**12
 """Numbers of a model and its batch that are looked at in less time than it takes to optimise the program for it."""
 
 SHARED = "None for what all examples share (in_axes=(0, None))"
