@@ -231,7 +231,10 @@ def loops_of(plan: Plan) -> tuple[tuple[bool, int], ...]:
     return tuple((loop.carry is not None, 0 if loop.cell is None else len(loop.cell.leaves)) for loop in plan.loops)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("the last state", "backwards, the last", "with a count", "normalised", "two cells", "one block")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES])
 def test_norms_and_grams_are_those_of_the_formed_gradients(name: str) -> None:
     plan = assert_right(CASES[name])._plan
     assert loops_of(plan) == CASES[name].expected
@@ -345,7 +348,11 @@ def mutated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("mutated", MUTATIONS, indirect=True)
+@pytest.mark.parametrize(
+    "mutated",
+    [pytest.param(n, marks=[pytest.mark.slow] if i % 2 else []) for i, n in enumerate(MUTATIONS)],
+    indirect=True,
+)
 def test_a_fault_is_caught(mutated: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "verified", lambda plan, *_: plan)
     with pytest.raises(AssertionError, match="Not equal to tolerance"):

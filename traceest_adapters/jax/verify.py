@@ -56,9 +56,9 @@ class _Both(NamedTuple):
 
 
 def _wrong(plan: Plan, trained: list[Any], both: _Both) -> set[int]:
-    found, squares, formed = np.asarray(both.found), np.asarray(both.squares), np.asarray(both.formed)
+    found, squares, formed = (np.asarray(x, np.float64) for x in (both.found, both.squares, both.formed))
     norms = _norms(formed)
-    scale = norms[..., None, None] * norms[:, None, None] + np.finfo(formed.dtype).tiny
+    scale = norms[..., None, None] * norms[:, None, None] + float(jnp.finfo(both.formed.dtype).tiny)
     rtol = _rounding(plan, trained)
     off = (np.abs(found - formed) > rtol * scale) | (np.isfinite(formed) & ~np.isfinite(found))
     off |= (np.abs(squares - norms**2) > rtol * norms**2)[..., None, None]
@@ -67,8 +67,8 @@ def _wrong(plan: Plan, trained: list[Any], both: _Both) -> set[int]:
 
 def _with_right_cells(plan: Plan, trained: list[Any], both: _Both) -> Plan:
     """The plan, its weights in units where their forms give the norms that they have."""
-    norms, right = dict(zip((*plan.weights, *plan.small), _norms(np.asarray(both.formed)), strict=True)), {}
-    for cell, found in zip(plan.cells, np.asarray(both.cells), strict=True):
+    norms, right = dict(zip((*plan.weights, *plan.small), _norms(np.asarray(both.formed, np.float64)), strict=True)), {}
+    for cell, found in zip(plan.cells, np.asarray(both.cells, np.float64), strict=True):
         expected = sum(norms[leaf] ** 2 for leaf in cell.leaves)
         right[cell] = bool((np.abs(found - expected) <= _rounding(plan, trained) * expected).all())
     if all(right.values()):
