@@ -29,6 +29,14 @@ def style_of_its_own() -> Iterator[None]:
         sys.modules["matplotlib"].rcdefaults()
 
 
+@pytest.fixture(scope="module")
+def compile_quickly() -> Iterator[None]:
+    """For tests that compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @dataclass(frozen=True)
 class Backend:
     """A library of arrays: how to make them, call with them, and read them."""

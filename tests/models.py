@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +10,25 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch import nn
+
+
+def random(*shape: int, seed: int = 0) -> Any:
+    """Standard normal numbers in JAX."""
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def per_example(fn: Callable[[Any, Any], Any], params: Any, x: Any, V: Any, batch_axis: int | None = 0) -> Any:
+    """Gradients of a JAX function's state by its parameters, formed, for each example: (n, k) → (B, k, P)."""
+
+    def state(p: Any) -> Any:
+        leaves = jax.tree.leaves(fn(p, x))
+        if batch_axis is None:
+            return jnp.concatenate([leaf.ravel() for leaf in leaves])[None]
+        return jnp.concatenate([jnp.moveaxis(a, batch_axis, 0).reshape(a.shape[batch_axis], -1) for a in leaves], 1)
+
+    J = jax.tree.leaves(jax.jacrev(state)(params))
+    B, n = J[0].shape[:2]
+    return jnp.einsum("bnp,bnk->bkp", jnp.concatenate([leaf.reshape(B, n, -1) for leaf in J], 2), V.reshape(B, n, -1))
 
 
 def as_jax(module: nn.Module) -> dict[str, Any]:

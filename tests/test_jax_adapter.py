@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from assertions import assert_close
-from models import as_jax, jax_gru, jax_mlp, torch_gru, torch_mlp
+from models import as_jax, jax_gru, jax_mlp, random, torch_gru, torch_mlp
 
 import traceest as te
 from traceest import _backends
@@ -28,10 +28,6 @@ def two_leaves(p: Any, x: Any) -> Any:
 def conv(p: Any, x: Any) -> Any:
     y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     return jnp.tanh(y).mean(axis=(1, 2)) @ p["head"]
-
-
-def random(*shape: int, seed: int = 0) -> Any:
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 CASES: dict[str, tuple[Any, Any, Any, int | None]] = {

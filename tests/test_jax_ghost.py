@@ -9,24 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import as_jax, jax_gru, torch_gru
+from models import as_jax, jax_gru, per_example, random, torch_gru
 
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, layers, loops, tape, taps, verify
 from traceest_adapters.jax.plan import Plan
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly() -> Iterator[None]:
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def random(*shape: int, seed: int = 0) -> Any:
-    return jax.random.normal(jax.random.key(seed), shape)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 class Case(NamedTuple):
@@ -171,26 +161,14 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-def per_example(case: Case, V: Any) -> np.ndarray:
-    """The gradients of every example, formed: (B, k, P)."""
-    fn, params, x, _, axis = case
-
-    def state(p: Any) -> Any:
-        leaves = jax.tree.leaves(fn(p, x))
-        if axis is None:
-            return jnp.concatenate([leaf.ravel() for leaf in leaves])[None]
-        return jnp.concatenate([jnp.moveaxis(a, axis, 0).reshape(a.shape[axis], -1) for a in leaves], 1)
-
-    J = [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(jax.jacrev(state))(params))]
-    B, n = J[0].shape[:2]
-    J = [leaf.reshape(B, n, -1) for leaf in J]
-    return np.einsum("bnp,bnk->bkp", np.concatenate(J, 2), np.asarray(V).reshape(B, n, -1))
+def formed(case: Case, params: Any, V: Any) -> Any:
+    return per_example(case.fn, params, case.x, V, case.axis)
 
 
 def assert_right(case: Case) -> Any:
     J = jacobian(case.fn, case.params, case.x, batch_axis=case.axis, check=False)
     V = random(J.shape[0], 5, seed=7)
-    g = per_example(case, V)
+    g = np.asarray(jax.jit(lambda p: formed(case, p, V))(case.params))
     np.testing.assert_allclose(J.block_sqnorms(V), (g**2).sum(-1), rtol=1e-10, atol=1e-10)
     everything, first = tuple(range(len(J.trained))), J.trained[0].size
     for G, part in zip(J.grouped_gram(V, (everything, (0,))), (g, g[..., :first]), strict=True):
@@ -221,13 +199,7 @@ def sketch(case: Case, V: Any) -> Callable[[Any], Any]:
 
 def sketch_by_hand(case: Case, V: Any) -> Callable[[Any], Any]:
     def of(p: Any) -> Any:
-        def state(p: Any) -> Any:
-            return jnp.reshape(jnp.moveaxis(case.fn(p, case.x), case.axis, 0), (B, -1))
-
-        B = case.x.shape[case.axis]
-        J = [jnp.reshape(leaf, (*leaf.shape[:2], -1)) for leaf in jax.tree.leaves(jax.jacrev(state)(p))]
-        J = jnp.concatenate(J, 2)
-        g = jnp.einsum("bnp,bnk->bkp", J, jnp.reshape(V, (B, -1, V.shape[1])))
+        g = formed(case, p, V)
         return jnp.sum(jnp.sin(jnp.sum(g**2, -1))) + jnp.sum(jnp.cos(jnp.einsum("bip,cjp->bicj", g, g)))
 
     return of

@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from models import random
 
 import traceest as te
 from traceest_adapters.jax import jacobian, ntk, partition, steps
-
-
-def random(*shape: int, seed: int = 0) -> Any:
-    return jax.random.normal(jax.random.key(seed), shape)
-
 
 X = random(5, 4)
 KEY = jax.random.key(1)

@@ -9,24 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import as_jax, jax_gru, torch_gru
+from models import as_jax, jax_gru, per_example, random, torch_gru
 
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, through_time, units, verify
 from traceest_adapters.jax.plan import Plan
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly() -> Iterator[None]:
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def random(*shape: int, seed: int = 0) -> Any:
-    return jax.random.normal(jax.random.key(seed), shape)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 H, T, INPUTS = 4, 6, 3
@@ -196,19 +186,8 @@ CASES = {
 }  # fmt: skip
 
 
-def per_example(case: Case, V: Any, params: Any = None) -> Any:
-    """The gradients of every example, formed: (B, k, P)."""
-
-    def state(p: Any) -> Any:
-        leaves = jax.tree.leaves(case.fn(p, X))
-        if case.axis is None:
-            return jnp.concatenate([leaf.ravel() for leaf in leaves])[None]
-        return jnp.concatenate([jnp.moveaxis(a, case.axis, 0).reshape(len(X), -1) for a in leaves], 1)
-
-    J = jax.tree.leaves(jax.jacrev(state)(case.params if params is None else params))
-    B, n = J[0].shape[:2]
-    J = jnp.concatenate([leaf.reshape(B, n, -1) for leaf in J], 2)
-    return jnp.einsum("bnp,bnk->bkp", J, V.reshape(B, n, -1))
+def formed(case: Case, V: Any, params: Any = None) -> Any:
+    return per_example(case.fn, case.params if params is None else params, X, V, case.axis)
 
 
 def of(case: Case, params: Any = None, check: bool = False) -> Any:
@@ -221,14 +200,15 @@ def assert_right(case: Case) -> Any:
     J = of(case)
     for k in (3, 14):
         V = random(J.shape[0], k, seed=7)
-        g = jax.jit(lambda V: per_example(case, V))(V)
+        g = jax.jit(lambda V: formed(case, V))(V)
         np.testing.assert_allclose(J.block_sqnorms(V), (g**2).sum(-1), rtol=1e-10, atol=1e-10)
         np.testing.assert_allclose(J.sketch_gram(V), np.einsum("bip,cjp->bicj", g, g), rtol=1e-10, atol=1e-10)
     return J
 
 
 def loops_of(plan: Plan) -> tuple[tuple[bool, int], ...]:
-    return tuple((loop.carry is not None, 0 if loop.cell is None else len(loop.cell.leaves)) for loop in plan.loops)
+    cells = [None if loop.unrolled is None else loop.unrolled.cell for loop in plan.loops]
+    return tuple((cell is not None, 0 if cell is None else len(cell.leaves)) for cell in cells)
 
 
 SLOW = ("the last state", "backwards, the last", "with a count", "normalised", "two cells", "one block")
@@ -267,14 +247,14 @@ def test_they_are_differentiable_under_jit(name: str) -> None:
         J = of(case, p, check=True)
         return statistic(J.block_sqnorms(V), J.sketch_gram(V))
 
-    def formed(p: Any) -> Any:
-        g = per_example(case, V, p)
+    def by_hand(p: Any) -> Any:
+        g = formed(case, V, p)
         return statistic(jnp.sum(g**2, -1), jnp.einsum("bip,cjp->bicj", g, g))
 
     value, grad = jax.jit(jax.value_and_grad(found))(case.params)
-    expected, by_hand = jax.jit(jax.value_and_grad(formed))(case.params)
+    expected, right = jax.jit(jax.value_and_grad(by_hand))(case.params)
     np.testing.assert_allclose(value, expected, rtol=1e-10)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), grad, by_hand)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), grad, right)
 
 
 def test_they_can_be_mapped_over_parameters_and_differentiated_by_probes() -> None:
@@ -282,12 +262,10 @@ def test_they_can_be_mapped_over_parameters_and_differentiated_by_probes() -> No
     V, scales = random(of(case).shape[0], 9, seed=3), jnp.asarray([0.5, 1.0])
     scaled = lambda s: jax.tree.map(lambda p: s * p, case.params)  # noqa: E731
     norms = jax.vmap(lambda s: of(case, scaled(s)).block_sqnorms(V))(scales)
-    np.testing.assert_allclose(norms, [(per_example(case, V, scaled(s)) ** 2).sum(-1) for s in scales], rtol=1e-10)
+    np.testing.assert_allclose(norms, [(formed(case, V, scaled(s)) ** 2).sum(-1) for s in scales], rtol=1e-10)
     J = of(case)
     by_probes = jax.grad(lambda V: jnp.sum(J.block_sqnorms(V)))(V)
-    np.testing.assert_allclose(
-        by_probes, jax.grad(lambda V: jnp.sum(per_example(case, V) ** 2))(V), rtol=1e-8, atol=1e-10
-    )
+    np.testing.assert_allclose(by_probes, jax.grad(lambda V: jnp.sum(formed(case, V) ** 2))(V), rtol=1e-8, atol=1e-10)
 
 
 def test_a_statistic_is_the_same_with_units_and_without(monkeypatch: pytest.MonkeyPatch) -> None:

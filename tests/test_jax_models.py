@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from assertions import assert_close
 from flax import linen as nn
 from flax import nnx
 from jax.flatten_util import ravel_pytree
+from models import random
 
 import traceest as te
 from traceest_adapters.jax import jacobian
@@ -25,16 +26,7 @@ KEY = jax.random.key(0)
 B = 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly() -> Iterator[None]:
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def random(*shape: int, seed: int = 0) -> Any:
-    return jax.random.normal(jax.random.key(seed), shape)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def double(tree: Any) -> Any:

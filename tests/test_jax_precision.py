@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,12 +15,7 @@ from traceest_adapters.jax import jacobian, ntk
 B, ROUNDING = 6, {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-22}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly() -> Iterator[None]:
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def mlp(p: Any, x: Any) -> Any:
