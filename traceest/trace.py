@@ -36,7 +36,6 @@ ROOM_FOR_VJPS = 16 * FIRST_LOOK
 ALWAYS_EXACT = 16
 """Up to this many products the exact trace costs about what a first look does."""
 
-
 CHEAP, CLEAR = 128, 1e-3
 """An exact trace that costs no more is taken without a look where samples, whose error falls as 1/√m, would have to
 have a relative standard deviation below `CLEAR` to reach the tolerance sooner."""

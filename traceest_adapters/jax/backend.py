@@ -13,7 +13,7 @@ from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 from traceest_adapters.jax import compiling
 
 SMALL = 2**16
-"""Numbers that are worked on in less time than it takes to optimise the program for it."""
+"""Numbers of a statistic for which no program is optimised."""
 
 
 class JaxSource:
@@ -44,8 +44,7 @@ class JaxSource:
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:
         """``f(*static, arrays)`` under `jax.jit`."""
-        small = sum(x.size for x in jax.tree.leaves(arrays)) <= SMALL
-        return compiling.run(f, static, (arrays,), optimise=not small)
+        return compiling.run(f, static, (arrays,), optimise=not compiling.few(arrays, SMALL))
 
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)

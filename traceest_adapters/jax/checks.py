@@ -13,7 +13,7 @@ from traceest_adapters.jax import compiling, steps
 from traceest_adapters.jax.model import Model
 
 SMALL = 2**12
-"""Numbers of a model and its batch that are looked at in less time than it takes to optimise the program for it."""
+"""Numbers of a model and its batch for which no program is optimised."""
 
 SHARED = "None for what all examples share (in_axes=(0, None))"
 ALSO = "dropout that draws one mask for the whole batch (switch it off, or give each example a key of its own)"
@@ -85,8 +85,8 @@ def values(J: Any) -> None:
     if axis is not None and J._B > 1:
         try:
             arrays = J.trained, J.fixed, J.inputs, J._examples
-            small = sum(x.size for x in jax.tree.leaves(arrays)) <= SMALL
-            both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=not small)
+            optimise = not compiling.few(arrays, SMALL)
+            both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
         except (TypeError, ValueError) as error:
             raise common.not_independent(axis, f"one by itself, the model fails ({error})", ALSO) from error
         difference, scale = map(float, both)

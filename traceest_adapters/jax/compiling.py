@@ -24,6 +24,11 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...],
         return _jitted(f, len(static), True)(*static, *arrays)
 
 
+def few(arrays: Any, most: int) -> bool:
+    """Whether they are so few numbers that working on them takes less time than optimising the program for it."""
+    return sum(x.size for x in jax.tree.leaves(arrays)) <= most
+
+
 @lru_cache(maxsize=256)
 def _jitted(f: Callable[..., Any], n_static: int, optimise: bool) -> Callable[..., Any]:
     options = None if optimise else {"xla_backend_optimization_level": 0}

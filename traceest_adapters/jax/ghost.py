@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters import _memory as memory
-from traceest_adapters.jax import layers, units
+from traceest_adapters.jax import layers, steps, units
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.plan import Plan, sorted_out
 from traceest_adapters.jax.pullback import BranchError, count, pulled, row, tapped
@@ -64,7 +64,7 @@ def _new(tapes: list[Tape], examples: int) -> Tape:
 def sqnorms(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], forms: list[units.Forms], U: Any) -> Any:
     """Σ over the parameters understood of ‖g_{b,i}‖²: (B, c), of (c, B, n_b), or where cells have forms of (n, c)."""
     if U.ndim == 2:  # what goes through the loop one step at a time need not be turned around before
-        U = jnp.moveaxis(jnp.reshape(U, (len(forms[0].N), -1, U.shape[1])), -1, 0)
+        U = steps.probes_first(U, len(forms[0].N))
     taps, copies, states = pulled(pullback, U)
     total: Any = jnp.zeros((U.shape[1], U.shape[0]), dtype)
     for squares in of_cells(plan, dtype, forms, states):

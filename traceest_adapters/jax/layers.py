@@ -113,9 +113,14 @@ def _balanced(f: Outer) -> Outer:
     """The same with its right factor of size one, so that neither's square leaves the range of numbers by itself."""
     if f.table is not None:
         return f
-    s = jax.lax.stop_gradient(jnp.max(jnp.abs(f.right), initial=0.0))
-    s = jnp.where((s > 0) & (s < jnp.inf), s, 1.0).astype(f.right.dtype)
+    s = largest(f.right)
     return Outer(f.left * s, f.right / s)
+
+
+def largest(x: Any) -> Any:
+    """max|x|, or one for lack of any other: no square of what is divided by it leaves the range of numbers."""
+    s = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
+    return jnp.where((s > 0) & (s < jnp.inf), s, 1.0).astype(x.dtype)
 
 
 # -- norms ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from jax.extend.core import Literal, jaxpr_as_fun
 
 from traceest_adapters.jax import through_time, units
 from traceest_adapters.jax.rules import in_scan
-from traceest_adapters.jax.tape import Known, Loop, Prepared, Ready, Tape, known_of
+from traceest_adapters.jax.tape import Known, Loop, Prepared, Ready, Tape, Unrolled, known_of
 
 Walk = Callable[..., list[Known]]
 
@@ -78,6 +78,10 @@ class _Scan(NamedTuple):
         """The new carry's values."""
         return [known.value for known in self.step(h, x, Tape(iter(taps)))][: len(h)]
 
+    def states(self, carry: through_time.Carry, before: list[Any], taps: list[Any]) -> Any:
+        """The new carries of all steps as vectors, (T, H), each from the one before as it is given."""
+        return jax.vmap(lambda h, x, t: carry.flat(self.new(h, x, t)))(before, self.stacked, taps)
+
     def slices(self) -> list[Any]:
         """Of one step, as shapes."""
         avals = [v.aval for v in self.body.jaxpr.invars[len(self.shared) + len(self.carry) :]]
@@ -102,13 +106,12 @@ def scan(walk: Walk, eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
             loop = _found(it, seen, loop, tape.examples)
             tape.loops.append(loop)
     taps = None if tape.taps is None else [next(tape.taps) for _ in seen.uses]
-    if loop.carry is None or taps is None:
-        out, operands = _stepwise(it, taps)
-    elif tape.ready is None:
-        tape.prepared.append(_prepared(it, taps, loop, len(tape.uses)))
-        out, operands = _stepwise(it, taps)
+    if loop.unrolled is not None and taps is not None and tape.ready is not None:
+        out, operands = _unrolled(it, taps, loop.unrolled.carry, next(tape.ready), next(tape.states))
     else:
-        out, operands = _unrolled(it, taps, loop, next(tape.ready), tape)
+        out, operands = _stepwise(it, taps)
+        if loop.unrolled is not None and taps is not None:
+            tape.prepared.append(_prepared(it, taps, loop.unrolled.carry, len(tape.uses)))
     tape.include(seen, [use.looped(it.length) for use in seen.uses])
     tape.operands += operands
     return known_of(out, inputs, tape)
@@ -156,13 +159,12 @@ def _found(it: _Scan, seen: Tape, plain: Loop, examples: int) -> Loop:
         return plain
     if found[-1] is None:  # then what is outside of the loop would take as long as it
         return plain
-    return Loop(plain.leaves, found[-1], carry, states)
+    return plain._replace(unrolled=Unrolled(found[-1], carry, states))
 
 
-def _prepared(it: _Scan, taps: list[Any], loop: Loop, first: int) -> Prepared:
+def _prepared(it: _Scan, taps: list[Any], carry: through_time.Carry, first: int) -> Prepared:
     """What the walk with taps needs, made where nothing depends on them yet."""
-    body, shared, carry, m = jaxpr_as_fun(it.body), [known.value for known in it.shared], loop.carry, len(it.carry)
-    assert carry is not None
+    body, shared, m = jaxpr_as_fun(it.body), [known.value for known in it.shared], len(it.carry)
 
     def values(h: list[Any], x: list[Any]) -> Any:
         return body(*shared, *h, *x)[:m], h
@@ -171,19 +173,17 @@ def _prepared(it: _Scan, taps: list[Any], loop: Loop, first: int) -> Prepared:
     before = jax.lax.scan(values, it.carry, it.stacked, **options)[1]
     zeros = [jnp.zeros_like(t[0]) for t in taps]
     A = jax.vmap(lambda h, x: through_time.transitions(lambda h: it.new(h, x, zeros), carry, h))(before, it.stacked)
-    states = jax.vmap(lambda h, x, t: carry.flat(it.new(h, x, t)))
-    s, pullback = jax.vjp(lambda t: states(before, it.stacked, t), taps)
+    s, pullback = jax.vjp(lambda t: it.states(carry, before, t), taps)
     slopes = dict(enumerate(pullback(jnp.ones_like(s))[0], first))
     return Prepared(Ready(before, A), slopes)
 
 
-def _unrolled(it: _Scan, taps: list[Any], loop: Loop, ready: Ready, tape: Tape) -> tuple[list[Any], list[Any]]:
-    """The same with `through_time.chained` carries."""
-    carry, m, reverse = loop.carry, len(it.carry), it.eqn.params["reverse"]
-    assert carry is not None
-    s = jax.vmap(lambda h, x, t: carry.flat(it.new(h, x, t)))(ready.before, it.stacked, taps)
-    start = carry.flat(it.carry)
-    states = through_time.chained(reverse, ready.A, s, start) + next(tape.states)
+def _unrolled(
+    it: _Scan, taps: list[Any], carry: through_time.Carry, ready: Ready, at_states: Any
+) -> tuple[list[Any], list[Any]]:
+    """The same with `through_time.chained` carries, and a tap at them."""
+    m, reverse, start = len(it.carry), it.eqn.params["reverse"], carry.flat(it.carry)
+    states = through_time.chained(reverse, ready.A, it.states(carry, ready.before, taps), start) + at_states
     earlier = jnp.concatenate([states[1:], start[None]] if reverse else [start[None], states[:-1]])
 
     def rest(earlier: Any, others: list[Any], h: Any, x: list[Any], t: list[Any]) -> Any:

@@ -118,9 +118,17 @@ class JaxJacobian(te.Operator):
     def _plan(self) -> Plan:
         return self._understood._replace(budget=memory.budget())
 
+    @cached_property
+    def _simpler(self) -> Plan:
+        return self._understood.stepwise
+
+    @property
+    def _step_plan(self) -> Plan:
+        return self._simpler._replace(budget=memory.budget())
+
     @once
     def _stepwise(self) -> Any:
-        return self._tapped(self._understood.stepwise)
+        return self._tapped(self._simpler)
 
     @once
     def _unrolled(self) -> Any:
@@ -166,7 +174,7 @@ class JaxJacobian(te.Operator):
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
         unrolled = V.shape[1] > FEW and self._understood.cells
-        plan, tapped = (self._plan, self._unrolled) if unrolled else (self._plan.stepwise, self._stepwise)
+        plan, tapped = (self._plan, self._unrolled) if unrolled else (self._step_plan, self._stepwise)
         pieces: Iterable[Any] = self._wide(V) if unrolled else self._cotangents(V)
         return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, V.shape[1])
 
@@ -175,8 +183,7 @@ class JaxJacobian(te.Operator):
         if tapped:
             parts.append(ghost.sqnorms(plan, self.dtype, *tapped, U))
         if plan.rest:
-            first = jnp.moveaxis(jnp.reshape(U, (self._B, -1, U.shape[1])), -1, 0) if U.ndim == 2 else U
-            arrays = self.trained, self.fixed, self._examples, first
+            arrays = self.trained, self.fixed, self._examples, steps.probes_first(U, self._B) if U.ndim == 2 else U
             parts.append(steps.block_sqnorms(self.model, plan.rest, self._lanes, *arrays))
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
@@ -210,19 +217,19 @@ class JaxJacobian(te.Operator):
     @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
-        plan = self._plan.stepwise
+        plan = self._step_plan
         of_all = Sketched(self.model, plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
         return Sketch(of_all, self._stepwise, self._cotangents(V), V.shape[1])
 
     @property
     def sketch_bytes(self) -> int:
         """What those of one probe take."""
-        plan = self._plan.stepwise
+        plan = self._step_plan
         tapped = sum(ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small))
         return self._B * (tapped + sum(self.trained[i].size for i in plan.rest)) * int(self.dtype.itemsize)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any], k: int) -> Any:
-        every, tapped = self._plan.stepwise, self._stepwise
+        every, tapped = self._step_plan, self._stepwise
         plan, n = every.chosen(group), len(pieces)
         found: Any = None
         of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]

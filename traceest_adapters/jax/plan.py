@@ -27,7 +27,7 @@ class Plan(NamedTuple):
     @property
     def cells(self) -> tuple[units.Cell, ...]:
         """Those of the loops that have units."""
-        return tuple(loop.cell for loop in self.loops if loop.cell is not None)
+        return tuple(loop.unrolled.cell for loop in self.loops if loop.unrolled is not None)
 
     @property
     def stepwise(self) -> Plan:
@@ -70,7 +70,7 @@ def _alone(loops: tuple[Loop, ...], uses: tuple[Use, ...]) -> tuple[Loop, ...]:
     """The loops, with those leaves out of their cells that are used elsewhere too."""
     used = [use.leaf for use in uses]
     once = {leaf for leaf in used if used.count(leaf) == 1}
-    return tuple(loop.of(None if loop.cell is None else loop.cell.chosen(once)) for loop in loops)
+    return tuple(loop.with_units(once) for loop in loops)
 
 
 def _addable(uses: list[Use]) -> bool:

@@ -81,7 +81,8 @@ def _zeros(plan: Plan, trained: Any, examples: Any) -> Any:
     B = count(examples)
     taps = [jnp.zeros((B, *shape), dtype) for shape, dtype in (use.result for use in plan.uses)]
     copies = [jnp.zeros((B, *trained[i].shape), trained[i].dtype) for i in plan.small]
-    states = [jnp.zeros((B, *loop.states.shape), loop.states.dtype) for loop in plan.loops if loop.cell is not None]
+    carries = [loop.unrolled.states for loop in plan.loops if loop.unrolled is not None]
+    states = [jnp.zeros((B, *like.shape), like.dtype) for like in carries]
     return taps, copies, states
 
 

@@ -107,6 +107,11 @@ def leading(V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...]
     return leaves
 
 
+def probes_first(V: Any, B: int) -> Any:
+    """(n, c) → (c, B, n_b)."""
+    return jnp.moveaxis(jnp.reshape(V, (B, -1, V.shape[1])), -1, 0)
+
+
 @jax.jit
 def inner(a: Any, b: Any) -> Any:
     """(B, c, P), (B, c, P) → (B, c, B, c)."""

@@ -25,22 +25,28 @@ def sources_of(inputs: list[Known]) -> frozenset[int]:
     return frozenset().union(*(known.sources for known in inputs))
 
 
+class Unrolled(NamedTuple):
+    """How a scan whose transitions are made is gone through: its units, its carry, and all steps' as a shape."""
+
+    cell: units.Cell
+    carry: through_time.Carry
+    states: Any
+
+
 class Loop(NamedTuple):
-    """An outermost scan that some weights enter: its units, and for these the carry, and all steps' as a shape."""
+    """An outermost scan that some weights enter; step by step, unless it says how it is unrolled."""
 
     leaves: tuple[int, ...]
-    cell: units.Cell | None = None
-    carry: through_time.Carry | None = None
-    states: Any = None
+    unrolled: Unrolled | None = None
 
     def chosen(self, among: set[int]) -> Loop:
         """The same where some leaves only are followed."""
-        leaves = tuple(leaf for leaf in self.leaves if leaf in among)
-        return self.of(None if self.cell is None else self.cell.chosen(among))._replace(leaves=leaves)
+        return self._replace(leaves=tuple(leaf for leaf in self.leaves if leaf in among)).with_units(among)
 
-    def of(self, cell: units.Cell | None) -> Loop:
-        """The same with these units."""
-        return Loop(self.leaves) if cell is None else self._replace(cell=cell)
+    def with_units(self, among: set[int]) -> Loop:
+        """The same where some leaves only are taken unit by unit."""
+        cell = None if self.unrolled is None else self.unrolled.cell.chosen(among)
+        return Loop(self.leaves, None if cell is None or self.unrolled is None else self.unrolled._replace(cell=cell))
 
 
 class Ready(NamedTuple):

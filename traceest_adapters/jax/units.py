@@ -211,7 +211,7 @@ def forms(cell: Cell, factors: list[layers.Outer]) -> tuple[Any, Any]:
     parts, scales = [], []
     for (_, entries), f in zip(cell.entries, factors, strict=True):
         C, a = f.left[0, :, 0][:, np.array(entries).T], f.right[0, :, 0]  # (T, q, units), (T, i)
-        s, r = _largest(C), _largest(a)
+        s, r = layers.largest(C), layers.largest(a)
         C, a = jnp.transpose(C / s, (2, 1, 0)), a / r
         parts.append(jnp.einsum("uqt,uqs->uts", C, C) * (a @ a.T))
         scales.append(s * r)
@@ -220,12 +220,6 @@ def forms(cell: Cell, factors: list[layers.Outer]) -> tuple[Any, Any]:
     for part, s in zip(parts, scales, strict=True):
         N = N + part * jnp.square(s / scale)
     return N, scale
-
-
-def _largest(x: Any) -> Any:
-    """max|x|, or one for lack of any other: no square of what is divided by it leaves the range of numbers."""
-    largest = jnp.max(jnp.abs(x), initial=0.0)
-    return jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0).astype(x.dtype)
 
 
 def sqnorms(cell: Cell, forms: Forms, d: Any) -> Any:

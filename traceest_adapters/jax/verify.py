@@ -32,8 +32,9 @@ def verified(plan: Plan, model: Model, trained: list[Any], fixed: list[Any], exa
         both = compiling.run(_both, (model, plan), arrays, optimise=False)
         if traced(both):  # the function has a tracer in it
             return plan
-        right = _with_right_cells(plan, trained, both)
-        wrong = _wrong(plan, trained, both)
+        both = _Both(*(np.asarray(x, np.float64) for x in both))
+        norms = np.sqrt(np.einsum("lbibi->lbi", both.formed))
+        right, wrong = _with_right_cells(plan, trained, both, norms), _wrong(plan, trained, both, norms)
         if len(_verified) >= REMEMBERED:
             _verified.clear()
         _verified[key] = right if not wrong else without(right, wrong)
@@ -55,31 +56,25 @@ class _Both(NamedTuple):
     formed: Any  # as `found`, of gradients that are formed
 
 
-def _wrong(plan: Plan, trained: list[Any], both: _Both) -> set[int]:
-    found, squares, formed = (np.asarray(x, np.float64) for x in (both.found, both.squares, both.formed))
-    norms = _norms(formed)
-    scale = norms[..., None, None] * norms[:, None, None] + float(jnp.finfo(both.formed.dtype).tiny)
+def _wrong(plan: Plan, trained: list[Any], both: _Both, norms: Any) -> set[int]:
+    found, squares, _, formed = both
+    tiny = float(jnp.finfo(pullback.dtype_of(trained)).tiny)
+    scale = norms[..., None, None] * norms[:, None, None] + tiny
     rtol = _rounding(plan, trained)
     off = (np.abs(found - formed) > rtol * scale) | (np.isfinite(formed) & ~np.isfinite(found))
     off |= (np.abs(squares - norms**2) > rtol * norms**2)[..., None, None]
     return {leaf for leaf, wrong in zip((*plan.weights, *plan.small), off, strict=True) if wrong.any()}
 
 
-def _with_right_cells(plan: Plan, trained: list[Any], both: _Both) -> Plan:
+def _with_right_cells(plan: Plan, trained: list[Any], both: _Both, norms: Any) -> Plan:
     """The plan, its weights in units where their forms give the norms that they have."""
-    norms, right = dict(zip((*plan.weights, *plan.small), _norms(np.asarray(both.formed, np.float64)), strict=True)), {}
-    for cell, found in zip(plan.cells, np.asarray(both.cells, np.float64), strict=True):
-        expected = sum(norms[leaf] ** 2 for leaf in cell.leaves)
-        right[cell] = bool((np.abs(found - expected) <= _rounding(plan, trained) * expected).all())
-    if all(right.values()):
-        return plan
-    loops = (loop if loop.cell is None or right[loop.cell] else loop.of(None) for loop in plan.loops)
-    return plan._replace(loops=tuple(loops))
-
-
-def _norms(formed: Any) -> Any:
-    """(leaves, B, 2)."""
-    return np.sqrt(np.einsum("lbibi->lbi", formed))
+    of_leaf = dict(zip((*plan.weights, *plan.small), norms, strict=True))
+    right: set[int] = set()
+    for cell, found in zip(plan.cells, both.cells, strict=True):
+        expected = sum(of_leaf[leaf] ** 2 for leaf in cell.leaves)
+        if (np.abs(found - expected) <= _rounding(plan, trained) * expected).all():
+            right.update(cell.leaves)
+    return plan._replace(loops=tuple(loop.with_units(right) for loop in plan.loops))
 
 
 def _rounding(plan: Plan, trained: list[Any]) -> float:
@@ -117,7 +112,7 @@ def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: 
         part = g[:, :, start : start + trained[leaf].size]
         formed.append(steps.inner(part, part))
         start += trained[leaf].size
-    cells = ghost.of_cells(plan, dtype, forms, pullback.pulled(pull, U)[2])
+    cells = ghost.of_cells(plan, dtype, forms, pullback.pulled(pull, U)[2]) if plan.cells else []
     return _Both(
         jnp.stack(found), jnp.stack(squares), jnp.stack(cells) if cells else jnp.zeros((0,)), jnp.stack(formed)
     )
