@@ -35,6 +35,7 @@ ESTIMATORS = {
     "hutchinson, gaussian, chunked": lambda A: te.hutchinson(A, 9, rng=0, distribution="gaussian", chunk_size=4),
     "hutchinson, sphere": lambda A: te.hutchinson(A, 9, rng=0, distribution="sphere"),
     "hutchinson, orthogonal": lambda A: te.hutchinson(A, 9, rng=0, distribution="orthogonal"),
+    "hutchinson, hadamard, chunked": lambda A: te.hutchinson(A, 9, rng=0, distribution="hadamard", chunk_size=4),
     "hutchpp": lambda A: te.hutchpp(A, 12, rng=0),
     "hutchpp, chunked": lambda A: te.hutchpp(A, 12, rng=0, chunk_size=3),
     "xtrace": lambda A: te.xtrace(A, 12, rng=0),
@@ -214,7 +215,7 @@ def test_gradients_of_one_sided_statistics_are_finite_on_low_rank(name):
 OVER_KEYS = {
     **{
         f"hutchinson, {law}": lambda A, key, law=law: te.hutchinson(A, 6, rng=key, distribution=law)
-        for law in ("rademacher", "gaussian", "sphere", "orthogonal")
+        for law in ("rademacher", "gaussian", "sphere", "orthogonal", "hadamard")
     },
     "hutchpp": lambda A, key: te.hutchpp(A, 12, rng=key),
     "na_hutchpp": lambda A, key: te.na_hutchpp(A, 12, rng=key),

@@ -38,6 +38,7 @@ CASES = {
     "budget zero": (lambda: te.hutchinson(A, 0), ValueError, "n_matvecs = 0 is below the method's minimum of 1"),
     "budget negative": (lambda: te.fhutch(J, -3), ValueError, "n_probes = -3 is below the method's minimum of 1"),
     "budget of hutchpp": (lambda: te.hutchpp(A, 2), ValueError, "n_matvecs = 2 is below the method's minimum of 3"),
+    "hadamard pairs": (lambda: te.frobenius_norm(te.gram(J), 4, distribution="hadamard"), ValueError, "hadamard probes are not independent"),
     "orthogonal pairs": (lambda: te.frobenius_norm(te.gram(J), 4, distribution="orthogonal"), ValueError, "bias the norm; choose rademacher"),
     "budget of a norm": (lambda: te.frobenius_norm(A, 1), ValueError, "= 1 is below the method's minimum of 2"),
     "budget float": (lambda: te.hutchinson(A, 5.0), TypeError, "n_matvecs must be an integer, got float"),

@@ -12,7 +12,7 @@ from assertions import assert_close, assert_unbiased
 
 import traceest as te
 
-DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "orthogonal")
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "orthogonal", "hadamard")
 
 
 def draw(distribution, n, k, **kwargs):

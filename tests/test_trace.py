@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+from itertools import pairwise
 
 import numpy as np
 import operators_zoo as zoo
@@ -184,7 +185,7 @@ def test_a_look_at_samples_is_not_paid_for_where_it_cannot_help(rtol, looks):
     lines: list[str] = []
     e = te.trace(te.gram(J), rtol=rtol, rng=0, explain=lines.append)
     assert e.exact
-    assert e.n_rmatvecs == 64 + 4 * looks
+    assert e.n_rmatvecs == 64  # those looked at are among them
     assert any("not expected" in line for line in lines) == (not looks)
 
 
@@ -248,7 +249,8 @@ def test_the_callback_sees_every_growth_and_may_stop():
     assert len(seen) >= 3
     assert [s.n_matvecs for s in seen] == sorted({s.n_matvecs for s in seen})
     assert seen[-1].n_matvecs == e.n_matvecs
-    assert all(b.n_matvecs <= 2 * a.n_matvecs for a, b in zip(seen[:-1], seen[1:], strict=True))  # noqa: RUF007
+    for a, b in pairwise(seen):
+        assert b.n_matvecs <= 2 * a.n_matvecs or float(a.df) >= 40, "no prediction is followed further than it is known"
     stopped = te.trace(op, rtol=1e-3, rng=0, callback=lambda e: e.n_matvecs >= 20)
     assert 20 <= stopped.n_matvecs < e.n_matvecs
     assert stopped.converged is False

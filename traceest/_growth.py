@@ -16,6 +16,13 @@ FIRST_LOOK = Sampler.first
 """Samples before the first look, of a sampler without blocks."""
 
 
+KNOWN = 40
+"""Degrees of freedom from which on a standard error, known to a ninth, predicts how many samples it takes."""
+
+WORTH_ALL = 0.8
+"""Where so many of the samples that are left are predicted to be needed, all are taken, which leaves no error."""
+
+
 @dataclass(frozen=True)
 class Target:
     """The tolerance, and how many samples it is predicted to take."""
@@ -95,14 +102,21 @@ class Growth:
                 self.say("the budget is spent")
                 return replace(e, **sampler.meter.spent)
             else:
-                double = max(k, FIRST_LOOK) * sampler.cost
-                more = max(sampler.cost, min(double, left, math.ceil(1.1 * min(needed, left))))
-                last = self.budget // 2 - sampler.asking  # as long as what is left can turn it all into a sketch
-                if spent < last < spent + more and sampler.cost == 1:
-                    more = last - spent
-                more = max(1, more // sampler.cost)
+                more = self._more(sampler, e, needed, left)
                 self.say(f"about {needed:.0f} more predicted: {more * sampler.cost} now")
                 sampler.grow(more)
+
+    def _more(self, sampler: Sampler, e: Estimate, needed: float, left: int) -> int:
+        """Samples to take now, of `needed` products predicted and `left` in the budget."""
+        if sampler.rest <= min(left, needed / WORTH_ALL):
+            return int(sampler.rest)
+        trusted = sampler.steady and float(e.df) >= KNOWN
+        most = left if trusted else min(left, max(sampler.n_samples, FIRST_LOOK) * sampler.cost)
+        more = max(sampler.cost, min(most, math.ceil(1.1 * min(needed, left))))
+        spent, last = self.budget - left, self.budget // 2 - sampler.asking
+        if not sampler.steady and sampler.cost == 1 and spent < last < spent + more:
+            more = last - spent  # as long as what is left can turn it all into a sketch
+        return int(min(max(1, more // sampler.cost), sampler.rest))
 
     def _exact_cost(self, left: int, needed: float) -> int:
         """What the exact trace costs, 0 where it is no way on."""

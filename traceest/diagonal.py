@@ -17,7 +17,7 @@ from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import Route, cheapest
 from traceest.estimators.xdiag import xdiag
 from traceest.operators.blocks import block_sqnorms, unit_probes
-from traceest.probes import Distribution, Probes
+from traceest.probes import ORTHOGONAL, Distribution, Probes
 
 Method = Literal["auto", "hutchinson", "xdiag", "exact"]
 
@@ -125,12 +125,12 @@ def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, pro
     two_sided = hasattr(A, "matmat") and (getattr(A, "symmetric", False) or hasattr(A, "rmatmat"))
     if method == "auto":
         given = m if m is not None else 0 if probes is None else 2 * probes.shape[-1]
-        able = two_sided and distribution != "orthogonal"
+        able = two_sided and distribution not in ORTHOGONAL
         method = "xdiag" if able and not isinstance(given, bool) and given >= ENOUGH else "hutchinson"
     if method == "hutchinson":
         k = check.budget(m, probes, 1, "n_matvecs", "diagonal")
         return k, k, method
-    if distribution == "orthogonal":
+    if distribution in ORTHOGONAL:
         raise ValueError("diagonal: XDiag needs independent probes; choose rademacher, gaussian or sphere.")
     if not two_sided:
         check.require_side(A, "matmat" if not hasattr(A, "matmat") else "rmatmat", "diagonal")

@@ -20,8 +20,12 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
+from traceest.hadamard import HadamardSet, order
 
-Distribution = Literal["rademacher", "gaussian", "sphere", "orthogonal"]
+Distribution = Literal["rademacher", "gaussian", "sphere", "orthogonal", "hadamard"]
+
+ORTHOGONAL: tuple[Distribution, ...] = ("orthogonal", "hadamard")
+"""Laws whose probes are not independent of each other, so that pairs of them tell nothing without bias."""
 
 
 class Source(Protocol):
@@ -87,10 +91,15 @@ class Probes:
     rng, distribution
         See the module's head and `Distribution`.
     n_blocks : int
-        Probes fall into this many contiguous runs of equal length; sphere and orthogonal probes are
+        Probes fall into this many contiguous runs of equal length; sphere, orthogonal and Hadamard probes are
         normalised and orthogonalised within each.
     probes : array, (n, m), optional
         Explicit probes instead of random ones.
+
+    Notes
+    -----
+    What one call of `take` gives is independent of what any other gives, as a sketch and the probes of what it leaves
+    have to be. `chunks` goes on with the Hadamard set of the call of `chunks` before it.
     """
 
     def __init__(
@@ -109,19 +118,30 @@ class Probes:
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
         self._source = random_source(rng) if probes is None else None
+        self._set: HadamardSet | None = None
+        self._used = 0  # columns of it
 
     @property
     def population(self) -> int | None:
-        """Length d over which the probes of one `take` are orthogonal, for the finite-population error."""
-        if self.explicit is not None or self.distribution != "orthogonal":
+        """Number of probes in an orthogonal set, for the finite-population error; None where they are independent."""
+        if self.explicit is not None or self.distribution not in ORTHOGONAL:
             return None
-        return self.n // self.n_blocks
+        d = self.n // self.n_blocks
+        return d if self.distribution == "orthogonal" else order(d)
 
     def take(self, k: int) -> Any:
-        """The next k probes, (n, k)."""
+        """The next k probes, (n, k); of an orthogonal law, the first of a set."""
+        self._set = None
+        V = self._take(k)
+        self._set = None
+        return V
+
+    def _take(self, k: int) -> Any:
         self.drawn += k
         if self.explicit is not None:
             return self.explicit[:, self.drawn - k : self.drawn]
+        if self.distribution == "hadamard":
+            return self._hadamard(k)
         if self.distribution == "rademacher":
             return self._rademacher(k)
         X = self._gaussian(k)
@@ -143,12 +163,40 @@ class Probes:
             V = self.take(m)
             yield from (V[:, i : min(i + chunk, m)] for i in range(0, m, chunk))
         else:
-            yield from (self.take(min(chunk, m - i)) for i in range(0, m, chunk))
+            yield from (self._take(min(chunk, m - i)) for i in range(0, m, chunk))
+
+    def state(self) -> dict[str, Any]:
+        """How many probes were drawn, and the set that they are of."""
+        return {"drawn": self.drawn} | ({} if self._set is None else self._set.state())
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on after those probes: with their set, whatever `rng` is now; or else without the same numbers again."""
+        self._set = HadamardSet.of_state(self.n, self.n_blocks, state)
+        if self._set is None:
+            self.skip(int(state["drawn"]))
+        else:
+            self.drawn = int(state["drawn"])
+            self._used = 1 + (self.drawn - 1) % self._set.N
+
+    def _hadamard(self, k: int) -> Any:
+        """Columns of Hadamard sets, as many sets as it takes."""
+        pieces = []
+        while k:
+            if self._set is None or self._used == self._set.N:
+                kinds = 2 if aa.is_complex(self.xp, self.dtype) else 1
+                self._set, self._used = HadamardSet(self.n, self.n_blocks, kinds, self._source), 0
+            taken = min(k, self._set.N - self._used)
+            rows = self._set.rows(self._used, self._used + taken)
+            pieces.append(self._signs(*(rows[i, ...].T for i in range(rows.shape[0]))))
+            self._used, k = self._used + taken, k - taken
+        return aa.concat_columns(self.xp, pieces)
 
     def _rademacher(self, k: int) -> Any:
-        if aa.is_complex(self.xp, self.dtype):  # uniform on {±1 ± i}/√2, which has the fourth roots' law, turned
-            return (self._cast(self._draw("signs", k)) + 1j * self._cast(self._draw("signs", k))) * 0.5**0.5
-        return self._cast(self._draw("signs", k))
+        return self._signs(*(self._draw("signs", k) for _ in range(2 if aa.is_complex(self.xp, self.dtype) else 1)))
+
+    def _signs(self, re: Any, im: Any = None) -> Any:
+        """Those signs; complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
+        return self._cast(re) if im is None else (self._cast(re) + 1j * self._cast(im)) * 0.5**0.5
 
     def _gaussian(self, k: int) -> Any:
         if aa.is_complex(self.xp, self.dtype):
@@ -182,6 +230,16 @@ class Probes:
             if self.device is not None and aa.device(x) != self.device:
                 x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
+
+
+def independent(distribution: Distribution) -> Distribution:
+    """The law that one probe of `distribution` has, or nearly has, without regard to the others."""
+    return {"orthogonal": "sphere", "hadamard": "rademacher"}.get(distribution, distribution)  # type: ignore[return-value]
+
+
+def signs(n_blocks: int) -> Distribution:
+    """The law of signs for samples by blocks: orthogonal within each of many, whose length is small."""
+    return "hadamard" if n_blocks > 1 else "rademacher"
 
 
 def directions(distribution: Distribution) -> Distribution:
@@ -230,4 +288,9 @@ sphere = _distribution("sphere", "Uniform on the sphere of radius √n. Variance
 orthogonal = _distribution(
     "orthogonal",
     "Haar-random orthogonal vectors of length √n: standard deviation of the sphere's times √((n−k)/(n−1)).",
+)
+hadamard = _distribution(
+    "hadamard",
+    "Signs that are orthogonal to each other, drawn without replacement from N of them, N the next power of two: "
+    "Rademacher's standard deviation times √((N−k)/(N−1)).",
 )

@@ -100,8 +100,10 @@ def trace(
         Force one of the ways.
     rng, chunk_size
         As in `hutchinson`.
-    distribution : {"rademacher", "gaussian", "sphere", "orthogonal"}, optional
-        Law of the probes; default: sphere for XNysTrace, Rademacher for all else.
+    distribution : {"rademacher", "hadamard", "gaussian", "sphere", "orthogonal"}, optional
+        Law of the probes; default: Hadamard for samples of blocks, sphere for XNysTrace, Rademacher for all else.
+        Where probes have to be independent of each other, as for XTrace, orthogonal and Hadamard ones are drawn
+        as sphere and Rademacher ones are.
     callback : callable, optional
         Called with the Estimate so far after each growth; returning True stops.
     progress : bool
@@ -218,7 +220,7 @@ def _sampler(
     why = "asked for" if method != "auto" else "independent blocks of rows" if blocks else "J has one side alone"
     if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and one_sided)):
         if hasattr(J, "rmatmat"):
-            return rhutch_sampling(J, rng, law, chunk), f"vjps alone, ‖J_bᴴv_b‖² ({why})"
+            return rhutch_sampling(J, rng, distribution, chunk), f"vjps alone, ‖J_bᴴv_b‖² ({why})"
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")
         return fhutch_sampling(J, rng, law, chunk), f"jvps alone, ‖Jw‖² ({why})"
     if method == "fhutch":

@@ -15,7 +15,7 @@ from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import products
 from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
-from traceest.probes import Distribution, Probes, directions
+from traceest.probes import ORTHOGONAL, Distribution, Probes, directions
 
 
 def xtrace(
@@ -164,7 +164,7 @@ def _sketch(
     A = check.square(A, caller)
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
-    if distribution == "orthogonal":
+    if distribution in ORTHOGONAL:
         raise ValueError(f"{caller}: leaving one out needs independent probes; choose sphere, gaussian or rademacher.")
     if probes is not None:
         spent = each * probes.shape[-1]

@@ -19,7 +19,7 @@ def hutchinson(
     n_matvecs: int | None = None,
     *,
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution | None = None,
     probes: Any = None,
     chunk_size: int | None = None,
 ) -> Estimate:
@@ -40,8 +40,8 @@ def hutchinson(
         Columns to multiply. From n on (with blocks of n_b rows: n_b), the exact trace is returned.
     rng : int, numpy.random.Generator, JAX key, torch.Generator or None
         See `traceest.probes`.
-    distribution : {"rademacher", "gaussian", "sphere", "orthogonal"}
-        Law of the probes.
+    distribution : {"rademacher", "gaussian", "sphere", "orthogonal", "hadamard"}, optional
+        Law of the probes; default: Rademacher, or as in `rhutch`.
     probes : array, (n, n_matvecs), optional
         Explicit probes instead of `rng`; they are to be isotropic, E[vvᴴ] = I.
     chunk_size : int, optional
@@ -74,8 +74,10 @@ def hutchinson(
     A = check.square(A, "hutchinson")
     J = getattr(A, "factor", None)
     if J is not None:
-        one_sided = rhutch if hasattr(J, "rmatmat") else fhutch
-        return one_sided(J, n_matvecs, rng=rng, distribution=distribution, probes=probes, chunk_size=chunk_size)
+        how: dict[str, Any] = {"rng": rng, "probes": probes, "chunk_size": chunk_size}
+        if hasattr(J, "rmatmat"):
+            return rhutch(J, n_matvecs, distribution=distribution, **how)
+        return fhutch(J, n_matvecs, distribution=distribution or "rademacher", **how)
     check.require_side(A, "matmat", "hutchinson")
     n = A.shape[0]
     m = check.budget(n_matvecs, probes, 1, "n_matvecs", "hutchinson")
@@ -84,7 +86,7 @@ def hutchinson(
     if probes is None and m >= n:
         return exact(A, chunk_size=chunk)
     meter, xp = Meter(A), aa.namespace(A)
-    stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
+    stream = Probes(n, A, rng=rng, distribution=distribution or "rademacher", probes=probes)
     samples = [form(xp, meter.op, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
     return from_samples(
         aa.concat_columns(xp, samples)[None, :],

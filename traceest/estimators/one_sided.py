@@ -11,7 +11,7 @@ from traceest.estimate import Estimate, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
-from traceest.probes import Distribution, Probes
+from traceest.probes import Distribution, Probes, signs
 
 
 def rhutch(
@@ -19,7 +19,7 @@ def rhutch(
     n_probes: int | None = None,
     *,
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution | None = None,
     probes: Any = None,
     chunk_size: int | None = None,
 ) -> Estimate:
@@ -27,7 +27,8 @@ def rhutch(
 
     Without blocks this is the paper's RHutch, E‖Jᴴv‖², whose variance for Rademacher probes is
     2(‖K‖² − Σ kᵢᵢ²), K = JJᴴ. With blocks (rows of independent examples) every cross-example term of it
-    is gone: 2 Σ_b (‖K_bb‖² − Σ diag²), at the same number of vjps.
+    is gone: 2 Σ_b (‖K_bb‖² − Σ diag²), at the same number of vjps. There the signs are also orthogonal to each other
+    within every block, which leaves (N − m)/(N − 1) of the variance of independent ones, N ≥ n_b the next power of two.
 
     Choose it where only reverse mode is available, where J has blocks, and where J has fewer rows than
     columns; `fhutch` probes the column side.
@@ -38,8 +39,10 @@ def rhutch(
         Anything rectangular with `rmatmat` that `aslinearoperator` takes.
     n_probes : int
         vjps to spend. From n_b = n / n_blocks on, the exact trace is returned.
-    rng, distribution, chunk_size
-        As in `hutchinson`; sphere and orthogonal probes are drawn block by block.
+    rng, chunk_size
+        As in `hutchinson`.
+    distribution : {"rademacher", "hadamard", "gaussian", "sphere", "orthogonal"}, optional
+        Law of the probes, drawn block by block; default: hadamard where J has blocks, else rademacher.
     probes : array, (n, n_probes), optional
         Explicit probes instead of `rng`.
 
@@ -77,7 +80,8 @@ def rhutch(
     if probes is None and m >= n // B:
         return exact(J, side="rmatmat", chunk_size=chunk)
     meter = Meter(J)
-    stream = Probes(n, J, rng=rng, distribution=distribution, n_blocks=B, probes=probes)
+    law = distribution or signs(B)
+    stream = Probes(n, J, rng=rng, distribution=law, n_blocks=B, probes=probes)
     samples = [block_sqnorms(meter.op, V) for V in stream.chunks(m, chunk)]
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)
 

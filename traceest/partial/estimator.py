@@ -10,7 +10,7 @@ from traceest import _validation as check
 from traceest.estimators._metering import Meter
 from traceest.partial.result import PartialTrace
 from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
-from traceest.probes import Distribution, Probes
+from traceest.probes import ORTHOGONAL, Distribution, Probes
 
 Side = Literal["auto", "matmat", "rmatmat"]
 
@@ -91,9 +91,9 @@ def partial_trace(
     J = getattr(K, "factor", None)
     shape = _checked_shape(shape, K, J)
     kept = _checked_axes(keep, shape)
-    if distribution == "orthogonal":
+    if distribution in ORTHOGONAL:
         raise ValueError(
-            "partial_trace: orthogonal probes are not independent of each other, and pairs of them would bias the "
+            f"partial_trace: {distribution} probes are not independent of each other, and pairs of them would bias the "
             "norm; choose rademacher, gaussian or sphere."
         )
     route = _route(K, J, shape, kept, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
@@ -35,6 +36,12 @@ class Sampler(ABC):
     """Samples before the first look: a standard error from fewer says too little to stop on."""
 
     patience = 0
+    steady = False
+    """Whether the error falls as 1/√m whatever is done, so that one known well tells how many samples it takes."""
+
+    rest: float = math.inf
+    """Samples that there are yet: where they are drawn without replacement, all of them are the exact trace."""
+
     asking = 0
     """Products that `worth_deflating` may spend on finding out."""
 
@@ -97,12 +104,12 @@ class Sampler(ABC):
     def state(self) -> dict[str, Any]:
         """All that the sampler knows, by name."""
         kept = {name: self.joined(name) for name in self.KEPT if getattr(self, name)}
-        return kept | {"drawn": self.stream.drawn, **self.meter.spent}
+        return kept | self.stream.state() | self.meter.spent
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`; the probes that it has drawn are skipped, should the same generator draw them again."""
         for name in self.KEPT:
             if name in state:
                 setattr(self, name, [state[name]])
-        self.stream.skip(int(state["drawn"]))
+        self.stream.restore(state)
         self.meter.charge(int(state["n_matvecs"]), int(state["n_rmatvecs"]))

@@ -8,7 +8,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._products import deflate, form
-from traceest.probes import Distribution, Probes
+from traceest.probes import Distribution, Probes, independent
 from traceest.samplers.base import Sampler
 
 
@@ -28,7 +28,7 @@ class Deflating(Sampler):
     spreads: list[Any]
 
     def __init__(self, A: Any, rng: Any, distribution: Distribution, chunk: int) -> None:
-        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
+        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=independent(distribution)), chunk)
         self.bounds = trace_bounds(A)
 
     def grow(self, k: int) -> None:

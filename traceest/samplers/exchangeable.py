@@ -13,7 +13,7 @@ from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
 from traceest.estimators._products import deflate, form
 from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.operators.blocks import block_sqnorms
-from traceest.probes import Distribution, Probes
+from traceest.probes import Distribution, Probes, independent
 from traceest.samplers.base import Sampler, Target
 
 PILOT = 4
@@ -76,7 +76,7 @@ class Exchangeable(Sampler):
     ) -> None:
         self.one_sided = self.lean = one_sided
         self.signs = distribution is None  # of what is drawn for XNysTrace: less variance, never more
-        distribution = "sphere" if distribution in (None, "orthogonal") else distribution
+        distribution = independent(distribution or "sphere")
         super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
         self.methods, self.normalise = methods, distribution != "rademacher"
         self.bounds = (0.0, math.inf) if "xnystrace" in methods else trace_bounds(A)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.estimate import Estimate, certain, from_samples, trace_bounds
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks
-from traceest.probes import Distribution, Probes
-from traceest.samplers.base import Sampler
+from traceest.probes import Distribution, Probes, signs
+from traceest.samplers.base import Sampler, Target
 
 LEAST = 4
 """Samples before the first look where blocks are many: one that outweighs all others has to be seen for it."""
@@ -21,6 +21,7 @@ class Sampling(Sampler):
     """Samples of one kind, (n_blocks, k) for every (n, k) of probes."""
 
     KEPT = ("samples",)
+    steady = True
     samples: list[Any]
 
     def __init__(
@@ -36,6 +37,23 @@ class Sampling(Sampler):
     ) -> None:
         super().__init__(A, stream, chunk)
         self.side, self.method, self.sample, self.bounds = side, method, sample, bounds
+        self.adopted = 0
+
+    @property
+    def population(self) -> int | None:
+        """Samples that there are, if all are drawn without replacement."""
+        return self.stream.population if self.stream.distribution == "hadamard" and not self.adopted else None
+
+    @property
+    def rest(self) -> float:  # type: ignore[override]
+        """Samples that there are yet."""
+        return math.inf if self.population is None else self.population - self.n_samples
+
+    def ahead(self, e: Estimate, target: Target) -> float:
+        """Products that `target` is predicted to take yet; without replacement, the variance falls as 1/m − 1/N."""
+        m = super().ahead(e, target) + self.n_samples
+        N, k = self.population, self.n_samples
+        return (m if N is None else 1 / (1 / N + (1 - k / N) / m)) - k
 
     def grow(self, k: int) -> None:
         """Spend k more samples."""
@@ -45,11 +63,24 @@ class Sampling(Sampler):
     def adopt(self, e: Estimate) -> None:
         """Go on from the samples of `e`, which are of other probes."""
         self.samples.append(e.samples)
+        self.adopted += e.samples.shape[1]
         self.meter.charge(e.n_matvecs, e.n_rmatvecs)
 
     def estimate(self) -> Estimate:
-        """The answer so far."""
-        return from_samples(self.joined("samples"), method=self.method, bounds=self.bounds, **self.meter.spent)
+        """The answer so far; the exact trace, if there are no more samples."""
+        x, fields = self.joined("samples"), {"bounds": self.bounds, **self.meter.spent}
+        if self.rest == 0:
+            return certain(self.xp.sum(x) / x.shape[1], **fields)
+        return from_samples(x, population=self.population, method=self.method, **fields)
+
+    def state(self) -> dict[str, Any]:
+        """All that the sampler knows, by name."""
+        return super().state() | {"adopted": self.adopted}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        super().restore(state)
+        self.adopted = int(state["adopted"])
 
 
 def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
@@ -63,13 +94,13 @@ def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int
     return Sampling(A, stream, chunk, side="matmat", method="hutchinson", sample=sample, bounds=trace_bounds(A))
 
 
-def rhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
     """‖J_bᴴ v_b‖² for each block: vjps alone.
 
     Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
     """
     B = n_blocks(J)
-    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B)
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution or signs(B), n_blocks=B)
     method = "rhutch" if B == 1 else "rhutch per block"
     found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
     found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))

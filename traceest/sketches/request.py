@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.operators.base import check_compatible
-from traceest.probes import Distribution
+from traceest.probes import ORTHOGONAL, Distribution
 
 Method = Literal["auto", "one-sided", "two-sided", "hutchinson", "exact"]
 Groups = tuple[tuple[int, ...], ...]
@@ -54,10 +54,10 @@ class Request:
             raise ValueError(f"{self.caller}: rtol must be positive, got {self.rtol!r}; method='exact' asks for all.")
         if self.rtol is not None and self.probes is not None:
             raise TypeError(f"{self.caller}: rtol draws as many probes as it takes; give rng= instead of probes=.")
-        if self.distribution == "orthogonal":
+        if self.distribution in ORTHOGONAL:
             raise ValueError(
-                f"{self.caller}: orthogonal probes are not independent of each other, and pairs of them would bias "
-                "the norm; choose rademacher, gaussian or sphere."
+                f"{self.caller}: {self.distribution} probes are not independent of each other, and pairs of them would "
+                "bias the norm; choose rademacher, gaussian or sphere."
             )
         return self
 

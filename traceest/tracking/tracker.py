@@ -16,7 +16,7 @@ from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
 from traceest.operators.blocks import n_blocks
-from traceest.probes import Distribution, Probes
+from traceest.probes import ORTHOGONAL, Distribution, Probes
 from traceest.sketches import Sketch
 from traceest.tracking import _export
 from traceest.tracking._dynamic import Shifted
@@ -131,8 +131,10 @@ class Tracker:
             check.budget(n, None, least, name, "Tracker")
         if n_fresh == 1:
             raise ValueError("Tracker: n_fresh = 1 tells no error; give at least 2, or 0 for none.")
-        if distribution == "orthogonal":
-            raise ValueError("Tracker: orthogonal probes are not independent, and pairs of them would bias the norm.")
+        if distribution in ORTHOGONAL:
+            raise ValueError(
+                f"Tracker: {distribution} probes are not independent, and pairs of them would bias the norm."
+            )
         self.distribution, self.n_deflate, self.n_fresh, self._rng = distribution, n_deflate, n_fresh, rng
         self._sketches: Sketches | None = None
         self._deflation: Deflation | None = None
