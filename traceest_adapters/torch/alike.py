@@ -11,7 +11,7 @@ import torch
 from traceest_adapters.torch.layers import Factor, sqnorms
 from traceest_adapters.torch.taps import Call, Use
 
-SMALL = 2**17
+SMALL = 2**15
 """Numbers in a layer's derivatives, of all probes, up to which layers are put together."""
 
 
