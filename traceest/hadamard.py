@@ -20,7 +20,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 
-DRAWN = ("signs", "columns", "twists")
+DRAWN = ("signs", "shuffled", "turns", "twists")
 """What of a set is random."""
 
 
@@ -58,33 +58,40 @@ class HadamardSet:
         self.N = order(self.d)
         self.p = self.N.bit_length() - 1
         self.n_2 = 1 << (self.p - self.p // 2)
-        self.signs, self.columns, self.twists = self._draw(source) if drawn is None else drawn
+        self.signs, self.shuffled, self.turns, self.twists = self._draw(source) if drawn is None else drawn
         self.xp = aa.namespace(self.signs)
 
-    def _draw(self, source: Any) -> tuple[Any, Any, Any]:
-        """Signs of the rows, (n_signs, n); each block's order of the columns, (B, N); and π_s, (N / n_2, n_2).
-
-        The order is a·π(i) + c mod N, a odd: N numbers are shuffled once, whatever the number of blocks.
-        """
+    def _draw(self, source: Any) -> tuple[Any, Any, Any, Any]:
+        """Signs of the rows, (n_signs, n); π, (N,), and each block's (a, c), (2, B); π_s, (N / n_2, n_2)."""
         n = self.n_signs * self.n
         signs, places = source.signs(1, n + 2 * self.p * self.B)[0, :], source.normal(1, 2 * self.N)[0, :]
         xp = aa.namespace(signs)
-        shuffled = xp.argsort(places[: self.N])
-        twists = xp.argsort(xp.reshape(places[self.N :], (self.N // self.n_2, self.n_2)), axis=1)
-        bits = xp.reshape(xp.astype(signs[n:] > 0, shuffled.dtype), (self.B, 2, self.p))
+        shuffled = xp.argsort(places[: self.N], stable=False)
+        twists = xp.argsort(xp.reshape(places[self.N :], (self.N // self.n_2, self.n_2)), axis=1, stable=False)
+        bits = xp.reshape(xp.astype(signs[n:] > 0, shuffled.dtype), (2, self.B, self.p))
         powers = xp.asarray([1 << i for i in range(self.p)], dtype=shuffled.dtype, device=aa.device(signs))
-        a, c = (xp.sum(bits[:, i, :] * powers, axis=1)[:, None] for i in range(2))
-        return xp.reshape(signs[:n], (self.n_signs, self.n)), ((2 * a + 1) * shuffled[None, :] + c) % self.N, twists
+        turns = xp.sum(bits * powers, axis=2)
+        return xp.reshape(signs[:n], (self.n_signs, self.n)), shuffled, turns, twists
+
+    def columns(self, start: int, stop: int) -> Any:
+        """Which columns those are in each block, (stop − start, B): (2a + 1)·π(i) + c mod N.
+
+        So N numbers are shuffled once, whatever the number of blocks.
+        """
+        xp, shuffled = self.xp, self.shuffled[start:stop, None]
+        mask = xp.asarray(self.N - 1, dtype=shuffled.dtype, device=aa.device(shuffled))
+        return xp.bitwise_and((2 * self.turns[0, :] + 1) * shuffled + self.turns[1, :], mask)
 
     def rows(self, start: int, stop: int) -> Any:
         """Columns from `start` to `stop`, a probe a row, with each kind of signs: (n_signs, stop − start, n), int8."""
         xp, k, n_2 = self.xp, stop - start, self.n_2
-        at = self.columns[:, start:stop].T  # (k, B)
+        at = self.columns(start, stop)
         i, j = at // n_2, at % n_2
         H_1, H_2 = (xp.asarray(sylvester(n), device=aa.device(self.signs)) for n in (self.N // n_2, n_2))
-        taken = _rows_of(xp, self.twists.T, j)  # π_s(j), (k, B, N / n_2)
-        taken = xp.where(_rows_of(xp, H_1, i) < 0, taken + n_2, taken)
-        H = xp.reshape(_rows_of(xp, xp.concat([H_2, -H_2]), taken), (k, self.B, self.N))
+        runs = -(-self.d // n_2)  # of rows, that are not cut off
+        taken = _rows_of(xp, self.twists[:runs, :].T, j)  # π_s(j), (k, B, runs)
+        taken = xp.where(_rows_of(xp, H_1[:, :runs], i) < 0, taken + n_2, taken)
+        H = xp.reshape(_rows_of(xp, xp.concat([H_2, -H_2]), taken), (k, self.B, runs * n_2))
         return xp.reshape(H[:, :, : self.d], (k, self.n)) * self.signs[:, None, :]
 
     def state(self) -> dict[str, Any]:
