@@ -106,3 +106,21 @@ def test_four_probes_an_example_give_the_paper_grus_trace_to_a_percent(framework
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_four_summed_probes_err_by_about_four_percent(framework: str) -> None:
     assert 0.015 < rms_error(framework, None) < 0.06
+
+
+@pytest.mark.parametrize("framework", ["jax", "torch"])
+def test_columns_are_asked_for_in_pieces_that_stay_in_fast_memory(framework: str, monkeypatch: Any) -> None:
+    whole = pair("gru")[framework == "torch"]
+    many, widths = float(te.rhutch(whole, 25, rng=0)), []
+    assert whole.factor.chunk_columns >= 25
+    J = whole.factor
+    piece = J.chunk_size * 8 if framework == "jax" else 32  # what goes through the model at once
+    monkeypatch.setattr("traceest_adapters._memory.FAST", 4 * 8 * J.shape[0] * piece)
+    assert J.chunk_columns == piece
+    monkeypatch.setattr("traceest_adapters._memory.FAST", 1)
+    monkeypatch.setattr("traceest_adapters.jax.operator.IN_LOOPS", 1)
+    monkeypatch.setattr("traceest_adapters.torch.operator.MOST", 4)
+    J.chunk_size, product = 4, type(J).block_sqnorms
+    monkeypatch.setattr(type(J), "block_sqnorms", lambda J, V: widths.append(V.shape[1]) or product(J, V))
+    np.testing.assert_allclose(float(te.rhutch(whole, 25, rng=0)), many, rtol=1e-12)
+    assert widths == [4] * 6 + [1]

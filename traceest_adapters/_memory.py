@@ -15,6 +15,9 @@ BUDGET = 2**29
 LEAST = 2**20
 """A budget is not halved below this: what is too much for so little does not come in pieces."""
 
+FAST = 2**25
+"""Bytes in which columns are drawn and turned around without being fetched anew."""
+
 _budget: ContextVar[int | None] = ContextVar("memory_budget", default=None)
 
 
@@ -59,6 +62,14 @@ def probes_to_a_pass(per_probe: int, largest: int, cache: int, most: int) -> int
     anew by every elementwise function, at no gain.
     """
     return max(1, min(most, cache // max(1, largest), budget() // max(1, per_probe)))
+
+
+def columns(column: int, piece: int) -> int:
+    """How many columns of `column` bytes to ask for at a time: whole pieces of those that go through the model at once.
+
+    No more than are drawn, converted and turned around, four arrays of that size, within the fast memory.
+    """
+    return piece * max(1, FAST // (4 * column * piece))
 
 
 def ran_out(error: BaseException) -> bool:

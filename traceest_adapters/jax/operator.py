@@ -84,9 +84,8 @@ class JaxJacobian(te.Operator):
 
     @property
     def chunk_columns(self) -> int:
-        """Whole pieces, and no more of them than are drawn and turned probe first within the fast memory."""
-        piece = IN_LOOPS * self.chunk_size
-        return piece * max(1, CACHE // (int(self.dtype.itemsize) * 4 * self.shape[0] * piece))
+        """How many columns to ask for at a time."""
+        return memory.columns(self.shape[0] * int(self.dtype.itemsize), IN_LOOPS * self.chunk_size)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @once

@@ -73,6 +73,13 @@ class TorchJacobian(te.Operator):
             return memory.probes_to_a_pass(sum(sizes) + 4 * state, max(state, *sizes), CACHE, MOST)
 
     @property
+    def chunk_columns(self) -> int | None:
+        """How many columns to ask for at a time; None: as many as fit, which is what accelerators are good at."""
+        if self._state.device.type != "cpu":
+            return None
+        return memory.columns(self.shape[0] * self.dtype.itemsize, self._chunk_asked or MOST)
+
+    @property
     def _state(self) -> torch.Tensor:
         """The state, (B, n_b), with the graph that every vjp runs through backwards."""
         return self._recorded[0]
