@@ -183,3 +183,12 @@ def test_samples_of_another_run_are_not_of_the_same_set():
     assert not e.exact
     assert float(e.stderr) > 0
     assert abs(float(e) - truth) < 6 * float(e.stderr)
+
+
+def test_long_blocks_have_independent_signs():
+    """There N is drawn from too seldom to tell, and N random numbers are more than the signs themselves."""
+    n_b = 2**14 + 1
+    J = te.aslinearoperator(np.random.default_rng(0).standard_normal((2 * n_b, 3)), n_blocks=2)
+    short = te.aslinearoperator(np.random.default_rng(0).standard_normal((2 * n_b - 2, 3)), n_blocks=2)
+    for op, law in ((J, "rademacher"), (short, "hadamard")):
+        assert float(te.rhutch(op, 3, rng=0)) == float(te.rhutch(op, 3, rng=0, distribution=law))

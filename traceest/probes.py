@@ -27,6 +27,9 @@ Distribution = Literal["rademacher", "gaussian", "sphere", "orthogonal", "hadama
 ORTHOGONAL: tuple[Distribution, ...] = ("orthogonal", "hadamard")
 """Laws whose probes are not independent of each other, so that pairs of them tell nothing without bias."""
 
+SHORT = 2**14
+"""Rows to a block above which signs are not made orthogonal: of so many probes few are ever drawn, to no gain."""
+
 
 class Source(Protocol):
     """Random numbers, a probe a row; the state moves on with each call."""
@@ -237,9 +240,9 @@ def independent(distribution: Distribution) -> Distribution:
     return {"orthogonal": "sphere", "hadamard": "rademacher"}.get(distribution, distribution)  # type: ignore[return-value]
 
 
-def signs(n_blocks: int) -> Distribution:
-    """The law of signs for samples by blocks: orthogonal within each of many, whose length is small."""
-    return "hadamard" if n_blocks > 1 else "rademacher"
+def signs(n: int, n_blocks: int) -> Distribution:
+    """The law of signs for samples by blocks: orthogonal within each of several that are short."""
+    return "hadamard" if n_blocks > 1 and n // n_blocks <= SHORT else "rademacher"
 
 
 def directions(distribution: Distribution) -> Distribution:

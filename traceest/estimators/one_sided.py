@@ -42,7 +42,8 @@ def rhutch(
     rng, chunk_size
         As in `hutchinson`.
     distribution : {"rademacher", "hadamard", "gaussian", "sphere", "orthogonal"}, optional
-        Law of the probes, drawn block by block; default: hadamard where J has blocks, else rademacher.
+        Law of the probes, drawn block by block; default: hadamard where J has blocks, of at most 2¹⁴ rows,
+        else rademacher.
     probes : array, (n, n_probes), optional
         Explicit probes instead of `rng`.
 
@@ -80,7 +81,7 @@ def rhutch(
     if probes is None and m >= n // B:
         return exact(J, side="rmatmat", chunk_size=chunk)
     meter = Meter(J)
-    law = distribution or signs(B)
+    law = distribution or signs(n, B)
     stream = Probes(n, J, rng=rng, distribution=law, n_blocks=B, probes=probes)
     samples = [block_sqnorms(meter.op, V) for V in stream.chunks(m, chunk)]
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)

@@ -100,7 +100,7 @@ def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
     """
     B = n_blocks(J)
-    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution or signs(B), n_blocks=B)
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution or signs(J.shape[0], B), n_blocks=B)
     method = "rhutch" if B == 1 else "rhutch per block"
     found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
     found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))
