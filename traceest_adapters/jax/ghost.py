@@ -130,9 +130,48 @@ def _gram(plans: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], delta
             found.append(_all_factors([plan.uses[i] for i in at], dtype, [kept[i] for i in at], [taps[i] for i in at]))
         total = total + layers.gram(*found)
     for g, h in zip(deltas[0][1], deltas[1][1], strict=True):
-        flat = (jnp.reshape(x.astype(dtype), (*x.shape[:2], -1)) for x in (g, h))
-        total = total + jnp.einsum("bcp,Bdp->bcBd", *flat)
+        total = total + layers.inner(g.astype(dtype), h.astype(dtype))
     return total
+
+
+def better_formed(some: Plan, dtype: Any, operands: list[Any], taps: list[Any]) -> dict[int, int]:
+    """The weights whose Gram matrices take less work from gradients, formed once for all pairs of pieces.
+
+    With each, into how many parts its gradients' rows may be divided.
+    """
+    shapes = [[(x.shape, x.dtype) for x in arrays] for arrays in (operands, taps)]
+    found = {}
+    for leaf in some.weights:
+        at = some.of(leaf)
+        uses, (xs, ds) = tuple(some.uses[i] for i in at), (tuple(s[i] for i in at) for s in shapes)
+        o = _better_formed(uses, dtype, xs, ds, some.budget)
+        if o is not None:
+            found[leaf] = o
+    return found
+
+
+@lru_cache(maxsize=256)
+def _better_formed(uses: tuple[Use, ...], dtype: Any, xs: Any, ds: Any, budget: int) -> int | None:
+    found = []
+
+    def look(xs: Any, ds: Any) -> None:
+        f = _all_factors(list(uses), dtype, xs, ds)
+        found.append(f.left.shape[-1] if layers.better_formed(f) else None)
+
+    jax.eval_shape(look, *([jax.ShapeDtypeStruct(*s) for s in of] for of in (xs, ds)))
+    return found[0]
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def formed(some: Plan, dtype: Any, tiles: int, operands: list[Any], tile: Any, taps: list[Any]) -> Any:
+    """One of `tiles` parts of the gradients of some weights, from a piece's `deltas`: (B, c, P / tiles)."""
+    parts = []
+    for leaf in some.weights:
+        at = some.of(leaf)
+        f = _all_factors([some.uses[i] for i in at], dtype, [operands[i] for i in at], [taps[i] for i in at])
+        g = layers.rows(f, tiles, tile)
+        parts.append(jnp.reshape(g, (*g.shape[:2], -1)))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layers.Outer:

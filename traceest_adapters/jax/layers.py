@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, reduce
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -167,7 +168,12 @@ def formed(f: Outer) -> Any:
         at = jnp.where(f.right[0] < 0, f.table, f.right[0])
         zeros = jnp.zeros((len(f.left), f.table, f.left.shape[-1]), f.left.dtype)
         return zeros.at[:, at].add(f.left[:, :, 0], mode="drop")[:, None].swapaxes(2, 3)
-    left, right = (x[0] if len(x) == 1 else x for x in (f.left, f.right))
+    c_left, c_right, T, _, o, i = f.sizes
+    left, right, c = f.left, f.right, max(c_left, c_right)
+    # Of a factor that all probes share XLA makes g the other way around, and turns it; a copy for each probe is less.
+    if (o if c_right < c else i) >= T:
+        left, right = (jnp.broadcast_to(x, (c, *x.shape[1:])) for x in (left, right))
+    left, right = (x[0] if len(x) == 1 else x for x in (left, right))
     names = [("c" if x.ndim == 4 else "") + "tg" for x in (left, right)]
     both = "c" if "c" in names[0] + names[1] else ""
     g = jnp.einsum(f"{names[0]}o,{names[1]}i->{both}goi", left, right)
@@ -177,6 +183,18 @@ def formed(f: Outer) -> Any:
 # -- Gram matrices ------------------------------------------------------------------------------------------------
 def gram(P: Outer, Q: Outer) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, each of all examples of a batch: (B, c, C, d)."""
+    held = _ghost_gram(P, Q)
+    if held is not None and P.table is None and P.sizes[2:4] == Q.sizes[2:4] == (1, 1):
+        return inner(P.left, Q.left) * inner(P.right, Q.right)
+    if held is not None:
+        one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
+        return over_examples(partial(_ghost_row, Q), P, held, one_by_one)
+    numbers = sum(max(f.sizes[:2]) * len(f.left) * prod(f.sizes[3:]) for f in (P, Q))
+    return _direct(P, Q, numbers * P.left.dtype.itemsize)
+
+
+def _ghost_gram(P: Outer, Q: Outer) -> int | None:
+    """Bytes that the ghost form holds for an example, where it costs less than the direct one; else None."""
     B, C, (cl, cr, T, G, o, i) = len(P.left), len(Q.left), P.sizes
     (dl, dr, S, *_), itemsize = Q.sizes, P.left.dtype.itemsize
     c, d = max(cl, cr), max(dl, dr)
@@ -186,10 +204,12 @@ def gram(P: Outer, Q: Outer) -> Any:
     else:
         ghost, held = c * B * C * S * o * (T + d), (T + c * o) * C * S
         direct = c * d * B * C * o * i + (c * B * T + d * C * S) * o
-    if ghost <= direct and held * itemsize <= memory.budget():
-        one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
-        return over_examples(partial(_ghost_row, Q), P, held * itemsize, one_by_one)
-    return _direct(P, Q, (c * B + d * C) * G * o * i * itemsize)
+    return held * itemsize if ghost <= direct and held * itemsize <= memory.budget() else None
+
+
+def better_formed(f: Outer) -> bool:
+    """Whether Gram matrices of these with others of their kind take less work from the gradients."""
+    return _ghost_gram(f, f) is None
 
 
 def _ghost_row(Q: Outer, f: Outer) -> Any:
@@ -206,22 +226,31 @@ def _direct(P: Outer, Q: Outer, size: int) -> Any:
     """Sum of the inner products of rows of g, as many rows at a time as may be held."""
     o = P.left.shape[-1]
     tiles = next(n for n in range(1, o + 1) if o % n == 0 and (size // n <= memory.budget() // 2 or n == o))
-    cut = lambda x: jnp.moveaxis(jnp.reshape(x, (*x.shape[:-1], tiles, o // tiles)), -2, 0)  # noqa: E731
 
     def add(G: Any, tile: Any) -> Any:
-        p, q = (
-            jax.vmap(formed)(f._replace(left=left)) if f.table is None else _formed_table(f, left)
-            for f, left in zip((P, Q), tile, strict=True)
-        )
-        return G + jnp.einsum("bcgoi,Bdgoi->bcBd", p, q), None
+        return G + inner(rows(P, tiles, tile), rows(Q, tiles, tile)), None
 
     probes = [max(f.sizes[:2]) for f in (P, Q)]
     start = jnp.zeros((len(P.left), probes[0], len(Q.left), probes[1]), P.left.dtype)
-    return jax.lax.scan(add, start, (cut(P.left), cut(Q.left)))[0]
+    return jax.lax.scan(add, start, jnp.arange(tiles))[0]
 
 
-def _formed_table(f: Outer, left: Any) -> Any:
+def rows(f: Outer, tiles: int, tile: Any) -> Any:
+    """One of `tiles` parts of the gradients' rows o, of every example: (B, c, G, o / tiles, i), of a table turned."""
+    o = f.left.shape[-1]
+    left = f.left if tiles == 1 else jax.lax.dynamic_slice_in_dim(f.left, tile * (o // tiles), o // tiles, axis=-1)
+    if f.table is None:
+        return jax.vmap(formed)(f._replace(left=left))
     return jax.vmap(lambda left, right: formed(Outer(left, right, f.table)))(left, f.right)
+
+
+def inner(p: Any, q: Any) -> Any:
+    """⟨p_{b,c}, q_{B,d}⟩ of whatever follows: (b, c, …), (B, d, …) → (b, c, B, d).
+
+    As one product of two matrices: XLA takes up to five times as long where it is told of several axes.
+    """
+    (b, c), (B, d) = p.shape[:2], q.shape[:2]
+    return jnp.reshape(jnp.reshape(p, (b * c, -1)) @ jnp.reshape(q, (B * d, -1)).T, (b, c, B, d))
 
 
 def over_examples(f: Callable[[Any], Any], xs: Any, size: int, most: int | None = None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, modes, placement, pullback, steps, verify
+from traceest_adapters.jax.grams import Grams
 from traceest_adapters.jax.model import Model, has_tracers, traced
 from traceest_adapters.jax.plan import Plan
 from traceest_adapters.jax.sketch import Sketch, Sketched
@@ -228,28 +229,13 @@ class JaxJacobian(te.Operator):
         return self._B * (tapped + sum(self.trained[i].size for i in plan.rest)) * int(self.dtype.itemsize)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any], k: int) -> Any:
-        every, tapped = self._step_plan, self._stepwise
-        plan, n = every.chosen(group), len(pieces)
-        found: Any = None
-        of_taps = [ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small)]
-        for run, fits in self._runs((*plan.weights, *plan.small), of_taps, n):
-            some = plan.chosen(run)
-            kept = [x for x, use in zip(tapped[1], every.uses, strict=True) if use.leaf in some.weights]
-            taps = partial(ghost.deltas, every, some, tapped[0])
-            pairs = steps.inner_products(taps, partial(ghost.gram, some, self.dtype, kept), pieces, fits)
-            found = pairs if found is None else jax.tree.map(jnp.add, found, pairs)
-        for run, fits in self._runs(plan.rest, [self.trained[i].size for i in plan.rest], n):
-            pairs = steps.inner_products(partial(self._block_grads, run), steps.inner, pieces, fits)
-            found = pairs if found is None else jax.tree.map(jnp.add, found, pairs)
-        if found is None:
-            return jnp.zeros((self._B, k, self._B, k), self.dtype)
-        return steps.assembled(k, self.dtype, found)
-
-    def _runs(self, leaves: tuple[int, ...], sizes: list[int], n: int) -> Iterator[tuple[tuple[int, ...], bool]]:
-        """Runs of parameters, of which an example and probe give `sizes` numbers, and whether n pieces' fit at once."""
-        rows, itemsize = self._B * self.chunk_size * n, self.dtype.itemsize
-        for run in common.groups(sizes, rows, itemsize):
-            yield tuple(leaves[i] for i in run), rows * sum(sizes[i] for i in run) * itemsize <= memory.budget()
+        pullback, operands = self._stepwise[:2] if self._stepwise else (None, [])
+        rows = self._B * len(pieces[0])
+        grams = Grams(self._step_plan, pullback, operands, self.trained, rows, self.dtype, self._block_grads)
+        found = grams.over(group, pieces)
+        return (
+            jnp.zeros((self._B, k, self._B, k), self.dtype) if found is None else steps.assembled(k, self.dtype, found)
+        )
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from traceest_adapters.jax import units
 from traceest_adapters.jax.rules import Use
@@ -41,6 +41,11 @@ class Plan(NamedTuple):
     def of(self, leaf: int) -> list[int]:
         """The taps at the uses of a weight."""
         return [i for i, use in enumerate(self.uses) if use.leaf == leaf]
+
+    def at(self, arrays: Sequence[Any], leaves: Iterable[int]) -> list[Any]:
+        """Those of `arrays`, one a tap, that are at uses of these weights."""
+        among = set(leaves)
+        return [x for x, use in zip(arrays, self.uses, strict=True) if use.leaf in among]
 
     def chosen(self, leaves: Iterable[int]) -> Plan:
         """The plan for some parameters only."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from traceest_adapters.jax import layers
 from traceest_adapters.jax.model import Model
 
 
@@ -115,7 +116,7 @@ def probes_first(V: Any, B: int) -> Any:
 @jax.jit
 def inner(a: Any, b: Any) -> Any:
     """(B, c, P), (B, c, P) → (B, c, B, c)."""
-    return jnp.tensordot(a, b, axes=([2], [2]))
+    return layers.inner(a, b)
 
 
 def inner_products(
