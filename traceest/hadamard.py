@@ -48,9 +48,9 @@ class HadamardSet:
     n_signs : int
         Kinds of signs that each row has: two for what becomes real and imaginary parts.
     source : Source, optional
-        Draws the signs of the rows and the order of the columns, if they are not
+        Draws the signs of the rows and the order of the columns.
     drawn : list of arrays, optional
-        by `DRAWN`'s names, given.
+        What a source has drawn before, in the order of `DRAWN`, instead.
     """
 
     def __init__(self, n: int, n_blocks: int, n_signs: int = 1, source: Any = None, drawn: Any = None) -> None:
