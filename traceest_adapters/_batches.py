@@ -106,7 +106,7 @@ def stacked(parts: Parts, blocks: Blocks, progress: bool) -> te.Stack:
     ValueError
         If batches are to be blocks and differ in size.
     """
-    J = te.vstack(parts, progress=progress)  # type: ignore[arg-type]
+    J = te.Stack(parts, progress)
     if J.n_blocks is None and blocks == "batch":
         raise ValueError(
             "blocks='batch' needs batches of equal size, and these differ (the last is smaller, probably); choose a "

@@ -177,7 +177,7 @@ def vstack(operators: Iterable[Any], *, progress: bool = False) -> Stack:
     >>> bool(np.isclose(float(te.frobenius_norm(K, 4)), np.linalg.norm(J @ J.T)))
     True
     """
-    return Stack(operators if hasattr(operators, "starting_at") else _Parts.of(operators), progress)
+    return Stack(_Parts.of(operators), progress)
 
 
 class _Parts(NamedTuple):
