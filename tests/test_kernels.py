@@ -288,7 +288,7 @@ def test_a_95_percent_interval_covers(statistic, m):
 def test_the_traces_95_percent_interval_covers(m):
     op, truth = te.aslinearoperator(zoo.jacobian(20, 12, 60), n_blocks=20), np.sum(zoo.jacobian(20, 12, 60) ** 2)
     ends = [te.rhutch(op, m, rng=s).confidence_interval() for s in range(300)]
-    assert 0.90 <= np.mean([low <= truth <= high for low, high in ends]) <= (0.998 if m == 2 else 0.995)
+    assert 0.90 <= np.mean([low <= truth <= high for low, high in ends]) <= 0.995
 
 
 BIG1 = zoo.jacobian(16, 12, 80)

@@ -15,7 +15,6 @@ from traceest.samplers import Sampler
 FIRST_LOOK = Sampler.first
 """Samples before the first look, of a sampler without blocks."""
 
-
 KNOWN = 40
 """Degrees of freedom from which on a standard error, known to a ninth, predicts how many samples it takes."""
 

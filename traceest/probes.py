@@ -92,7 +92,8 @@ class Probes:
     like : array or operator
         Gives namespace, dtype and device.
     rng, distribution
-        See the module's head and `Distribution`.
+        See the module's head and `Distribution`. None is for samples of blocks: signs, orthogonal to each other where
+        blocks are several and short.
     n_blocks : int
         Probes fall into this many contiguous runs of equal length; sphere, orthogonal and Hadamard probes are
         normalised and orthogonalised within each.
@@ -111,10 +112,12 @@ class Probes:
         like: Any,
         *,
         rng: Any = None,
-        distribution: Distribution = "rademacher",
+        distribution: Distribution | None = "rademacher",
         n_blocks: int = 1,
         probes: Any = None,
     ) -> None:
+        if distribution is None:
+            distribution = "hadamard" if n_blocks > 1 and n // n_blocks <= SHORT else "rademacher"
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}, got {distribution!r}.")
         self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
@@ -237,12 +240,8 @@ class Probes:
 
 def independent(distribution: Distribution) -> Distribution:
     """The law that one probe of `distribution` has, or nearly has, without regard to the others."""
-    return {"orthogonal": "sphere", "hadamard": "rademacher"}.get(distribution, distribution)  # type: ignore[return-value]
-
-
-def signs(n: int, n_blocks: int) -> Distribution:
-    """The law of signs for samples by blocks: orthogonal within each of several that are short."""
-    return "hadamard" if n_blocks > 1 and n // n_blocks <= SHORT else "rademacher"
+    alone: dict[Distribution, Distribution] = {"orthogonal": "sphere", "hadamard": "rademacher"}
+    return alone.get(distribution, distribution)
 
 
 def directions(distribution: Distribution) -> Distribution:

@@ -60,9 +60,10 @@ def trace(
 ) -> Estimate:
     """Estimate tr A until the confidence interval is inside max(atol, rtol·|tr A|).
 
-    It starts with a few probes and grows by what the spread of the samples asks for, never by more than
-    double, keeping every product paid for, and never beyond `max_matvecs`. Where the tolerance asks for as
-    many products as the exact trace costs, the exact trace is computed instead.
+    It starts with a few probes and grows by what the spread of the samples asks for, by no more than double
+    unless that spread is known well, keeping every product paid for, and never beyond `max_matvecs`. Where the
+    tolerance asks for as many products as the exact trace costs, the exact trace is computed instead; where
+    samples are drawn without replacement, all of them are the exact trace.
 
     With ``method="auto"``:
 
@@ -213,7 +214,6 @@ def _sampler(
     A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int, budget: int
 ) -> tuple[Sampler, str]:
     """The sampler of the documented rules, and which of them chose it."""
-    law: Distribution = distribution or "rademacher"
     J = getattr(A, "factor", None)
     blocks = J is not None and (getattr(J, "n_blocks", None) or 1) > 1
     one_sided = J is not None and ((blocks and hasattr(J, "rmatmat")) or not hasattr(A, "matmat"))
@@ -222,15 +222,15 @@ def _sampler(
         if hasattr(J, "rmatmat"):
             return rhutch_sampling(J, rng, distribution, chunk), f"vjps alone, ‖J_bᴴv_b‖² ({why})"
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")
-        return fhutch_sampling(J, rng, law, chunk), f"jvps alone, ‖Jw‖² ({why})"
+        return fhutch_sampling(J, rng, distribution, chunk), f"jvps alone, ‖Jw‖² ({why})"
     if method == "fhutch":
         check.require_side(J, "matmat", "trace")
-        return fhutch_sampling(J, rng, law, chunk), "jvps alone, ‖Jw‖² (asked for)"
+        return fhutch_sampling(J, rng, distribution, chunk), "jvps alone, ‖Jw‖² (asked for)"
     check.require_side(A, "matmat", "trace")
     if method == "hutchinson":
-        return hutchinson_sampling(A, rng, law, chunk), "Hutchinson (asked for)"
+        return hutchinson_sampling(A, rng, distribution, chunk), "Hutchinson (asked for)"
     if method == "hutchpp":
-        return Deflating(A, rng, law, chunk), "Hutch++ with a sketch that grows (asked for)"
+        return Deflating(A, rng, distribution or "rademacher", chunk), "Hutch++ with a sketch that grows (asked for)"
     ways: tuple[str, ...] = (method,)
     if method == "auto":
         ways = ("hutchinson", "xnystrace", "xtrace") if getattr(A, "psd", False) else ("hutchinson", "xtrace")

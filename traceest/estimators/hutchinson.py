@@ -74,10 +74,8 @@ def hutchinson(
     A = check.square(A, "hutchinson")
     J = getattr(A, "factor", None)
     if J is not None:
-        how: dict[str, Any] = {"rng": rng, "probes": probes, "chunk_size": chunk_size}
-        if hasattr(J, "rmatmat"):
-            return rhutch(J, n_matvecs, distribution=distribution, **how)
-        return fhutch(J, n_matvecs, distribution=distribution or "rademacher", **how)
+        one_sided = rhutch if hasattr(J, "rmatmat") else fhutch
+        return one_sided(J, n_matvecs, rng=rng, distribution=distribution, probes=probes, chunk_size=chunk_size)
     check.require_side(A, "matmat", "hutchinson")
     n = A.shape[0]
     m = check.budget(n_matvecs, probes, 1, "n_matvecs", "hutchinson")
@@ -86,7 +84,7 @@ def hutchinson(
     if probes is None and m >= n:
         return exact(A, chunk_size=chunk)
     meter, xp = Meter(A), aa.namespace(A)
-    stream = Probes(n, A, rng=rng, distribution=distribution or "rademacher", probes=probes)
+    stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     samples = [form(xp, meter.op, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
     return from_samples(
         aa.concat_columns(xp, samples)[None, :],

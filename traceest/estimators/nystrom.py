@@ -58,7 +58,7 @@ def nystrompp(
     rng
         As in `hutchinson`.
     distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard"}
-        Law of the probes. With the last two the error is that of the samples' spread, which is noisier where few
+        Law of the probes. With the last three the error is that of the samples' spread, which is noisier where few
         eigenvalues hold what the sketch leaves; but then the residual of a Gram operator needs vjps alone.
     probes : array, (n, q + s), optional
         Explicit probes of that law: the first q = `n_sketch` are the sketch Ω, the others the residual's g.

@@ -11,7 +11,7 @@ from traceest.estimate import Estimate, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
-from traceest.probes import Distribution, Probes, signs
+from traceest.probes import Distribution, Probes
 
 
 def rhutch(
@@ -81,8 +81,7 @@ def rhutch(
     if probes is None and m >= n // B:
         return exact(J, side="rmatmat", chunk_size=chunk)
     meter = Meter(J)
-    law = distribution or signs(n, B)
-    stream = Probes(n, J, rng=rng, distribution=law, n_blocks=B, probes=probes)
+    stream = Probes(n, J, rng=rng, distribution=distribution, n_blocks=B, probes=probes)
     samples = [block_sqnorms(meter.op, V) for V in stream.chunks(m, chunk)]
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)
 
@@ -92,7 +91,7 @@ def fhutch(
     n_probes: int | None = None,
     *,
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution | None = None,
     probes: Any = None,
     chunk_size: int | None = None,
 ) -> Estimate:

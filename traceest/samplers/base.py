@@ -39,9 +39,6 @@ class Sampler(ABC):
     steady = False
     """Whether the error falls as 1/√m whatever is done, so that one known well tells how many samples it takes."""
 
-    rest: float = math.inf
-    """Samples that there are yet: where they are drawn without replacement, all of them are the exact trace."""
-
     asking = 0
     """Products that `worth_deflating` may spend on finding out."""
 
@@ -55,6 +52,11 @@ class Sampler(ABC):
     def rate(self) -> float:
         """P of an error that falls as k^−p."""
         return 0.5
+
+    @property
+    def rest(self) -> float:
+        """Samples that there are yet: where they are drawn without replacement, all of them are the exact trace."""
+        return math.inf
 
     @property
     def cost(self) -> int:

@@ -10,7 +10,7 @@ from traceest import _array_api as aa
 from traceest.estimate import Estimate, certain, from_samples, trace_bounds
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks
-from traceest.probes import Distribution, Probes, signs
+from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler, Target
 
 LEAST = 4
@@ -45,7 +45,7 @@ class Sampling(Sampler):
         return self.stream.population if self.stream.distribution == "hadamard" and not self.adopted else None
 
     @property
-    def rest(self) -> float:  # type: ignore[override]
+    def rest(self) -> float:
         """Samples that there are yet."""
         return math.inf if self.population is None else self.population - self.n_samples
 
@@ -83,7 +83,7 @@ class Sampling(Sampler):
         self.adopted = int(state["adopted"])
 
 
-def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
     """VᴴAv."""
     stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
     xp = stream.xp
@@ -100,14 +100,14 @@ def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
     """
     B = n_blocks(J)
-    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution or signs(J.shape[0], B), n_blocks=B)
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B)
     method = "rhutch" if B == 1 else "rhutch per block"
     found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
     found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))
     return found
 
 
-def fhutch_sampling(J: Any, rng: Any, distribution: Distribution, chunk: int) -> Sampling:
+def fhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
     """‖Jw‖²: jvps alone."""
     stream = Probes(J.shape[1], J, rng=rng, distribution=distribution)
     xp = stream.xp

@@ -57,7 +57,7 @@ def trace_of_function(
         As in `hutchinson`.
     distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard"}
         Law of the probes, of which only the directions are used. The error bars of the first two come from the nodes
-        and are the more reliable ones; of the last two from the spread of the samples, which takes ten probes or more.
+        and are the more reliable ones; of the others from the spread of the samples, which takes ten probes or more.
     probes : array, (n, n_deflate + n_probes), optional
         Explicit probes of that law; the first `n_deflate` are what leading directions are found from.
     chunk_size : int, optional

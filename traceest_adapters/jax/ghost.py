@@ -126,8 +126,7 @@ def _gram(plans: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], delta
     for leaf in plans[0].weights:
         found = []
         for plan, kept, (taps, _) in zip(plans, operands, deltas, strict=True):
-            at = plan.of(leaf)
-            found.append(_all_factors([plan.uses[i] for i in at], dtype, [kept[i] for i in at], [taps[i] for i in at]))
+            found.append(_of_leaf(plan, leaf, dtype, kept, taps))
         total = total + layers.gram(*found)
     for g, h in zip(deltas[0][1], deltas[1][1], strict=True):
         total = total + layers.inner(g.astype(dtype), h.astype(dtype))
@@ -167,9 +166,7 @@ def formed(some: Plan, dtype: Any, tiles: int, operands: list[Any], tile: Any, t
     """One of `tiles` parts of the gradients of some weights, from a piece's `deltas`: (B, c, P / tiles)."""
     parts = []
     for leaf in some.weights:
-        at = some.of(leaf)
-        f = _all_factors([some.uses[i] for i in at], dtype, [operands[i] for i in at], [taps[i] for i in at])
-        g = layers.rows(f, tiles, tile)
+        g = layers.rows(_of_leaf(some, leaf, dtype, operands, taps), tiles, tile)
         parts.append(jnp.reshape(g, (*g.shape[:2], -1)))
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
@@ -177,6 +174,12 @@ def formed(some: Plan, dtype: Any, tiles: int, operands: list[Any], tile: Any, t
 def factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layers.Outer:
     """Of one example."""
     return layers.merged(uses, [layers.outer(u, x, d, dtype) for u, x, d in zip(uses, operands, taps, strict=True)])
+
+
+def _of_leaf(plan: Plan, leaf: int, dtype: Any, operands: list[Any], taps: list[Any]) -> layers.Outer:
+    """Of one weight, for all examples."""
+    at = plan.of(leaf)
+    return _all_factors([plan.uses[i] for i in at], dtype, [operands[i] for i in at], [taps[i] for i in at])
 
 
 def _all_factors(uses: list[Use], dtype: Any, operands: Any, taps: Any) -> layers.Outer:

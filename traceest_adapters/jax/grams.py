@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import ghost, steps
+from traceest_adapters.jax import ghost, layers, steps
 from traceest_adapters.jax.plan import Plan
 
 Pairs = list[list[Any]]
@@ -63,7 +63,7 @@ class Grams(NamedTuple):
             runs = list(self._runs(leaves, [self.trained[i].size for i in leaves], len(held)))
         for run, times in runs:
             o, taps = rows_of[run[0]], [some.at(deltas, run) for deltas, _ in held]
-            tiles = next(t for t in range(1, o + 1) if t == o or (o % t == 0 and t >= times))
+            tiles = layers.parts(o, times)
             for tile in range(tiles):
                 of = partial(ghost.formed, some.chosen(run), self.dtype, tiles, some.at(operands, run), tile)
                 yield steps.inner_products(of, steps.inner, taps, at_once=True)

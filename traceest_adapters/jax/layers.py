@@ -184,13 +184,13 @@ def formed(f: Outer) -> Any:
 def gram(P: Outer, Q: Outer) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, each of all examples of a batch: (B, c, C, d)."""
     held = _ghost_gram(P, Q)
-    if held is not None and P.table is None and P.sizes[2:4] == Q.sizes[2:4] == (1, 1):
+    if held is None:
+        numbers = sum(max(f.sizes[:2]) * len(f.left) * prod(f.sizes[3:]) for f in (P, Q))
+        return _direct(P, Q, numbers * P.left.dtype.itemsize)
+    if P.table is None and P.sizes[2:4] == Q.sizes[2:4] == (1, 1):  # one position, one group
         return inner(P.left, Q.left) * inner(P.right, Q.right)
-    if held is not None:
-        one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
-        return over_examples(partial(_ghost_row, Q), P, held, one_by_one)
-    numbers = sum(max(f.sizes[:2]) * len(f.left) * prod(f.sizes[3:]) for f in (P, Q))
-    return _direct(P, Q, numbers * P.left.dtype.itemsize)
+    one_by_one = None if P.table is None else 1  # XLA turns a batch of these into one product that is too large
+    return over_examples(partial(_ghost_row, Q), P, held, one_by_one)
 
 
 def _ghost_gram(P: Outer, Q: Outer) -> int | None:
@@ -224,8 +224,7 @@ def _ghost_row(Q: Outer, f: Outer) -> Any:
 
 def _direct(P: Outer, Q: Outer, size: int) -> Any:
     """Sum of the inner products of rows of g, as many rows at a time as may be held."""
-    o = P.left.shape[-1]
-    tiles = next(n for n in range(1, o + 1) if o % n == 0 and (size // n <= memory.budget() // 2 or n == o))
+    tiles = parts(P.left.shape[-1], -(-size // max(1, memory.budget() // 2)))
 
     def add(G: Any, tile: Any) -> Any:
         return G + inner(rows(P, tiles, tile), rows(Q, tiles, tile)), None
@@ -233,6 +232,11 @@ def _direct(P: Outer, Q: Outer, size: int) -> Any:
     probes = [max(f.sizes[:2]) for f in (P, Q)]
     start = jnp.zeros((len(P.left), probes[0], len(Q.left), probes[1]), P.left.dtype)
     return jax.lax.scan(add, start, jnp.arange(tiles))[0]
+
+
+def parts(o: int, least: int) -> int:
+    """Into how many equal parts o rows go: `least`, or a few more; each by itself, if these are too many."""
+    return next(n for n in range(1, o + 1) if n == o or (o % n == 0 and n >= least))
 
 
 def rows(f: Outer, tiles: int, tile: Any) -> Any:

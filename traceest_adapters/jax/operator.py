@@ -233,9 +233,9 @@ class JaxJacobian(te.Operator):
         rows = self._B * len(pieces[0])
         grams = Grams(self._step_plan, pullback, operands, self.trained, rows, self.dtype, self._block_grads)
         found = grams.over(group, pieces)
-        return (
-            jnp.zeros((self._B, k, self._B, k), self.dtype) if found is None else steps.assembled(k, self.dtype, found)
-        )
+        if found is None:
+            return jnp.zeros((self._B, k, self._B, k), self.dtype)
+        return steps.assembled(k, self.dtype, found)
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)
