@@ -86,6 +86,8 @@ def check(model: nn.Module, **options: Any) -> None:
     torch.testing.assert_close(J.block_sqnorms(V), g.square().sum(-1))
     torch.testing.assert_close(J.sketch_gram(V), torch.einsum("bip,cjp->bicj", g, g))
     torch.testing.assert_close(J.matmat(torch.eye(D.shape[1], **F64)), D)
+    torch.testing.assert_close(J.matmat(torch.ones(D.shape[1], 1, **F64)), D.sum(1, keepdim=True))
+    torch.testing.assert_close(J.gram_matmat(V), D @ (D.T @ V))
     assert not [name for name in J._ghost.rest if not name.startswith("start")]
 
 
@@ -170,6 +172,24 @@ def test_all_probes_go_back_through_time_in_one_pass(monkeypatch: pytest.MonkeyP
     passes.clear()
     J.block_sqnorms(torch.ones(J.shape[0], 7, **F64))
     assert passes == [7]
+
+
+def test_a_jvp_goes_forward_through_time_once_for_all_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    honest = THROUGH_TIME.Steps.of_states
+    monkeypatch.setattr(THROUGH_TIME.Steps, "of_states", lambda s, v: passes.append(len(v[0])) or honest(s, v))
+    J = jacobian(LAYERS["LSTM, time first"], inputs())
+    assert hasattr(J, "matmat")  # which is found out with one
+    passes.clear()
+    J.matmat(torch.ones(J.shape[1], 7, **F64))
+    assert passes == [7]
+
+
+@pytest.mark.parametrize("name", ["of_states", "of_gates"])
+def test_a_transpose_that_is_wrong_is_no_forward_side(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    honest = getattr(THROUGH_TIME.Steps, name)
+    monkeypatch.setattr(THROUGH_TIME.Steps, name, lambda s, v: tuple(1.01 * x for x in honest(s, v)))
+    assert not hasattr(jacobian(LAYERS["GRU, no bias"], inputs()), "matmat")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -9,6 +9,9 @@ P_t, of an example and a step, is no larger than W_hh. With several gates and mo
 and a step is a product with it; with few, or where all of them would take too much room, a step is a product with W_hh
 and a few element-wise ones.
 
+What goes back is linear in ∂/∂h, and its transpose goes forward: ḣ_t = ṡ_t + P_t ḣ₍t−1₎, ṡ being what the steps make of
+ġⁱ and ġʰ. So the derivative of a vjp by its cotangent, which is a jvp, is as little work.
+
 References: Werbos (1990), backpropagation through time.
 """
 
@@ -60,10 +63,8 @@ class Steps:
 
     def by_states(self, d: list[torch.Tensor]) -> State:
         """(c, T, B, H) by the states → by s, (c, T, B, H), and by the first state, (c, B, H)."""
-        T, B, gates, H = self.adjoint.C.shape
-        if gates > 1 and worth(T * B * len(d) * H * H, len(d[0]), self.W.itemsize):
-            return self._by_transitions(d)
-        return self._by_gates(d)
+        back = self._back_by_transitions if self._are_worth_transitions(d) else self._back_by_gates
+        return back(d)
 
     @cached_property
     def transitions(self) -> torch.Tensor:
@@ -75,15 +76,13 @@ class Steps:
             P.diagonal(dim1=-2, dim2=-1).add_(keep)
         return P
 
-    def _by_transitions(self, d: list[torch.Tensor]) -> State:
+    def _back_by_transitions(self, d: list[torch.Tensor]) -> State:
         """In memory probes come last, so that each step is one product an example."""
         _, keep, _, along = self.adjoint
-        (c, T, B, H), P = d[0].shape, self.transitions
-        found = d[0].new_empty(T, B, len(d) * H, c)
-        for i, x in enumerate(d):
-            found[:, :, i * H : (i + 1) * H] = x.permute(1, 2, 3, 0)
+        P, H = self.transitions, d[0].shape[-1]
+        found = _probes_last(d)
         start = found.new_zeros(found.shape[1:])
-        for t in reversed(range(T)):
+        for t in reversed(range(len(P))):
             now, before = found[t], found[t - 1] if t else start
             if along is not None:
                 now[:, H:].addcmul_(now[:, :H], along[t, :, :, None])
@@ -92,7 +91,7 @@ class Steps:
                 before[:, H:].addcmul_(now[:, H:], keep[t, :, :, None])
         return *(x.permute(3, 0, 1, 2) for x in found.split(H, 2)), *(x.permute(2, 0, 1) for x in start.split(H, 1))
 
-    def _by_gates(self, d: list[torch.Tensor]) -> State:
+    def _back_by_gates(self, d: list[torch.Tensor]) -> State:
         """In memory examples come before time, as `by_gates` wants them."""
         C, keep, _, along = self.adjoint
         (c, T, B, H), gates = d[0].shape, C.shape[-2]
@@ -110,6 +109,45 @@ class Steps:
                 before[-1].addcmul_(now[-1], keep[t])
         return *(x.transpose(1, 2) for x in found), *before
 
+    def of_states(self, v: list[torch.Tensor]) -> State:
+        """The transpose of `by_states`: ṡ, (c, T, B, H), and the first ḣ, (c, B, H), of each part → ḣ, (c, T, B, H)."""
+        v, start = v[: len(v) // 2], v[len(v) // 2 :]
+        forward = self._forward_by_transitions if self._are_worth_transitions(v) else self._forward_by_gates
+        return forward(v, start)
+
+    def _are_worth_transitions(self, parts: list[torch.Tensor]) -> bool:
+        T, B, gates, H = self.adjoint.C.shape
+        return gates > 1 and worth(T * B * len(parts) * H * H, len(parts[0]), self.W.itemsize)
+
+    def _forward_by_transitions(self, v: list[torch.Tensor], start: list[torch.Tensor]) -> State:
+        _, keep, _, along = self.adjoint
+        P, H = self.transitions, v[0].shape[-1]
+        found = _probes_last(v)
+        before = torch.cat([x.permute(1, 2, 0) for x in start], 1)
+        for t in range(len(P)):
+            now = found[t].baddbmm_(P[t].mT, before[:, :H])
+            if along is not None and keep is not None:
+                now[:, H:].addcmul_(before[:, H:], keep[t, :, :, None])
+                now[:, :H].addcmul_(now[:, H:], along[t, :, :, None])
+            before = now
+        return tuple(x.permute(3, 0, 1, 2) for x in found.split(H, 2))
+
+    def _forward_by_gates(self, v: list[torch.Tensor], before: list[torch.Tensor]) -> State:
+        C, keep, _, along = self.adjoint
+        (c, T, B, H), gates = v[0].shape, C.shape[-2]
+        found = [x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in v]
+        for t in range(T):
+            now = [x[:, :, t] for x in found]
+            g = (before[0].reshape(c * B, H) @ self.W.T).view(c, B, gates, H)
+            for x, some in zip(now, self.adjoint.gates, strict=True):
+                x.add_((g[:, :, some] * C[t, :, some]).sum(2))
+            if keep is not None:
+                now[-1].addcmul_(before[-1], keep[t])
+            if along is not None:
+                now[0].addcmul_(now[1], along[t])
+            before = now
+        return tuple(x.transpose(1, 2) for x in found)
+
     def by_gates(self, d: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(c, T, B, H) by s → by gⁱ and by gʰ, (c, T, B, gates · H). In memory examples come before time."""
         (C, _, last, _), (c, T, B, H) = self.adjoint, d[0].shape
@@ -122,6 +160,27 @@ class Steps:
             by_i = by_h.clone()
             torch.mul(by_s[0], last.transpose(0, 1), out=by_i[..., -1, :])
         return by_i.flatten(-2).transpose(1, 2), by_h.flatten(-2).transpose(1, 2)
+
+    def of_gates(self, v: list[torch.Tensor]) -> State:
+        """The transpose of `by_gates`: ġⁱ and ġʰ, (c, T, B, gates · H) → ṡ, (c, T, B, H) of each part."""
+        C, _, last, _ = self.adjoint
+        by_i, by_h = (x.unflatten(-1, C.shape[-2:]) for x in v)
+        every, found = range(C.shape[-2]), []
+        for some in self.adjoint.gates:
+            found.append(by_h.new_zeros(*by_h.shape[:3], C.shape[-1]))
+            for q in every[some]:
+                found[-1].addcmul_(by_h[..., q, :], C[:, :, q])
+                found[-1].addcmul_(by_i[..., q, :], C[:, :, q] if last is None or q < every[-1] else last)
+        return tuple(found)
+
+
+def _probes_last(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(c, T, B, H) each → (T, B, parts · H, c)."""
+    (c, T, B, H), n = parts[0].shape, len(parts)
+    found = parts[0].new_empty(T, B, n * H, c)
+    for i, x in enumerate(parts):
+        found[:, :, i * H : (i + 1) * H] = x.permute(1, 2, 3, 0)
+    return found
 
 
 def cells(steps: Steps, gi: torch.Tensor, gh: torch.Tensor, states: State) -> State:
@@ -143,9 +202,9 @@ class _Cells(torch.autograd.Function):  # type: ignore[misc]
         return _one_or_all(tuple(s.clone() for s in states))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *d: torch.Tensor) -> Any:
-        return None, *_Batched.apply(ctx.steps.by_gates, *d), *(None for _ in d)
+        steps = ctx.steps
+        return None, *_Linear.apply(steps.by_gates, steps.of_gates, *d), *(None for _ in d)
 
 
 class _Loop(torch.autograd.Function):  # type: ignore[misc]
@@ -155,28 +214,36 @@ class _Loop(torch.autograd.Function):  # type: ignore[misc]
         return _one_or_all(tuple(s.clone() for s in states[:parts]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *d: torch.Tensor) -> Any:
-        found = _Batched.apply(ctx.steps.by_states, *d)
+        found = _Linear.apply(ctx.steps.by_states, ctx.steps.of_states, *d)
         return None, None, *found[: len(d)], *(g[None] for g in found[len(d) :])
 
 
-class _Batched(torch.autograd.Function):  # type: ignore[misc]
-    """A function of lists of (c, …), which maps over probes by having them along that axis."""
+class _Linear(torch.autograd.Function):  # type: ignore[misc]
+    """A linear function of lists of (c, …), which maps over probes by having them along that axis, and its transpose.
+
+    It is differentiated by what it is given alone: the values at which the steps were taken are constants.
+    """
 
     @staticmethod
-    def forward(f: Any, *d: torch.Tensor) -> Any:
+    def forward(f: Any, transposed: Any, *d: torch.Tensor) -> Any:
         return tuple(x[0] for x in f([x[None] for x in d]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing is kept: this is not differentiated again."""
+        """Nothing but the functions is kept."""
+        ctx.functions = inputs[:2]
 
     @staticmethod
-    def vmap(info: Any, dims: Any, f: Any, *d: torch.Tensor) -> Any:
+    def backward(ctx: Any, *v: torch.Tensor) -> Any:
+        f, transposed = ctx.functions
+        return None, None, *_Linear.apply(transposed, f, *v)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, f: Any, transposed: Any, *d: torch.Tensor) -> Any:
         probes = [
             x.expand(info.batch_size, *x.shape) if i is None else x.movedim(i, 0)
-            for x, i in zip(d, dims[1:], strict=True)
+            for x, i in zip(d, dims[2:], strict=True)
         ]
         found = f(probes)
         return found, tuple(0 for _ in found)
