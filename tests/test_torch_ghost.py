@@ -25,6 +25,7 @@ LAYERS = sys.modules["traceest_adapters.torch.layers"]
 LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
 GHOST = sys.modules["traceest_adapters.torch.ghost"]
 ALIKE = sys.modules["traceest_adapters.torch.alike"]
+FUNCTIONS = sys.modules["traceest_adapters.torch.functions"]
 VERDICTS = sys.modules["traceest_adapters.torch.verdicts"]
 ADAPTER = sys.modules["traceest_adapters.torch.operator"]
 F64 = {"dtype": torch.float64}
@@ -481,6 +482,35 @@ def test_small_layers_that_are_alike_are_one_with_more_examples() -> None:
     assert sorted(len(some.uses) for some in together) == [3, 5]  # weights; biases and a shift
     assert len(alone) == 2
     assert all(some.fits(8) and not some.fits(8000) for some in together)
+
+
+def shared_bias() -> nn.Module:
+    """Layers with one row an example: with a bias, without one, and two that share theirs."""
+    model = then(linear(3, 4), nn.Tanh(), linear(4, 4, bias=False), linear(4, 4), nn.Tanh(), linear(4, 4))
+    model[5].bias = model[3].bias
+    return model
+
+
+def test_a_bias_is_a_column_of_its_weight() -> None:
+    case = Case(shared_bias(), x(5, 3))
+    J = case.jacobian()
+    check(J)
+    found = ALIKE.with_biases(J._ghost.uses.values(), 5)
+    assert [len(uses) for uses in found] == [1, 1, 1, 2, 1]  # all weights, and the bias that is not of one layer
+    (one,) = found[0]
+    assert one.factor(torch.ones(5, 1, 3, **F64), torch.ones(2, 5, 1, 4, **F64)).right.shape[-1] == 4
+    several = CASES["positions"].jacobian()._ghost
+    assert len(ALIKE.with_biases(several.uses.values(), 5)) == len(several.uses) == 4
+
+
+def test_a_bias_whose_input_is_not_one_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    J = Case(shared_bias(), x(5, 3)).jacobian()
+    check(J)
+    J._ghost._found_alike.clear()
+    honest = nn.functional.pad
+    monkeypatch.setattr(FUNCTIONS.F, "pad", lambda x, sides, value: honest(x, sides, value=2 * value))
+    with pytest.raises(AssertionError):
+        check(J)
 
 
 def test_inputs_of_another_layer_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,9 @@
-"""Small layers that are alike, taken as one layer with more examples: there a call costs more than its arithmetic."""
+"""Parameters whose gradients' norms are had together.
+
+A bias is a column of its layer's weight whose input is 1, so that derivatives by the layer's outputs are squared once
+for both. And small layers that are alike are taken as one with more examples: there a call costs more than its
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import Any
 
 import torch
 
+from traceest_adapters.torch.functions import joined
 from traceest_adapters.torch.layers import Factor, sqnorms
 from traceest_adapters.torch.taps import Call, Use
 
@@ -48,6 +54,22 @@ class Alike:
         call = self.uses[0].call
         assert call.layout is not None, "only calls whose layout was found are used"
         return call.layout.arrange(torch.stack(of_each, dim=lead - 1), call.rows, lead, slice(None))
+
+
+def with_biases(uses: Iterable[list[Use]], B: int) -> list[list[Use]]:
+    """Weights and biases of a layer as one parameter, where it has one row an example: with more, products rule."""
+    found: list[list[Use]] = []
+    weights: dict[Call, int] = {}  # of calls whose first parameter is in `found` at that place
+    for some in uses:
+        use, call, factor = some[0], some[0].call, None
+        if len(some) == 1 and call.shape[: call.rows].numel() == B:
+            at = weights.setdefault(call, len(found))
+            factor = None if at == len(found) else joined(found[at][0].factor, use.factor, call.shape[-1])
+        if factor is None:
+            found.append(some)
+        else:
+            found[at] = [found[at][0]._replace(factor=factor)]
+    return found
 
 
 def alike(uses: Iterable[list[Use]], dtype: torch.dtype) -> tuple[list[Alike], list[list[Use]]]:

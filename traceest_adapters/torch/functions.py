@@ -36,6 +36,16 @@ def _matrix(x: Any, d: torch.Tensor) -> Outer:
     return Outer(d[..., None, :], x[None, ..., None, :])
 
 
+def _affine(x: Any, d: torch.Tensor) -> Outer:
+    """W and b in z = x Wᵀ + b, as one weight: b's input is 1."""
+    return _matrix(F.pad(x, (0, 1), value=1.0), d)
+
+
+def joined(weight: Any, bias: Any, width: int) -> Callable[[Any, torch.Tensor], Factor] | None:
+    """The factor of both parameters of a call with so many outputs, where they are such a weight and bias."""
+    return _affine if weight is _matrix and bias is _elementwise((width,)) else None
+
+
 def swapped(factor: Callable[[Any, torch.Tensor], Factor]) -> Callable[[Any, torch.Tensor], Factor] | None:
     """The same of the transposed parameter, where there is one."""
     turned: dict[Any, Any] = {_matrix: _transposed, _transposed: _matrix}

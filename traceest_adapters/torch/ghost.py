@@ -18,7 +18,7 @@ import torch
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch import verdicts
-from traceest_adapters.torch.alike import Alike, alike
+from traceest_adapters.torch.alike import Alike, alike, with_biases
 from traceest_adapters.torch.layers import Factor, gram, merge, sqnorms, total
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.products import CACHE_TO_LAYERS, MOST, grads, pairs
@@ -186,7 +186,7 @@ class Ghost:
         """The parameters not covered, those that are like others together."""
         if covered not in self._found_alike:
             rest = [uses for name, uses in self.uses.items() if name not in covered]
-            self._found_alike[covered] = alike(rest, self.dtype)
+            self._found_alike[covered] = alike(with_biases(rest, self.B), self.dtype)
         return self._found_alike[covered]
 
     def grams(self, U: torch.Tensor, names: set[str]) -> Iterator[tuple[str, slice, slice, torch.Tensor]]:
