@@ -84,6 +84,7 @@ def check(model: nn.Module, **options: Any) -> None:
     torch.testing.assert_close(J.rmatmat(V), D.T @ V)
     torch.testing.assert_close(J.rmatmat(V[:, :1]), D.T @ V[:, :1])
     torch.testing.assert_close(J.block_sqnorms(V), g.square().sum(-1))
+    torch.testing.assert_close(J.block_sqnorms(V.repeat(1, 5)), g.square().sum(-1).repeat(1, 5))
     torch.testing.assert_close(J.sketch_gram(V), torch.einsum("bip,cjp->bicj", g, g))
     torch.testing.assert_close(J.matmat(torch.eye(D.shape[1], **F64)), D)
     torch.testing.assert_close(J.matmat(torch.ones(D.shape[1], 1, **F64)), D.sum(1, keepdim=True))

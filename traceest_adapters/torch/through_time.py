@@ -68,28 +68,28 @@ class Steps:
 
     @cached_property
     def transitions(self) -> torch.Tensor:
-        """Every P_tᵀ: (T, B, H, H), of an LSTM (T, B, H, 2H)."""
+        """Every P_t: (T, B, H, H), of an LSTM (T, B, 2H, H)."""
         C, keep, _, along = self.adjoint
         W = self.W.unflatten(0, C.shape[-2:])
-        P = torch.cat([torch.einsum("tbqj,qji->tbij", C[:, :, some], W[some]) for some in self.adjoint.gates], -1)
+        P = torch.cat([torch.einsum("tbqj,qji->tbji", C[:, :, some], W[some]) for some in self.adjoint.gates], -2)
         if keep is not None and along is None:
             P.diagonal(dim1=-2, dim2=-1).add_(keep)
         return P
 
     def _back_by_transitions(self, d: list[torch.Tensor]) -> State:
-        """In memory probes come last, so that each step is one product an example."""
+        """In memory steps come first, and probes after examples, so that each step is one product an example."""
         _, keep, _, along = self.adjoint
         P, H = self.transitions, d[0].shape[-1]
-        found = _probes_last(d)
+        found = torch.cat([x.permute(1, 2, 0, 3) for x in d], -1)
         start = found.new_zeros(found.shape[1:])
         for t in reversed(range(len(P))):
             now, before = found[t], found[t - 1] if t else start
             if along is not None:
-                now[:, H:].addcmul_(now[:, :H], along[t, :, :, None])
-            before[:, :H].baddbmm_(P[t], now)
+                now[..., H:].addcmul_(now[..., :H], along[t, :, None])
+            before[..., :H].baddbmm_(now, P[t])
             if along is not None and keep is not None:
-                before[:, H:].addcmul_(now[:, H:], keep[t, :, :, None])
-        return *(x.permute(3, 0, 1, 2) for x in found.split(H, 2)), *(x.permute(2, 0, 1) for x in start.split(H, 1))
+                before[..., H:].addcmul_(now[..., H:], keep[t, :, None])
+        return *(x.permute(2, 0, 1, 3) for x in found.split(H, -1)), *(x.transpose(0, 1) for x in start.split(H, -1))
 
     def _back_by_gates(self, d: list[torch.Tensor]) -> State:
         """In memory examples come before time, as `by_gates` wants them."""
@@ -122,15 +122,15 @@ class Steps:
     def _forward_by_transitions(self, v: list[torch.Tensor], start: list[torch.Tensor]) -> State:
         _, keep, _, along = self.adjoint
         P, H = self.transitions, v[0].shape[-1]
-        found = _probes_last(v)
-        before = torch.cat([x.permute(1, 2, 0) for x in start], 1)
+        found = torch.cat([x.permute(1, 2, 0, 3) for x in v], -1)
+        before = torch.cat([x.transpose(0, 1) for x in start], -1)
         for t in range(len(P)):
-            now = found[t].baddbmm_(P[t].mT, before[:, :H])
+            now = found[t].baddbmm_(before[..., :H], P[t].mT)
             if along is not None and keep is not None:
-                now[:, H:].addcmul_(before[:, H:], keep[t, :, :, None])
-                now[:, :H].addcmul_(now[:, H:], along[t, :, :, None])
+                now[..., H:].addcmul_(before[..., H:], keep[t, :, None])
+                now[..., :H].addcmul_(now[..., H:], along[t, :, None])
             before = now
-        return tuple(x.permute(3, 0, 1, 2) for x in found.split(H, 2))
+        return tuple(x.permute(2, 0, 1, 3) for x in found.split(H, -1))
 
     def _forward_by_gates(self, v: list[torch.Tensor], before: list[torch.Tensor]) -> State:
         C, keep, _, along = self.adjoint
@@ -172,15 +172,6 @@ class Steps:
                 found[-1].addcmul_(by_h[..., q, :], C[:, :, q])
                 found[-1].addcmul_(by_i[..., q, :], C[:, :, q] if last is None or q < every[-1] else last)
         return tuple(found)
-
-
-def _probes_last(parts: list[torch.Tensor]) -> torch.Tensor:
-    """(c, T, B, H) each → (T, B, parts · H, c)."""
-    (c, T, B, H), n = parts[0].shape, len(parts)
-    found = parts[0].new_empty(T, B, n * H, c)
-    for i, x in enumerate(parts):
-        found[:, :, i * H : (i + 1) * H] = x.permute(1, 2, 3, 0)
-    return found
 
 
 def cells(steps: Steps, gi: torch.Tensor, gh: torch.Tensor, states: State) -> State:

@@ -23,6 +23,9 @@ LEAST = 2.0**-20
 """A gate's largest derivative; of smaller ones the squares might leave float32's range."""
 
 
+MANY = 12
+"""Probes from which on products with forms are faster with steps, and not probes, along the rows."""
+
 LAYOUT = Layout(None, 1)
 """Steps come first, then examples."""
 
@@ -63,11 +66,17 @@ class Units:
     def sqnorms(self, deltas: dict[Call, torch.Tensor]) -> torch.Tensor:
         """The squared norms of the gradients by all of the layer's weights, added up: (B, c)."""
         B = self.layer.s[0].shape[1]
-        parts = []
-        for N, call in zip(self._forms, self.calls, strict=True):
-            g = deltas[call].permute(2, 3, 1, 0).flatten(0, 1)  # (B·H, T, c)
-            parts.append((N @ g).mul_(g).sum(1).unflatten(0, (B, -1)).sum(1))
-        return torch.stack(parts).sum(0)
+        found = [_quadratic(N, deltas[call]) for N, call in zip(self._forms, self.calls, strict=True)]
+        return torch.stack(found).sum(0).unflatten(0, (B, -1)).sum(1)
+
+
+def _quadratic(N: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """gᵀNg of every example and unit, (B·H, c), of d, (c, T, B, H)."""
+    if len(d) < MANY:
+        g = d.permute(2, 3, 0, 1).flatten(0, 1)  # (B·H, c, T)
+        return (g @ N).mul_(g).sum(2)
+    g = d.permute(2, 3, 1, 0).flatten(0, 1)  # (B·H, T, c)
+    return (N @ g).mul_(g).sum(1)
 
 
 def by_themselves(layer: Unrolled, uses: list[list[Use]], B: int) -> bool:
