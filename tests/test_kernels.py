@@ -9,7 +9,7 @@ from assertions import Counter, assert_close, assert_counts, unbiased
 
 import traceest as te
 from traceest._array_api import namespace
-from traceest.estimate import degrees_of_freedom
+from traceest._errors import degrees_of_freedom
 from traceest.estimators.ustatistics import Invariant, block_sum, pair_mean, squared_mean
 from traceest.operators import sketch_gram
 from traceest.sketches import Request

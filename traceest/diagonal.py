@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, certain, degrees_of_freedom, trace_bounds
+from traceest._errors import degrees_of_freedom
+from traceest.estimate import Estimate, certain, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import Route, cheapest
 from traceest.estimators.xdiag import xdiag

@@ -103,7 +103,7 @@ class Probes:
     Notes
     -----
     What one call of `take` gives is independent of what any other gives, as a sketch and the probes of what it leaves
-    have to be. `chunks` goes on with the Hadamard set of the call of `chunks` before it.
+    have to be. `chunks` goes on with the Hadamard set of the call before it (`goes_on`).
     """
 
     def __init__(
@@ -134,6 +134,11 @@ class Probes:
             return None
         d = self.n // self.n_blocks
         return d if self.distribution == "orthogonal" else order(d)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a call of `chunks` goes on with the orthogonal set of the one before."""
+        return self.explicit is None and self.distribution == "hadamard"
 
     def take(self, k: int) -> Any:
         """The next k probes, (n, k); of an orthogonal law, the first of a set."""

@@ -20,7 +20,8 @@ import math
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, degrees_of_freedom
+from traceest._errors import degrees_of_freedom
+from traceest.estimate import Estimate
 
 
 class LeftOut(NamedTuple):

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest._errors import degrees_of_freedom
 from traceest._tails import relative_spread
-from traceest.estimate import degrees_of_freedom
 from traceest.estimators.ustatistics import Statistic
 
 

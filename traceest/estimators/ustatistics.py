@@ -17,8 +17,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest._errors import degrees_of_freedom, welch_satterthwaite
 from traceest._tails import Rescaling, reach
-from traceest.estimate import Estimate, _welch_satterthwaite, degrees_of_freedom
+from traceest.estimate import Estimate
 
 
 class Statistic(NamedTuple):
@@ -157,5 +158,5 @@ def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate
     scale = aa.safe_scale(xp, d)
     squares = aa.abs2(xp, d / scale)
     parts = xp.sqrt(xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
-    stderr, df = _welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
+    stderr, df = welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
     return Estimate(s.value * size, stderr * size, df, reach=reach(xp, s.value, s.rescaled, size), **fields)

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, _welch_satterthwaite, certain, degrees_of_freedom, from_samples
+from traceest._errors import degrees_of_freedom, welch_satterthwaite
+from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators.ustatistics import Statistic, jackknife, pair_mean, squared_mean
 from traceest.kernels.statistics import _ratio
 
@@ -172,7 +173,7 @@ class PartialTrace:
         """√(factor · Σ |deviation|²) over axis 1, added up over the blocks of axis 0, and its degrees of freedom."""
         xp = self._xp
         squares = xp.moveaxis(aa.abs2(xp, deviations), 1, -1)
-        return _welch_satterthwaite(xp, xp.sqrt(xp.sum(squares, axis=-1) * factor), degrees_of_freedom(xp, squares))
+        return welch_satterthwaite(xp, xp.sqrt(xp.sum(squares, axis=-1) * factor), degrees_of_freedom(xp, squares))
 
     def _array(self, value: Any, stderr: Any, df: Any, **fields: Any) -> Estimate:
         """An Estimate of an array that is in `unit`."""

@@ -42,7 +42,7 @@ class Sampling(Sampler):
     @property
     def population(self) -> int | None:
         """Samples that there are, if all are drawn without replacement."""
-        return self.stream.population if self.stream.distribution == "hadamard" and not self.adopted else None
+        return self.stream.population if self.stream.goes_on and not self.adopted else None
 
     @property
     def rest(self) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, degrees_of_freedom
+from traceest._errors import degrees_of_freedom
+from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter
 from traceest.estimators.spread import block_df, block_spread, spread_of_samples
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
