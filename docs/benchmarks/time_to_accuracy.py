@@ -212,11 +212,12 @@ def measure(framework: str, name: str, seeds: int, quick: bool, true: float) -> 
 
 def trace_to(K: te.Gram, rtol: float, true: float, seeds: int, best: float) -> dict[str, Any]:
     """`trace` with that tolerance: its errors, products and time, also as a ratio to the exact trace's, by turns."""
-    runs = [te.trace(K, rtol=rtol, rng=seed) for seed in range(1 if best > 0.3 and rtol < 1e-3 else seeds)]
+    long = best > 0.3
+    runs = [te.trace(K, rtol=rtol, rng=seed) for seed in range(1 if long and rtol < 1e-3 else seeds)]
     rms = float(np.sqrt(np.mean([(float(e) / true - 1) ** 2 for e in runs])))
     taken = [
         (seconds(lambda seed=seed: te.trace(K, rtol=rtol, rng=seed).value), seconds(lambda: te.exact(K).value))
-        for seed in range(TURNS if best > 0.3 else 4 * TURNS)
+        for seed in range(TURNS if long else 4 * TURNS)
     ]
     budget = int(statistics.median(e.n_products for e in runs))
     what = {"rms": rms, "methods": sorted({e.method for e in runs})}

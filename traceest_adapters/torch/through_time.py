@@ -80,7 +80,7 @@ class Steps:
         """In memory steps come first, and probes after examples, so that each step is one product an example."""
         _, keep, _, along = self.adjoint
         P, H = self.transitions, d[0].shape[-1]
-        found = torch.cat([x.permute(1, 2, 0, 3) for x in d], -1)
+        found = _steps_first(d)
         start = found.new_zeros(found.shape[1:])
         for t in reversed(range(len(P))):
             now, before = found[t], found[t - 1] if t else start
@@ -89,7 +89,7 @@ class Steps:
             before[..., :H].baddbmm_(now, P[t])
             if along is not None and keep is not None:
                 before[..., H:].addcmul_(now[..., H:], keep[t, :, None])
-        return *(x.permute(2, 0, 1, 3) for x in found.split(H, -1)), *(x.transpose(0, 1) for x in start.split(H, -1))
+        return *_probes_first(found, H), *(x.transpose(0, 1) for x in start.split(H, -1))
 
     def _back_by_gates(self, d: list[torch.Tensor]) -> State:
         """In memory examples come before time, as `by_gates` wants them."""
@@ -122,7 +122,7 @@ class Steps:
     def _forward_by_transitions(self, v: list[torch.Tensor], start: list[torch.Tensor]) -> State:
         _, keep, _, along = self.adjoint
         P, H = self.transitions, v[0].shape[-1]
-        found = torch.cat([x.permute(1, 2, 0, 3) for x in v], -1)
+        found = _steps_first(v)
         before = torch.cat([x.transpose(0, 1) for x in start], -1)
         for t in range(len(P)):
             now = found[t].baddbmm_(before[..., :H], P[t].mT)
@@ -130,7 +130,7 @@ class Steps:
                 now[..., H:].addcmul_(before[..., H:], keep[t, :, None])
                 now[..., :H].addcmul_(now[..., H:], along[t, :, None])
             before = now
-        return tuple(x.permute(2, 0, 1, 3) for x in found.split(H, -1))
+        return _probes_first(found, H)
 
     def _forward_by_gates(self, v: list[torch.Tensor], before: list[torch.Tensor]) -> State:
         C, keep, _, along = self.adjoint
@@ -172,6 +172,16 @@ class Steps:
                 found[-1].addcmul_(by_h[..., q, :], C[:, :, q])
                 found[-1].addcmul_(by_i[..., q, :], C[:, :, q] if last is None or q < every[-1] else last)
         return tuple(found)
+
+
+def _steps_first(parts: list[torch.Tensor]) -> torch.Tensor:
+    """(c, T, B, H) each → (T, B, c, parts · H), a copy."""
+    return torch.cat([x.permute(1, 2, 0, 3) for x in parts], -1)
+
+
+def _probes_first(x: torch.Tensor, H: int) -> State:
+    """(T, B, c, parts · H) → (c, T, B, H) each."""
+    return tuple(part.permute(2, 0, 1, 3) for part in x.split(H, -1))
 
 
 def cells(steps: Steps, gi: torch.Tensor, gh: torch.Tensor, states: State) -> State:

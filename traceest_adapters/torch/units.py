@@ -22,7 +22,6 @@ from traceest_adapters.torch.through_time import worth
 LEAST = 2.0**-20
 """A gate's largest derivative; of smaller ones the squares might leave float32's range."""
 
-
 MANY = 12
 """Probes from which on products with forms are faster with steps, and not probes, along the rows."""
 
