@@ -14,6 +14,7 @@ from models import as_jax, jax_gru, per_example, random, torch_gru
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, layers, loops, tape, taps, verify
+from traceest_adapters.jax.jaxprs import inner
 from traceest_adapters.jax.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -364,3 +365,51 @@ def test_a_wrong_rule_is_seen_from_values_and_the_parameter_left_to_the_slower_w
 ) -> None:
     plan = assert_right(mutated(name, monkeypatch))._plan
     assert plan.rest
+
+
+def a_deep_network(depth: int, width: int = 8) -> Any:
+    """Its Jacobian."""
+    rng = np.random.default_rng(0)
+    weights = [(rng.standard_normal((width, width)) / width**0.5).astype("float32") for _ in range(depth)]
+
+    def fn(p: Any, x: Any) -> Any:
+        for w in p:
+            x = jnp.tanh(x @ w)
+        return x
+
+    return jacobian(fn, [jnp.asarray(w) for w in weights], jnp.asarray(rng.standard_normal((4, width)), jnp.float32))
+
+
+def equations(jaxpr: Any) -> int:
+    return len(jaxpr.eqns) + sum(map(equations, inner(jaxpr)))
+
+
+def test_verification_goes_back_once_for_all_parameters() -> None:
+    """Once for each would be quadratic in depth: three minutes of compilation for 200 layers, half a minute so."""
+
+    def size(depth: int) -> int:
+        J = a_deep_network(depth)
+        arrays = J.trained, J.fixed, J._examples
+        both = jax.make_jaxpr(verify._both, static_argnums=(0, 1))
+        plan = ghost.plan(J.model, *arrays)
+        return equations(both(J.model, plan, *arrays, verify._cotangents(J._examples, 8)).jaxpr)
+
+    assert size(24) <= 4.2 * size(6)
+
+
+@pytest.mark.slow
+def test_rounding_that_adds_up_through_many_layers_is_not_taken_for_a_wrong_rule() -> None:
+    assert not a_deep_network(200, 128)._plan.rest
+
+
+def test_what_is_taken_for_rounding_grows_with_depth_up_to_what_outputs_may_be_off() -> None:
+    def rtol(depth: int, dtype: Any) -> float:
+        (use,) = a_deep_network(1)._understood.uses
+        uses = (use._replace(result=(use.result[0], jnp.dtype(dtype))),) * depth
+        return verify._rounding(Plan(uses, (0,), (), ()), [])
+
+    eps = float(jnp.finfo(jnp.float32).eps)
+    assert rtol(1, jnp.float32) == pytest.approx(eps ** (2 / 3))
+    assert rtol(100, jnp.float32) == pytest.approx(10 * eps ** (2 / 3))
+    assert rtol(10_000, jnp.float32) == pytest.approx(eps**0.5)
+    assert rtol(10_000, jnp.bfloat16) < 0.1

@@ -105,8 +105,12 @@ def _held(uses: list[Use], dtype: Any, arrays: Any) -> int:
 def deltas(plan: Plan, some: Plan, pullback: Any, U: Any) -> Any:
     """What the probes U, (c, B, n_b), give at the taps of `some` parameters: (B, c, …) each."""
     taps, copies, _ = pulled(pullback, U)
-    taps = [d for d, use in zip(taps, plan.uses, strict=True) if use.leaf in some.weights]
-    return taps, [g for g, leaf in zip(copies, plan.small, strict=True) if leaf in some.small]
+    return of_some(plan, some, taps, copies)
+
+
+def of_some(plan: Plan, some: Plan, taps: list[Any], copies: list[Any]) -> tuple[list[Any], list[Any]]:
+    """Of what is at all taps, and all copies, that of some parameters."""
+    return plan.at(taps, some.weights), [g for g, leaf in zip(copies, plan.small, strict=True) if leaf in some.small]
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from traceest_adapters import _state as common
 from traceest_adapters.jax import compiling, ghost, layers, pullback, steps
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.plan import Plan
@@ -78,9 +79,10 @@ def _with_right_cells(plan: Plan, trained: list[Any], both: _Both, norms: Any) -
 
 
 def _rounding(plan: Plan, trained: list[Any]) -> float:
-    """Relative, in norms and inner products."""
+    """Relative, in norms and inner products; it adds up from use to use, to what the outputs themselves may be off."""
     eps = max(float(jnp.finfo(dtype).eps) for dtype in (*(p.dtype for p in trained), *_dtypes(plan)))
-    return float(max(ROUNDING, eps ** (2 / 3)))
+    deep = max(1, len(plan.uses)) ** 0.5
+    return float(max(ROUNDING, min(eps ** (2 / 3) * deep, common.tolerance(eps))))
 
 
 def _dtypes(plan: Plan) -> list[Any]:
@@ -100,19 +102,19 @@ def _both(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, U: 
     U = U.astype(state.dtype)
     leaves = (*plan.weights, *plan.small)
     pull, operands, forms = pullback.tapped(model, plan, trained, fixed, examples)
+    taps, copies, states = pullback.pulled(pull, U)
     found, squares, formed = [], [], []
     g = steps.block_grads(model, leaves, 1, trained, fixed, examples, U).astype(dtype)
     start = 0
     for leaf in leaves:
         one = plan.chosen((leaf,))
-        kept = [x for x, use in zip(operands, plan.uses, strict=True) if use.leaf == leaf and leaf in plan.weights]
-        deltas = ghost.deltas(plan, one, pull, U)
+        kept, deltas = plan.at(operands, one.weights), ghost.of_some(plan, one, taps, copies)
         found.append(ghost.gram(one, dtype, kept, deltas, deltas))
         squares.append(_squares(one, dtype, kept, deltas))
         part = g[:, :, start : start + trained[leaf].size]
         formed.append(steps.inner(part, part))
         start += trained[leaf].size
-    cells = ghost.of_cells(plan, dtype, forms, pullback.pulled(pull, U)[2]) if plan.cells else []
+    cells = ghost.of_cells(plan, dtype, forms, states) if plan.cells else []
     return _Both(
         jnp.stack(found), jnp.stack(squares), jnp.stack(cells) if cells else jnp.zeros((0,)), jnp.stack(formed)
     )
