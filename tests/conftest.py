@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import array_api_strict
@@ -19,6 +21,18 @@ torch.set_num_threads(1)
 array_api_strict.set_array_api_strict_flags(
     api_version="2025.12", boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=("linalg",)
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One store of compiled JAX programs for all modules, workers and scripts: half of the time is compilation."""
+    if not hasattr(config, "workerinput") and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        store = TemporaryDirectory(ignore_cleanup_errors=True)
+        config.add_cleanup(store.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = store.name
+    os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,8 @@ from assertions import Counter, assert_counts
 
 import traceest as te
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 N, K = 40, 7
 
 

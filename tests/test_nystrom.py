@@ -14,6 +14,8 @@ from assertions import Counter, assert_close, assert_counts, assert_unbiased
 
 import traceest as te
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 N, Q, S = 40, 6, 5
 COMPLEX_PSD = zoo.hermitian(N) @ zoo.hermitian(N) + 0.1 * np.eye(N)
 PSD = {"poly": zoo.spectral("poly", N), "flat": zoo.spectral("flat", N), "complex": COMPLEX_PSD}
