@@ -82,13 +82,13 @@ class Steps:
         P, H = self.transitions, d[0].shape[-1]
         found = _steps_first(d)
         start = found.new_zeros(found.shape[1:])
-        for t in reversed(range(len(P))):
-            now, before = found[t], found[t - 1] if t else start
+        steps, of_h = [start, *found.unbind()], [start[..., :H], *found[..., :H].unbind()]
+        for t, P_t in reversed(list(enumerate(P.unbind()))):
             if along is not None:
-                now[..., H:].addcmul_(now[..., :H], along[t, :, None])
-            before[..., :H].baddbmm_(now, P[t])
+                steps[t + 1][..., H:].addcmul_(of_h[t + 1], along[t, :, None])
+            of_h[t].baddbmm_(steps[t + 1], P_t)
             if along is not None and keep is not None:
-                before[..., H:].addcmul_(now[..., H:], keep[t, :, None])
+                steps[t][..., H:].addcmul_(steps[t + 1][..., H:], keep[t, :, None])
         return *_probes_first(found, H), *(x.transpose(0, 1) for x in start.split(H, -1))
 
     def _back_by_gates(self, d: list[torch.Tensor]) -> State:
@@ -96,18 +96,21 @@ class Steps:
         C, keep, _, along = self.adjoint
         (c, T, B, H), gates = d[0].shape, C.shape[-2]
         found = [x.transpose(1, 2).clone(memory_format=torch.contiguous_format) for x in d]
+        start = [x.new_zeros(c, B, H) for x in d]
+        steps = [[zero, *x.unbind(2)] for zero, x in zip(start, found, strict=True)]
+        rows = [start[0].view(c * B, H), *found[0].view(c * B, T, H).unbind(1)]
         g = d[0].new_empty(c, B, gates, H)
+        parts = [(g[:, :, some], C[:, :, some].unbind()) for some in self.adjoint.gates]
         for t in reversed(range(T)):
-            now = [x[:, :, t] for x in found]  # what comes from later steps was added
+            now = [x[t + 1] for x in steps]  # what comes from later steps was added
             if along is not None:
                 now[1].addcmul_(now[0], along[t])
-            for x, some in zip(now, self.adjoint.gates, strict=True):
-                torch.mul(x[:, :, None], C[t, :, some], out=g[:, :, some])
-            before = [x[:, :, t - 1] if t else x.new_zeros(c, B, H) for x in found]
-            before[0].view(c * B, H).addmm_(g.view(c * B, gates * H), self.W)
+            for x, (by, C_t) in zip(now, parts, strict=True):
+                torch.mul(x[:, :, None], C_t[t], out=by)
+            rows[t].addmm_(g.view(c * B, gates * H), self.W)
             if keep is not None:
-                before[-1].addcmul_(now[-1], keep[t])
-        return *(x.transpose(1, 2) for x in found), *before
+                steps[-1][t].addcmul_(now[-1], keep[t])
+        return *(x.transpose(1, 2) for x in found), *start
 
     def of_states(self, v: list[torch.Tensor]) -> State:
         """The transpose of `by_states`: ṡ, (c, T, B, H), and the first ḣ, (c, B, H), of each part → ḣ, (c, T, B, H)."""
@@ -124,8 +127,8 @@ class Steps:
         P, H = self.transitions, v[0].shape[-1]
         found = _steps_first(v)
         before = torch.cat([x.transpose(0, 1) for x in start], -1)
-        for t in range(len(P)):
-            now = found[t].baddbmm_(before[..., :H], P[t].mT)
+        for t, (now, P_t) in enumerate(zip(found.unbind(), P.unbind(), strict=True)):
+            now.baddbmm_(before[..., :H], P_t.mT)
             if along is not None and keep is not None:
                 now[..., H:].addcmul_(before[..., H:], keep[t, :, None])
                 now[..., :H].addcmul_(now[..., H:], along[t, :, None])
