@@ -105,7 +105,7 @@ def test_the_chunk_size_does_not_change_the_products() -> None:
 
 def test_a_new_number_of_probes_or_new_parameters_compile_no_step_again() -> None:
     fn, params, x, _ = CASES["mlp"]
-    compiled_steps = (steps.block_sqnorms, steps.rmatmat, steps.matmat, steps.gram_matmat, steps.block_grads)
+    compiled_steps = (steps.block_sqnorms, steps.vjps, steps.matmat, steps.gram_matmat, steps.block_grads)
 
     def use(scale: float, k: int) -> None:
         J = jacobian(fn, jax.tree.map(lambda p: scale * p, params), x)

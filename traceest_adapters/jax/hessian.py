@@ -6,10 +6,8 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import traceest as te
-from traceest_adapters.jax import steps
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.operator import JaxJacobian
 
@@ -29,9 +27,7 @@ class JaxHessian(te.Operator):
 
     def matmat(self, X: Any) -> Any:
         """H X: (P, k) → (P, k)."""
-        return self._of._by_chunks(
-            lambda T: products(self._jvp, T).astype(self.dtype), self._of._tangents(X), X.shape[1]
-        )
+        return self._of._columns(lambda T: products(self._jvp, T), self._of._tangents(X), X.shape[1])
 
     rmatmat = matmat
 
@@ -44,5 +40,5 @@ def linearise_gradient(model: Model, trained: Any, fixed: Any, inputs: Any) -> A
 
 @jax.jit
 def products(jvp: Any, T: Any) -> Any:
-    """A (c, …) tangent for each parameter → (P, c)."""
-    return jnp.transpose(steps.flat(jax.vmap(jvp)(T)))
+    """A (c, …) tangent for each parameter → the same of H times it."""
+    return jax.vmap(jvp)(T)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import jax
@@ -23,6 +24,9 @@ MOST = 4
 
 IN_LOOPS = 8
 """So many times as many where loops' transitions are made, which are read once for all of them."""
+
+JOINED = 4
+"""Pieces whose gradients become columns at once: with more, each number of probes would be a program of its own."""
 
 FEW = 8
 """Up to so many probes transitions are not worth making."""
@@ -151,9 +155,7 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._by_chunks(
-            lambda U: steps.rmatmat(self._vjp, U).astype(self.dtype), self._cotangents(V), V.shape[1]
-        )
+        return self._columns(lambda U: steps.vjps(self._vjp, U), self._cotangents(V), V.shape[1])
 
     @modes.needs("forward")
     @memory.recovering
@@ -270,6 +272,12 @@ class JaxJacobian(te.Operator):
         for i, j in common.chunks(V.shape[1], c):
             piece = V if V.shape[1] == c else V[:, i:j]
             yield (piece if j - i == c else jnp.pad(piece, ((0, 0), (0, c - (j - i))))).astype(self._state_dtype)
+
+    def _columns(self, grads: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
+        """`grads` of every piece, a (c, …) array for each parameter, as the columns of a (P, k) array."""
+        pieces = iter(pieces)
+        some = iter(lambda: [grads(piece) for piece in islice(pieces, JOINED)], [])
+        return self._by_chunks(lambda grads: steps.columns(grads).astype(self.dtype), some, k)
 
     def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""

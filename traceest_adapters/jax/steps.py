@@ -27,10 +27,17 @@ def linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> An
 
 
 @jax.jit
-def rmatmat(vjp: Any, U: Any) -> Any:
-    """(c, B, n_b) → (P, c)."""
-    (grads,) = jax.vmap(vjp)(U)
-    return flat(grads).T
+def vjps(vjp: Any, U: Any) -> Any:
+    """(c, B, n_b) → a (c, …) gradient for each parameter."""
+    return jax.vmap(vjp)(U)[0]
+
+
+@jax.jit
+def columns(pieces: list[list[Any]]) -> Any:
+    """Pieces of (c, …) for each parameter → (P, probes of all pieces), in one pass over what is large."""
+    dtype = jnp.promote_types(jnp.result_type(*pieces[0]), jnp.float32)
+    rows = lambda g: jnp.reshape(g, (len(g), -1)).astype(dtype)  # noqa: E731
+    return jnp.concatenate([jnp.concatenate(list(map(rows, leaf))).T for leaf in zip(*pieces, strict=True)])
 
 
 @jax.jit
