@@ -7,6 +7,7 @@ from typing import Any
 import array_api_compat
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest.operators import aslinearoperator
 
 WITHOUT = {
@@ -91,11 +92,17 @@ def tolerance(rtol: float, atol: float, confidence: float, caller: str) -> None:
         raise ValueError(f"{caller}: confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
 
 
-def finite(x: Any, side: str, first_column: int, caller: str) -> None:
-    """Raise if a product has a NaN or an infinity in it, saying which product and which column."""
+def _not_finite(x: Any) -> tuple[Any, Any]:
+    """The columns that have a NaN or an infinity in them, and whether any has."""
     xp = aa.namespace(x)
     bad = xp.any(xp.reshape(~xp.isfinite(x), (-1, x.shape[-1])), axis=0)
-    if bool(xp.any(bad)):
+    return bad, xp.any(bad)
+
+
+def finite(x: Any, side: str, first_column: int, caller: str) -> None:
+    """Raise if a product has a NaN or an infinity in it, saying which product and which column."""
+    bad, any_bad = _backends.compiled(_not_finite, (), x, x)
+    if bool(any_bad):
         column = first_column + next(i for i in range(x.shape[-1]) if bool(bad[i]))
         raise ValueError(
             f"{caller}: NaN or infinity in the product {side}, column {column} of those asked so far; look for "

@@ -160,7 +160,10 @@ class Probes:
             return X
         d = self.n // self.n_blocks
         X = self.xp.reshape(X, (self.n_blocks, d, k))
-        X = self._on_sphere(X) if self.distribution == "sphere" else self._haar(X) * d**0.5
+        if self.distribution == "sphere":
+            X = _backends.compiled(_on_sphere, (), X, X)
+        else:
+            X = self._haar(X) * d**0.5
         return self.xp.reshape(X, (self.n, k))
 
     def skip(self, k: int) -> None:
@@ -214,10 +217,6 @@ class Probes:
             return (self._cast(self._draw("normal", k)) + 1j * self._cast(self._draw("normal", k))) * 0.5**0.5
         return self._cast(self._draw("normal", k))
 
-    def _on_sphere(self, X: Any) -> Any:
-        length2 = self.xp.sum(aa.abs2(self.xp, X), axis=1, keepdims=True)
-        return X * self.xp.astype(self.xp.sqrt(X.shape[1] / length2), X.dtype)
-
     def _haar(self, X: Any) -> Any:
         """Haar-distributed orthonormal columns, at most d to a set: Q of a Gaussian, R's diagonal made positive."""
         d, k = X.shape[1], X.shape[2]
@@ -241,6 +240,13 @@ class Probes:
             if self.device is not None and aa.device(x) != self.device:
                 x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
+
+
+def _on_sphere(X: Any) -> Any:
+    """(n_blocks, d, k), each column of each block of length √d."""
+    xp = aa.namespace(X)
+    length2 = xp.sum(aa.abs2(xp, X), axis=1, keepdims=True)
+    return X * xp.astype(xp.sqrt(X.shape[1] / length2), X.dtype)
 
 
 def independent(distribution: Distribution) -> Distribution:

@@ -4,7 +4,8 @@
 
 Each number from processes of its own, the median: `import traceest` beyond NumPy's own import, and which of the heavy
 libraries it brings along (none should be); and, the framework being imported, the first trace and the first summary of
-a small model's kernel in JAX and PyTorch, with the adapter's import, the checks of the model and all compilation.
+a small model's kernel in JAX and PyTorch, with the adapter's import, the checks of the model and all compilation; also
+of a matrix, 300 × 300, by methods that do more than draw samples, outside of `jax.jit`.
 Writes startup.json and brings the table of docs/performance.md up to date.
 """
 
@@ -37,6 +38,8 @@ def model(p, x):
 keys = jax.random.split(jax.random.key(0), 3)
 params = {"a": jax.random.normal(keys[0], (16, 32)), "b": jax.random.normal(keys[1], (32, 10))}
 x = jax.random.normal(keys[2], (32, 16))
+Q = jnp.linalg.qr(jax.random.normal(keys[0], (300, 300)))[0]
+A = ((Q * 0.95 ** jnp.arange(300.0)) @ Q.T).block_until_ready()
 start = time.perf_counter()
 import traceest as te
 from traceest_adapters.jax import ntk
@@ -46,13 +49,21 @@ K = ntk(model, params, x)
 import time, torch
 model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
 x = torch.randn(32, 16)
+Q = torch.linalg.qr(torch.randn(300, 300))[0]
+A = (Q * 0.95 ** torch.arange(300.0)) @ Q.T
 start = time.perf_counter()
 import traceest as te
 from traceest_adapters.torch import ntk
 K = ntk(model, x)
 """,
 }
-STATISTICS = {"trace": "te.trace(K, rtol=0.05, rng=0)", "summary": "te.summary(K, n_probes=4, rng=0).effective_rank"}
+STATISTICS = {
+    "trace": "te.trace(K, rtol=0.05, rng=0)",
+    "summary": "te.summary(K, n_probes=4, rng=0).effective_rank",
+    "Hutch++ of a matrix": "te.hutchpp(A, 30, rng=0)",
+    "norm of a matrix": "te.frobenius_norm(A, 30, rng=0)",
+    "trace of a matrix to 1 %": "te.trace(A, rtol=0.01, rng=0)",
+}
 LIMITS = {"import traceest": 0.15, "jax": 3.0, "torch": 1.0}
 """Seconds that each may take."""
 

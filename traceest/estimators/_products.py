@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest import _backends
 
 
 def products(xp: Any, A: Any, X: Any, chunk: int) -> Any:
@@ -31,3 +32,16 @@ def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:
 def deflate(xp: Any, Q: Any, G: Any) -> Any:
     """(I − QQᴴ) G."""
     return G - Q @ (aa.adjoint(xp, Q) @ G)
+
+
+def orth(Y: Any, Omega: Any) -> tuple[Any, Any, Any]:
+    """Q and R of Y = AΩ in units of max|Y|, and that, as one program where the framework compiles."""
+    found: tuple[Any, Any, Any] = _backends.compiled(_orth, (), (Y, Omega), Y)
+    return found
+
+
+def _orth(arrays: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    Y, Omega = arrays
+    xp = aa.namespace(Y)
+    top = aa.largest(xp, Y)
+    return *aa.orth(xp, Y, Omega, xp.where(top > 0, top, 1.0)), top

@@ -9,12 +9,13 @@ import math
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, trace_bounds
+from traceest.estimators import leave_out
 from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import products
+from traceest.estimators._products import orth, products
 from traceest.estimators.exact import cheapest, exact
-from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.probes import ORTHOGONAL, Distribution, Probes, directions
 
 
@@ -81,13 +82,11 @@ def xtrace(
         return sketch
     meter, Omega, Y, chunk = sketch
     xp = aa.namespace(Y)
-    top = aa.largest(xp, Y)
+    Q, R, top = orth(Y, Omega)
     scale = xp.where(top > 0, top, 1.0)
-    Q, R = aa.orth(xp, Y, Omega, scale)
-    H, T = _compressed(xp, meter.op, Q, R, Omega, scale, chunk)
-    left_out = xtrace_left_out(xp, Omega, Q, R, H, T, normalise and distribution != "rademacher")
-    left_out = left_out.real(xp) if meter.op.symmetric else left_out
-    return left_out.estimate(xp, top, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
+    H, T = _compressed(xp, meter.op, Q, Omega, scale, chunk)
+    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, H, T, top))
+    return Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
 
 
 def xnystrace(
@@ -145,9 +144,8 @@ def xnystrace(
     if isinstance(sketch, Estimate):
         return sketch
     meter, Omega, Y, _ = sketch
-    xp = aa.namespace(Y)
-    left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise and distribution != "rademacher")
-    return left_out.estimate(xp, aa.largest(xp, Y), method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
+    found = _mean(leave_out.xnystrace, normalise, distribution, (Omega, Y))
+    return Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
 
 
 def _sketch(
@@ -181,13 +179,18 @@ def _sketch(
     return meter, Omega, products(xp, meter.op, Omega, chunk), chunk
 
 
-def _compressed(xp: Any, A: Any, Q: Any, R: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:
-    """H = QᴴAQ and T = (AQ)ᴴΩ, over `scale`; where A is self-adjoint T is QᴴY = R, of K = JJᴴ H needs vjps alone."""
+def _mean(of: Any, normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]) -> leave_out.Mean:
+    """The arithmetic after the products, as one program where the framework compiles."""
+    return _backends.compiled(of, (normalise and distribution != "rademacher",), arrays, arrays[0])
+
+
+def _compressed(xp: Any, A: Any, Q: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:
+    """H = QᴴAQ and T = (AQ)ᴴΩ, over `scale`; no T where A is self-adjoint, for it is QᴴY. Of K = JJᴴ H takes vjps."""
     if hasattr(A, "factor"):
         G = aa.concat_columns(
             xp, [A.factor.rmatmat(Q[:, i : min(i + chunk, Q.shape[1])]) for i in range(0, Q.shape[1], chunk)]
         )
         unit = xp.sqrt(scale)
-        return aa.adjoint(xp, G / unit) @ (G / unit), R
+        return aa.adjoint(xp, G / unit) @ (G / unit), None
     Z = products(xp, A, Q, chunk)
-    return aa.adjoint(xp, Q) @ Z / scale, R if A.symmetric else aa.adjoint(xp, Z) @ Omega / scale
+    return aa.adjoint(xp, Q) @ Z / scale, None if A.symmetric else aa.adjoint(xp, Z) @ Omega / scale

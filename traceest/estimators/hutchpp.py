@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import deflate, products, quadratic_forms
+from traceest.estimators._products import deflate, orth, products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes, directions
 
@@ -92,10 +93,9 @@ def hutchpp(
     law = directions(distribution) if normalise else distribution
     stream = Probes(n, A, rng=rng, distribution=law, probes=probes)
     S = stream.take(q)
-    Q, _ = aa.orth(xp, products(xp, meter.op, S, chunk), S)
-    left = (deflate(xp, Q, G) for G in stream.chunks(s, chunk))
-    if normalise and distribution in ("sphere", "gaussian"):
-        left = (_of_length(xp, U, n - q) for U in left)
+    Q = orth(products(xp, meter.op, S, chunk), S)[0]
+    length2 = n - q if normalise and distribution in ("sphere", "gaussian") else None
+    left = (_backends.compiled(_left, (length2,), (Q, G), G) for G in stream.chunks(s, chunk))
     if q + s <= chunk and n * (q + s) <= aa.LARGE:  # one pass over A for both, where columns are copied for less
         forms = quadratic_forms(xp, meter.op, [aa.concat_columns(xp, [Q, *left])])
         on_sketch, off_sketch = forms[:q], forms[q:]
@@ -106,8 +106,13 @@ def hutchpp(
     return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
 
 
-def _of_length(xp: Any, U: Any, length2: int) -> Any:
-    """The columns of U at that squared length; zeros stay."""
+def _left(length2: int | None, arrays: tuple[Any, Any]) -> Any:
+    """What Q leaves of the columns of G, at that squared length, if any; zeros stay."""
+    Q, G = arrays
+    xp = aa.namespace(G)
+    U = deflate(xp, Q, G)
+    if length2 is None:
+        return U
     found = xp.sum(aa.abs2(xp, U), axis=0)
     scale = xp.sqrt(length2 / xp.where(found > 0, found, xp.ones_like(found)))
     return U * xp.astype(scale, U.dtype)[None, :]

@@ -23,6 +23,9 @@ from traceest import _array_api as aa
 from traceest._errors import degrees_of_freedom
 from traceest.estimate import Estimate
 
+Mean = tuple[Any, Any, Any]
+"""Value, standard error, and its degrees of freedom."""
+
 
 class LeftOut(NamedTuple):
     """Estimates with probe i left out of the sketch, (…, k), and with i and j left out, (…, k, k), off its diagonal.
@@ -40,6 +43,11 @@ class LeftOut(NamedTuple):
 
     def estimate(self, xp: Any, size: Any, **fields: Any) -> Estimate:
         """Their mean, with the standard error that the module's head derives, times `size`."""
+        value, stderr, df = self.mean(xp, size)
+        return Estimate(value, stderr, df, None, **fields)
+
+    def mean(self, xp: Any, size: Any) -> Mean:
+        """The same as value, standard error and degrees of freedom."""
         k, pairs = self.one.shape[-1], (-2, -1)
         theta = xp.sum(self.one, axis=-1, keepdims=True) / k
         deviations = self.one - theta
@@ -58,7 +66,7 @@ class LeftOut(NamedTuple):
         variance = xp.maximum(xp.sum(squares, axis=-1) / (k * (k - 1)) + covariance, independent / 2)
         variance = variance + ((rounding / unit) ** 2)[..., 0, 0]
         stderr = xp.sqrt(variance) * unit[..., 0, 0]
-        return Estimate(theta[..., 0] * size, stderr * size, degrees_of_freedom(xp, squares), None, **fields)
+        return theta[..., 0] * size, stderr * size, degrees_of_freedom(xp, squares)
 
 
 class Basis(NamedTuple):
@@ -128,6 +136,21 @@ def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normali
     """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = Qrᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with R."""
     basis = Basis.of(xp, Omega, Q, R)
     return basis.traces(xp, aa.vdot(xp, basis.W, R), R, T, H, normalise)
+
+
+def xtrace(normalise: bool, arrays: tuple[Any, ...]) -> Mean:
+    """XTrace's answer from Ω, Q, R, H and T, and what they are in units of; T is None, for R, of a self-adjoint A."""
+    Omega, Q, R, H, T, top = arrays
+    xp = aa.namespace(R)
+    left_out = xtrace_left_out(xp, Omega, Q, R, H, R if T is None else T, normalise)
+    return (left_out.real(xp) if T is None else left_out).mean(xp, top)
+
+
+def xnystrace(normalise: bool, arrays: tuple[Any, Any]) -> Mean:
+    """XNysTrace's answer from Ω and Y."""
+    Omega, Y = arrays
+    xp = aa.namespace(Y)
+    return xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise).mean(xp, aa.largest(xp, Y))
 
 
 def pair_weights(xp: Any, c: Any) -> Any:

@@ -22,6 +22,7 @@ import math
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, from_samples, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
@@ -95,7 +96,7 @@ def nystrompp(
         return plan
     xp, Omega = plan.stream.xp, plan.stream.take(plan.q)
     Y = products(xp, plan.meter.op, Omega, plan.chunk)
-    L, R = _factors(xp, Omega, Y, Y)
+    L, R = _backends.compiled(_factors, (), (Omega, Y, Y), Y)
     return _plus_residual(plan, L, R, True, method="nystrompp", bounds=(0.0, math.inf))
 
 
@@ -162,7 +163,8 @@ def na_hutchpp(
     S, R = plan.stream.take(plan.q), plan.stream.take(2 * plan.q)
     W = products(xp, op if op.symmetric else op.H, S, plan.chunk)
     Z = products(xp, op, R, plan.chunk)
-    return _plus_residual(plan, *_factors(xp, S, W, Z), op.symmetric, method="na_hutchpp", bounds=trace_bounds(op))
+    L, R = _backends.compiled(_factors, (), (S, W, Z), Z)
+    return _plus_residual(plan, L, R, op.symmetric, method="na_hutchpp", bounds=trace_bounds(op))
 
 
 class _Plan(NamedTuple):
@@ -215,12 +217,14 @@ def _plan(
     return _Plan(Meter(A), stream, q, m - each * q, chunk)
 
 
-def _factors(xp: Any, S: Any, W: Any, Z: Any) -> tuple[Any, Any]:
-    """L and R of Ã = Z(SᴴZ)⁺Wᴴ = LRᴴ, by QR of (SᴴZ)ᴴ.
+def _factors(arrays: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+    """L and R of Ã = Z(SᴴZ)⁺Wᴴ = LRᴴ, by QR of (SᴴZ)ᴴ, from S, W and Z.
 
     The floor, of the size of rounding, gives QR full rank, and so a derivative, whatever the rank of A and however
     unlucky S. It moves singular values σ of SᴴZ by a fraction (floor/σ)² only, and the residual sees by how much.
     """
+    S, W, Z = arrays
+    xp = aa.namespace(Z)
     scale = aa.safe_scale(xp, Z)
     M = aa.adjoint(xp, S) @ (Z / scale)
     q, p = M.shape
@@ -232,23 +236,39 @@ def _factors(xp: Any, S: Any, W: Any, Z: Any) -> tuple[Any, Any]:
 def _plus_residual(plan: _Plan, L: Any, R: Any, hermitian: bool, **fields: Any) -> Estimate:
     """Tr Ã + mean gᴴ(A − Ã)g for Ã = LRᴴ, of which the Hermitian part is taken where A is Hermitian."""
     xp, op, law = plan.stream.xp, plan.meter.op, plan.stream.distribution
-    part = (lambda x: aa.real(xp, x)) if hermitian else (lambda x: x)
-    trace = part(xp.sum(aa.vdot(xp, R, L)))
     G = plan.stream.take(plan.s)
+    if law in ("sphere", "gaussian"):
+        arrays = L, R, G, products(xp, op, G, plan.chunk)
+        value, stderr, df = _backends.compiled(_mean, (law == "sphere", bool(hermitian)), arrays, G)
+        return Estimate(value, stderr, df, None, **plan.meter.spent, **fields)
     RG, LG = aa.adjoint(xp, R) @ G, aa.adjoint(xp, L) @ G
-    if law not in ("sphere", "gaussian"):
-        chunks = (G[:, i : min(i + plan.chunk, plan.s)] for i in range(0, plan.s, plan.chunk))
-        forms = part(quadratic_forms(xp, op, chunks) - aa.vdot(xp, LG, RG))
-        e = from_samples(forms[None, :], population=plan.stream.population, **plan.meter.spent, **fields)
-        return Estimate(trace + e.value, e.stderr, e.df, None, **plan.meter.spent, **fields)
-    seen = L @ RG
+    chunks = (G[:, i : min(i + plan.chunk, plan.s)] for i in range(0, plan.s, plan.chunk))
+    forms = _part(xp, quadratic_forms(xp, op, chunks) - aa.vdot(xp, LG, RG), hermitian)
+    e = from_samples(forms[None, :], population=plan.stream.population, **plan.meter.spent, **fields)
+    return Estimate(_trace(xp, L, R, hermitian) + e.value, e.stderr, e.df, None, **plan.meter.spent, **fields)
+
+
+def _mean(sphere: bool, hermitian: bool, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    """The same with its standard error and degrees of freedom, from L, R, G and AG."""
+    L, R, G, AG = arrays
+    xp = aa.namespace(G)
+    seen = L @ (aa.adjoint(xp, R) @ G)
     if hermitian or not aa.is_complex(xp, G.dtype):  # of real A, real forms see the Hermitian part alone
-        seen = (seen + R @ LG) / 2
-    BG = products(xp, op, G, plan.chunk) - seen
+        seen = (seen + R @ (aa.adjoint(xp, L) @ G)) / 2
+    BG = AG - seen
     forms = aa.vdot(xp, G, BG)
-    value = trace + part(xp.sum(forms) / plan.s)
-    stderr, df = _stderr(xp, G, BG, forms, law == "sphere", hermitian)
-    return Estimate(value, stderr, df, None, **plan.meter.spent, **fields)
+    value = _trace(xp, L, R, hermitian) + _part(xp, xp.sum(forms) / G.shape[1], hermitian)
+    return value, *_stderr(xp, G, BG, forms, sphere, hermitian)
+
+
+def _trace(xp: Any, L: Any, R: Any, hermitian: bool) -> Any:
+    """Tr LRᴴ."""
+    return _part(xp, xp.sum(aa.vdot(xp, R, L)), hermitian)
+
+
+def _part(xp: Any, x: Any, hermitian: bool) -> Any:
+    """What is not rounding of it."""
+    return aa.real(xp, x) if hermitian else x
 
 
 def _stderr(xp: Any, G: Any, BG: Any, forms: Any, sphere: bool, hermitian: bool) -> tuple[Any, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
+from traceest.estimators import leave_out
 from traceest.estimators._products import deflate, form
-from traceest.estimators.leave_out import xnystrace_left_out, xtrace_left_out
 from traceest.operators.blocks import block_sqnorms
 from traceest.probes import Distribution, Probes, independent
 from traceest.samplers.base import Sampler, Target
@@ -175,7 +176,8 @@ class Exchangeable(Sampler):
 
     def _pilot(self) -> float:
         """Standard deviation of uᴴAu, u being what Q leaves of a probe, brought to the length that it should have."""
-        xp, Q = self.xp, aa.orth(self.xp, self.joined("products"), self.joined("probes"))[0]
+        xp, Omega, Y = self.xp, self.joined("probes"), self.joined("products")
+        Q = _backends.compiled(_basis, (), (None, Y, Omega), Y)
         G = self.stream.take(PILOT)
         kept = Q @ (aa.adjoint(xp, Q) @ G)
         U = G - kept
@@ -199,13 +201,8 @@ class Exchangeable(Sampler):
 
     def _extend(self) -> None:
         """Q for the products that it has no column for yet, and AQ."""
-        xp = self.xp
         Y, Omega = (self.joined(name)[:, self.sketched :] for name in ("products", "probes"))
-        if not self.basis:
-            Q = aa.orth(xp, Y, Omega)[0]
-        else:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
-            old, Y = self.joined("basis"), aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
-            Q = aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
+        Q = _backends.compiled(_basis, (), (self.joined("basis") if self.basis else None, Y, Omega), Y)
         self.basis.append(Q)
         self.images.append(self.multiply(Q))
 
@@ -238,15 +235,34 @@ class Exchangeable(Sampler):
         return from_samples(forms, method="hutchinson", bounds=self.bounds, **self.meter.spent)
 
     def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
-        xp = self.xp
-        left_out = xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), self.normalise)
-        return left_out.estimate(xp, aa.largest(xp, Y), method="xnystrace", bounds=self.bounds, **self.meter.spent)
+        found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, (self.normalise,), (Omega, Y), Y)
+        return Estimate(*found, None, method="xnystrace", bounds=self.bounds, **self.meter.spent)
 
     def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
-        xp, scale = self.xp, aa.safe_scale(self.xp, Y)
-        Q, Z = self.joined("basis"), self.joined("images") / scale
-        H, R = aa.adjoint(xp, Q) @ Z, xp.triu(aa.adjoint(xp, Q) @ aa.touched(xp, Y, Omega, scale))
-        T = R if self.meter.op.symmetric else aa.adjoint(xp, Z) @ Omega
-        left_out = xtrace_left_out(xp, Omega, Q, R, H, T, self.normalise)
-        left_out = left_out.real(xp) if self.meter.op.symmetric else left_out
-        return left_out.estimate(xp, aa.largest(xp, Y), method="xtrace", bounds=self.bounds, **self.meter.spent)
+        static = self.normalise, bool(self.meter.op.symmetric)
+        found: leave_out.Mean = _backends.compiled(
+            _xtrace, static, (Omega, Y, self.joined("basis"), self.joined("images")), Y
+        )
+        return Estimate(*found, None, method="xtrace", bounds=self.bounds, **self.meter.spent)
+
+
+def _basis(arrays: tuple[Any, ...]) -> Any:
+    """An orthonormal basis of the products Y of Ω, or what completes the one that there is to theirs and Y's."""
+    old, Y, Omega = arrays
+    xp = aa.namespace(Y)
+    if old is None:
+        return aa.orth(xp, Y, Omega)[0]
+    # Twice is enough: Gram–Schmidt against the old columns loses orthogonality once.
+    Y = aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
+    return aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
+
+
+def _xtrace(normalise: bool, symmetric: bool, arrays: tuple[Any, ...]) -> leave_out.Mean:
+    """XTrace's answer from Ω, Y, a basis Q of Y that has grown with it, and AQ."""
+    Omega, Y, Q, Z = arrays
+    xp = aa.namespace(Y)
+    scale = aa.safe_scale(xp, Y)
+    Z, Qh = Z / scale, aa.adjoint(xp, Q)
+    R = xp.triu(Qh @ aa.touched(xp, Y, Omega, scale))
+    T = None if symmetric else aa.adjoint(xp, Z) @ Omega
+    return leave_out.xtrace(normalise, (Omega, Q, R, Qh @ Z, T, aa.largest(xp, Y)))

@@ -8,15 +8,16 @@ from typing import Any
 from traceest import _backends
 from traceest.sketches.base import Sketch
 from traceest.sketches.one_sided import Grams
+from traceest.sketches.two_sided import LowRank, Plain
 
 
 def fused(function: Callable[..., Any], s: Sketch | Grams, *options: Any) -> Any:
-    """``function(s, *options)``, whose options are hashable; of Gram arrays compiled once for all of these shapes."""
-    if isinstance(s, Sketch):
+    """``function(s, *options)``, whose options are hashable; compiled once for all arrays of these shapes."""
+    if not isinstance(s, (Grams, LowRank, Plain)):
         return function(s, *options)
     arrays, static = s.parts()
-    return _backends.compiled(_of_parts, (function, static, options), arrays, s.grams[0][0])
+    return _backends.compiled(_of_parts, (type(s), function, static, options), arrays, arrays[0][0])
 
 
-def _of_parts(function: Callable[..., Any], static: Any, options: Any, arrays: Any) -> Any:
-    return function(Grams.of_parts(arrays, static), *options)
+def _of_parts(kind: Any, function: Callable[..., Any], static: Any, options: Any, arrays: Any) -> Any:
+    return function(kind.of_parts(arrays, static), *options)

@@ -9,13 +9,14 @@ mean; a smooth function of these values is linear there, and the error of the fu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import products
+from traceest.estimators._products import orth, products
 from traceest.estimators.leave_out import Basis, LeftOut
 from traceest.estimators.spread import spread_of_samples
 from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, squared_mean
@@ -38,6 +39,16 @@ class Plain(Sketch):
     fields: dict[str, Any]
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
+
+    def parts(self) -> tuple[Any, Any]:
+        """The arrays, and the rest, which is hashable."""
+        return (self.KV, self.V, self.units, self.targets), (self.xp, tuple(self.fields.items()))
+
+    @classmethod
+    def of_parts(cls, arrays: Any, static: Any) -> Plain:
+        """The sketch of these parts."""
+        (KV, V, units, targets), (xp, fields) = arrays, static
+        return cls(xp, V, KV, units, dict(fields), targets)
 
     def forms(self, a: int) -> Any:
         """VᴴK_aV, (1, m)."""
@@ -74,19 +85,35 @@ class Plain(Sketch):
 
 @dataclass
 class LowRank(Sketch):
-    """Ω, K_aΩ and K_aQ, each in its kernel's unit, and the basis Q of all."""
+    """Ω, K_aΩ and K_aQ, each in its kernel's unit, and the basis Q of all, Q and R of their mixture."""
 
     xp: Any
     Omega: Any
     Y: list[Any]
     Z: list[Any]
     Q: Any
-    basis: Basis
+    R: Any
     normalise: bool
     units: list[Any]
     fields: dict[str, Any]
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
+
+    def parts(self) -> tuple[Any, Any]:
+        """The arrays, and the rest, which is hashable."""
+        arrays = self.Y, self.Z, self.Omega, self.Q, self.R, self.units, self.targets
+        return arrays, (self.xp, self.normalise, tuple(self.fields.items()))
+
+    @classmethod
+    def of_parts(cls, arrays: Any, static: Any) -> LowRank:
+        """The sketch of these parts."""
+        (Y, Z, Omega, Q, R, units, targets), (xp, normalise, fields) = arrays, static
+        return cls(xp, Omega, Y, Z, Q, R, normalise, units, dict(fields), targets)
+
+    @cached_property
+    def basis(self) -> Basis:
+        """What leaving out makes of it."""
+        return Basis.of(self.xp, self.Omega, self.Q, self.R)
 
     def trace(self, a: int) -> Statistic:
         """XTrace of C = K_a."""
@@ -158,15 +185,14 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     KV = [X / u for X, u in zip(KV, units, strict=True)]
     targets = [t / u / request.target_norm for t, u in zip(targets, units, strict=True)] if targets else []
     if low_rank:
-        Q, R = aa.orth(xp, sum(KV[1:], start=KV[0]), V)
+        Q, R, _ = orth(sum(KV[1:], start=KV[0]), V)
         Z = [products(xp, meter.op, _centred(xp, Q, request.centred), chunk) for meter in meters]
         Z = [_centred(xp, X, request.centred) / u for X, u in zip(Z, units, strict=True)]
     spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}
     if not low_rank:
         return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets)
     fields: dict[str, Any] = {"method": "two-sided low-rank", **spent}
-    basis, normalise = Basis.of(xp, V, Q, R), law != "rademacher"
-    return LowRank(xp, V, KV, Z, Q, basis, normalise, units, fields, targets)
+    return LowRank(xp, V, KV, Z, Q, R, law != "rademacher", units, fields, targets)
 
 
 def _centred(xp: Any, X: Any, centred: bool) -> Any:

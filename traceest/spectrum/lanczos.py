@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest import _backends
 
 BLOCK = 8
 """Vectors that are copied again when another comes; all of them would be t²/2 copies."""
@@ -39,22 +40,17 @@ def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = Tru
     b = size = xp.zeros_like(aa.real(xp, v[:, 0]))
     lives = size == 0
     for j in range(steps):
-        w = _rows(xp, A.matmat(xp.matrix_transpose(v))) - xp.astype(b, v.dtype)[:, None] * before
-        a = aa.real(xp, xp.vecdot(v, w))
+        AV = A.matmat(xp.matrix_transpose(v))
+        w, a = _backends.compiled(_two_terms, (), (AV, v, before, b), v)
         alpha.append(xp.where(lives, a, alpha[0] * (1 - eps**0.5 * j)) if j else a)
         if j == steps - 1:
             break
-        w = w - xp.astype(a, w.dtype)[:, None] * v
+        w, size = _backends.compiled(_third_term, (), (w, v, a, size), v)
         for block in basis if reorthogonalise else ():
-            w = _orthogonalised(xp, block, w)
-        size = xp.maximum(size, xp.abs(a))
-        b = _lengths(xp, w, size) if j else norms(xp, xp.matrix_transpose(w))
-        size = xp.maximum(size, b)
-        lives = b > 10 * eps * size
-        inverse = xp.where(lives, 1 / xp.where(lives, b, xp.ones_like(b)), xp.zeros_like(b))
-        b = xp.where(lives, b, xp.zeros_like(b))
+            w = _backends.compiled(_orthogonalised, (), (block, w), v)
+        before = v
+        v, b, size, lives = _backends.compiled(_normalised, (j == 0,), (w, size), v)
         beta.append(b)
-        before, v = v, w * xp.astype(inverse, w.dtype)[:, None]
         if reorthogonalise:
             last = v[:, None, :]
             basis = [*basis[:-1], xp.concat([basis[-1], last], axis=1)] if j % BLOCK else [*basis, last]
@@ -68,6 +64,12 @@ def gauss(xp: Any, T: Tridiagonals, depth: int | None = None) -> tuple[Any, Any]
     Σ τ f(θ) ≈ vᴴf(A)v for the unit vector v that the run began with (Golub and Meurant 2010).
     """
     t = T.alpha.shape[1] if depth is None else depth
+    found: tuple[Any, Any] = _backends.compiled(_gauss, (t,), T, T.alpha)
+    return found
+
+
+def _gauss(t: int, T: Tridiagonals) -> tuple[Any, Any]:
+    xp = aa.namespace(T.alpha)
     eye = xp.eye(t, dtype=T.alpha.dtype, device=aa.device(T.alpha))
     M = T.alpha[:, :t, None] * eye
     if t > 1:
@@ -98,7 +100,36 @@ def _rows(xp: Any, W: Any) -> Any:
     return xp.reshape(xp.reshape(xp.matrix_transpose(W), (-1,)), (W.shape[1], W.shape[0]))
 
 
-def _orthogonalised(xp: Any, basis: Any, w: Any) -> Any:
+def _two_terms(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Av − βv₍j−1₎, and α."""
+    AV, v, before, b = arrays
+    xp = aa.namespace(v)
+    w = _rows(xp, AV) - xp.astype(b, v.dtype)[:, None] * before
+    return w, aa.real(xp, xp.vecdot(v, w))
+
+
+def _third_term(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
+    """That less αv, and the size of T so far."""
+    w, v, a, size = arrays
+    xp = aa.namespace(v)
+    return w - xp.astype(a, w.dtype)[:, None] * v, xp.maximum(size, xp.abs(a))
+
+
+def _orthogonalised(arrays: tuple[Any, Any]) -> Any:
     """Each row of w, (k, n), less its components in its own run's basis, (k, t, n)."""
+    basis, w = arrays
+    xp = aa.namespace(w)
     c = aa.conj(xp, basis) @ w[:, :, None]  # (k, t, 1)
     return w - (xp.matrix_transpose(c) @ basis)[:, 0, :]
+
+
+def _normalised(first: bool, arrays: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """The next vectors, β, the size of T so far, and which runs go on."""
+    w, size = arrays
+    xp = aa.namespace(w)
+    b = norms(xp, xp.matrix_transpose(w)) if first else _lengths(xp, w, size)
+    size = xp.maximum(size, b)
+    lives = b > 10 * xp.finfo(w.dtype).eps * size
+    inverse = xp.where(lives, 1 / xp.where(lives, b, xp.ones_like(b)), xp.zeros_like(b))
+    b = xp.where(lives, b, xp.zeros_like(b))
+    return w * xp.astype(inverse, w.dtype)[:, None], b, size, lives
