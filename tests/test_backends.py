@@ -240,3 +240,28 @@ def test_seeds_are_mapped_over_and_compiled(name):
         assert_close(mapped.value[i], one.value, 1e-10)
         assert_close(mapped.stderr[i], one.stderr, 1e-6)
     assert len(np.unique(np.asarray(mapped.value))) == 4
+
+
+FIRST_CALLS = {
+    "hutchpp": (lambda A: te.hutchpp(A, 13, rng=0), 20),
+    "xtrace": (lambda A: te.xtrace(A, 14, rng=0), 18),
+    "nystrompp": (lambda A: te.nystrompp(A, 13, rng=0), 18),
+    "na_hutchpp": (lambda A: te.na_hutchpp(A, 17, rng=0), 20),
+    "norm by products": (lambda A: te.frobenius_norm(A, n_matvecs=14, rng=0), 22),
+    "few products": (lambda A: te.effective_rank(A, n_matvecs=5, rng=0), 22),
+    "summary by vjps": (lambda A: te.summary(te.gram(te.aslinearoperator(A, n_blocks=1)), n_probes=5, rng=0), 25),
+    "adaptive trace": (lambda A: te.trace(A, rtol=0.02, rng=0, max_matvecs=40), 60),
+    "density": (lambda A: te.spectral_density(A, 24, rng=0), 140),
+}
+"""With the programs that each may compile, a few more than it does; operation by operation they are 35 to 380."""
+
+
+@pytest.mark.parametrize("name", FIRST_CALLS)
+def test_a_first_call_outside_of_jit_compiles_few_programs(name, caplog):
+    call, most = FIRST_CALLS[name]
+    A = jnp.asarray(zoo.spectral("slowexp", 83))  # of a size that no other test has compiled for
+    jax.clear_caches()
+    with jax.log_compiles(True), caplog.at_level("WARNING", logger="jax"):
+        call(te.aslinearoperator(A, symmetric=True, psd=True))
+    compiled = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    assert 0 < len(compiled) <= most, len(compiled)

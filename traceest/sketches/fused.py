@@ -16,7 +16,7 @@ def fused(function: Callable[..., Any], s: Sketch | Grams, *options: Any) -> Any
     if not isinstance(s, (Grams, LowRank, Plain)):
         return function(s, *options)
     arrays, static = s.parts()
-    return _backends.compiled(_of_parts, (type(s), function, static, options), arrays, arrays[0][0])
+    return _backends.compiled(_of_parts, (type(s), function, static, options), arrays, s.like)
 
 
 def _of_parts(kind: Any, function: Callable[..., Any], static: Any, options: Any, arrays: Any) -> Any:

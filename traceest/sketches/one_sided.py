@@ -121,6 +121,11 @@ class Grams:
     fields: dict[str, Any]
     law: Invariant | None
 
+    @property
+    def like(self) -> Any:
+        """An array of the framework."""
+        return self.grams[0][0]
+
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
         return (self.grams, self.means, self.target_norm), (self.xp, self.m, tuple(self.fields.items()), self.law)

@@ -40,6 +40,11 @@ class Plain(Sketch):
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
 
+    @property
+    def like(self) -> Any:
+        """An array of the framework."""
+        return self.V
+
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
         return (self.KV, self.V, self.units, self.targets), (self.xp, tuple(self.fields.items()))
@@ -98,6 +103,11 @@ class LowRank(Sketch):
     fields: dict[str, Any]
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
+
+    @property
+    def like(self) -> Any:
+        """An array of the framework."""
+        return self.Omega
 
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
