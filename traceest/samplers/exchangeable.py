@@ -12,7 +12,7 @@ from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
 from traceest.estimators import leave_out
-from traceest.estimators._products import deflate, form
+from traceest.estimators._products import deflate, form, orth
 from traceest.operators.blocks import block_sqnorms
 from traceest.probes import Distribution, Probes, independent
 from traceest.samplers.base import Sampler, Target
@@ -176,8 +176,7 @@ class Exchangeable(Sampler):
 
     def _pilot(self) -> float:
         """Standard deviation of uᴴAu, u being what Q leaves of a probe, brought to the length that it should have."""
-        xp, Omega, Y = self.xp, self.joined("probes"), self.joined("products")
-        Q = _backends.compiled(_basis, (), (None, Y, Omega), Y)
+        xp, Q = self.xp, orth(self.joined("products"), self.joined("probes"))[0]
         G = self.stream.take(PILOT)
         kept = Q @ (aa.adjoint(xp, Q) @ G)
         U = G - kept
@@ -202,7 +201,10 @@ class Exchangeable(Sampler):
     def _extend(self) -> None:
         """Q for the products that it has no column for yet, and AQ."""
         Y, Omega = (self.joined(name)[:, self.sketched :] for name in ("products", "probes"))
-        Q = _backends.compiled(_basis, (), (self.joined("basis") if self.basis else None, Y, Omega), Y)
+        if self.basis:
+            Q = _backends.compiled(_completed, (), (self.joined("basis"), Y, Omega), Y)
+        else:
+            Q = orth(Y, Omega)[0]
         self.basis.append(Q)
         self.images.append(self.multiply(Q))
 
@@ -246,12 +248,10 @@ class Exchangeable(Sampler):
         return Estimate(*found, None, method="xtrace", bounds=self.bounds, **self.meter.spent)
 
 
-def _basis(arrays: tuple[Any, ...]) -> Any:
-    """An orthonormal basis of the products Y of Ω, or what completes the one that there is to theirs and Y's."""
+def _completed(arrays: tuple[Any, Any, Any]) -> Any:
+    """What completes an orthonormal basis to one of the products Y of Ω too."""
     old, Y, Omega = arrays
     xp = aa.namespace(Y)
-    if old is None:
-        return aa.orth(xp, Y, Omega)[0]
     # Twice is enough: Gram–Schmidt against the old columns loses orthogonality once.
     Y = aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
     return aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
