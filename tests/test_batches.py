@@ -458,7 +458,8 @@ def test_batches_of_equal_shape_compile_nothing_again() -> None:
         JAX_GHOST.deltas,
         JAX_GHOST.cross_gram,
         JAX_STEPS.linearise_reverse,
-        JAX_STEPS.rmatmat,
+        JAX_STEPS.vjps,
+        JAX_STEPS.columns,
     )
 
     def use(data: np.ndarray, k: int) -> None:
