@@ -36,9 +36,10 @@ ROOM_FOR_VJPS = 16 * FIRST_LOOK
 ALWAYS_EXACT = 16
 """Up to this many products the exact trace costs about what a first look does."""
 
-CHEAP, CLEAR = 128, 1e-3
-"""An exact trace that costs no more is taken without a look where samples, whose error falls as 1/√m, would have to
-have a relative standard deviation below `CLEAR` to reach the tolerance sooner."""
+CHEAP, CLEAR, OF_FLAT = 128, 1e-3, 0.4
+"""An exact trace that costs no more than `CHEAP` is taken without a look where samples, whose error falls as 1/√m,
+would have to have a relative standard deviation below `CLEAR`, or `OF_FLAT` of a flat spectrum's √(2/n), to reach the
+tolerance sooner: some products saved would not pay for several looks, each a pass through the model of its own."""
 
 
 def trace(
@@ -71,8 +72,8 @@ def trace(
       n ≤ 16) is computed at once;
     * a Gram operator K = JJᴴ whose J has blocks, or has `rmatmat` alone: ‖J_bᴴv_b‖² (`rhutch`); JᴴJ, `gram(J.H)`, of a
       J with blocks has the same trace and goes the same way; where the exact trace costs at most 128 products, and
-      `rtol` is so small that the samples would have to have a relative standard deviation below 0.1 % for fewer
-      to do, it is computed at once;
+      `rtol` is so small that the samples would have to have a relative standard deviation below 0.1 %, or below
+      0.4 √(2/n), where that is more (a flat spectrum's samples have √(2/n)), for fewer to do, it is computed at once;
     * one whose J has `matmat` alone: ‖Jw‖² (`fhutch`);
     * a product K₁ @ K₂ of such Gram operators: `inner_product`, by vjps alone, with each of the two at most half of
       `max_matvecs` (an absolute tolerance, another confidence, and runs that are watched or continued are for the
@@ -168,7 +169,8 @@ def trace(
     sampler, rule = _sampler(A, method, rng, distribution, chunk, budget)
     check.budget(budget, None, sampler.cost, "max_matvecs", "trace")
     alone = method == "auto" and atol == 0 and not (start or checkpoint or callback) and isinstance(sampler, Sampling)
-    if alone and best and best.cost <= min(CHEAP, budget) and rtol * math.sqrt(best.cost) < CLEAR:
+    clear = max(CLEAR, OF_FLAT * math.sqrt(2 / max(A.shape[0], 1)))
+    if alone and best and best.cost <= min(CHEAP, budget) and rtol * math.sqrt(best.cost) < clear:
         say(f"exactly (samples are not expected to reach the tolerance by {best.cost} products)")
         return _exact(A, best, budget, chunk)
     say(f"by {rule}")
