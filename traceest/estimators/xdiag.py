@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest.estimate import Estimate
-from traceest.estimators._products import products
+from traceest.estimators._products import orth, products
 from traceest.estimators.leave_out import LeftOut, left_out_directions, pair_weights
 
 PAIRS = 2**22
@@ -25,29 +26,39 @@ def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
     argument for the error (`leave_out`) is made of independence and zero means alone and holds entry by entry.
     """
     Y = products(xp, A, Omega, chunk)
-    scale = aa.safe_scale(xp, Y)
-    Q, R = aa.orth(xp, Y, Omega, scale)
-    Z = products(xp, A if A.symmetric else A.H, Q, chunk) / scale
-    S = left_out_directions(xp, R)
-    seen = xp.astype(aa.largest(xp, Y) > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
-    rho = aa.vdot(xp, S, R) * seen
-    QS, ZS, whole = Q @ S, aa.conj(xp, Z @ S), xp.sum(Q * aa.conj(xp, Z), axis=1)
-    C = aa.adjoint(xp, S) @ S
-    weight = pair_weights(xp, C)
-    back = aa.conj(xp, C) * rho[:, None]
-
-    def rows(a: int, b: int) -> Estimate:
-        P, N, W = QS[a:b, :], ZS[a:b, :], aa.conj(xp, Omega[a:b, :])
-        one = whole[a:b, None] - P * N + W * P * rho
-        Pb = P[:, None, :] - P[:, :, None] * C
-        Nb = N[:, None, :] - N[:, :, None] * aa.conj(xp, C)
-        two = one[:, :, None] - Pb * (Nb + W[:, :, None] * back) * xp.astype(weight, Pb.dtype)
-        if A.symmetric:
-            one, two = aa.real(xp, one), aa.real(xp, two)
-        magnitude = xp.sum(xp.abs(Q[a:b, :] * aa.conj(xp, Z[a:b, :])), axis=1)
-        return LeftOut(one, two, magnitude).estimate(xp, xp.sum(scale))
-
+    Q, R, top = orth(Y, Omega)
+    Z = products(xp, A if A.symmetric else A.H, Q, chunk)
+    left_out = _backends.compiled(_left_out, (), (R, top), Y)
     step = max(1, PAIRS // Omega.shape[1] ** 2)
-    parts = [rows(a, min(a + step, Omega.shape[0])) for a in range(0, Omega.shape[0], step)]
+    ends = [(a, min(a + step, Omega.shape[0])) for a in range(0, Omega.shape[0], step)]
+    parts = [
+        _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Y) for a, b in ends
+    ]
     value, stderr, df = (aa.concat_columns(xp, [getattr(e, f) for e in parts]) for f in ("value", "stderr", "df"))
     return Estimate(value, stderr, df)
+
+
+def _left_out(arrays: tuple[Any, Any]) -> tuple[Any, ...]:
+    """What all rows share: S, ρ, C = SᴴS, the weights of pairs, C̄ρ, and the unit of Y."""
+    R, top = arrays
+    xp = aa.namespace(R)
+    S = left_out_directions(xp, R)
+    seen = xp.astype(top > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
+    rho = aa.vdot(xp, S, R) * seen
+    C = aa.adjoint(xp, S) @ S
+    return S, rho, C, pair_weights(xp, C), aa.conj(xp, C) * rho[:, None], xp.where(top > 0, top, xp.ones_like(top))
+
+
+def _rows(symmetric: bool, arrays: tuple[Any, ...]) -> Estimate:
+    """Those entries of the diagonal that the rows of Ω, Q and Z are given of."""
+    Omega, Q, Z, S, rho, C, weight, back, unit = arrays
+    xp = aa.namespace(Q)
+    Z = Z / unit
+    P, N, W = Q @ S, aa.conj(xp, Z @ S), aa.conj(xp, Omega)
+    one = xp.sum(Q * aa.conj(xp, Z), axis=1)[:, None] - P * N + W * P * rho
+    Pb = P[:, None, :] - P[:, :, None] * C
+    Nb = N[:, None, :] - N[:, :, None] * aa.conj(xp, C)
+    two = one[:, :, None] - Pb * (Nb + W[:, :, None] * back) * xp.astype(weight, Pb.dtype)
+    if symmetric:
+        one, two = aa.real(xp, one), aa.real(xp, two)
+    return LeftOut(one, two, xp.sum(xp.abs(Q * aa.conj(xp, Z)), axis=1)).estimate(xp, xp.sum(unit))

@@ -10,7 +10,7 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate, _to_host
-from traceest.spectrum.quadrature import quadrature
+from traceest.spectrum.quadrature import Quadrature, quadrature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,11 +158,17 @@ def spectral_density(
         A, n_matvecs, caller="spectral_density", n_probes=n_probes, steps=steps, rng=rng, probes=probes,
         chunk_size=chunk_size,
     )  # fmt: skip
-    xp, (nodes, weights) = q.xp, q.fine
+    grid, e, sigma = q.asked(_smoothed, (n_points,), (width, grid))
+    return SpectralDensity(grid, e.value, e.stderr, e.df, sigma, *q.fine, **q.fields, method=e.method)
+
+
+def _smoothed(q: Quadrature, n_points: int, width: Any, grid: Any) -> tuple[Any, Estimate, Any]:
+    """The grid, φ = (1/n) tr N((λ − A)/σ)/σ on it, and σ."""
+    xp, nodes = q.xp, q.fine[0]
     low, high = xp.min(nodes), xp.max(nodes)
     size = xp.maximum(xp.abs(low), xp.abs(high))
     size = xp.where(size > 0, size, xp.ones_like(size))
-    t = nodes.shape[1] if q.coarse is not None else max(2.0, 2.5 * nodes.shape[1] ** 0.5)
+    t = max(2.0, 2.5 * nodes.shape[1] ** 0.5) if q.coarse is None else nodes.shape[1]
     # Of a single eigenvalue the range is rounding; it gets the width that a range of its size would have.
     spread = xp.where(high - low > size * xp.finfo(nodes.dtype).eps ** 0.5, high - low, size)
     sigma = spread / t if width is None else xp.ones_like(low) * width
@@ -171,6 +177,4 @@ def spectral_density(
         grid = (low - 3 * sigma) + unit * (high - low + 6 * sigma)
     height = 1 / (q.n * (2 * np.pi) ** 0.5 * sigma)
     e = q.trace(lambda x: height * xp.exp(-0.5 * ((grid[:, None, None] - x[None, :, :]) / sigma) ** 2))
-    return SpectralDensity(
-        grid, e.value, e.stderr, e.df, sigma, nodes, weights, e.n_matvecs, e.n_rmatvecs, e.method
-    )  # fmt: skip
+    return grid, e, sigma

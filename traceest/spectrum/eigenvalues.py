@@ -199,7 +199,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
     if p.exact:
         D = to_dense(xp, meter.op)
         eye = xp.eye(n, dtype=D.dtype, device=aa.device(D))
-        return rayleigh_ritz(xp, eye, D, p.k, 1, p.which), meter, None if p.rtol is None else True
+        return rayleigh_ritz(eye, D, p.k, 1, p.which), meter, None if p.rtol is None else True
     Omega = Probes(n, A, rng=rng, distribution="gaussian").take(p.b)
     space, looked = KrylovSpace(xp, meter.op, Omega), 0
     while True:
@@ -208,7 +208,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
             check.finite(space.AV[:, looked:], "A V", looked, caller)
         # A look costs about what it took to come from the last one here.
         if m == p.budget or (p.rtol is not None and m >= max(p.k, p.first_look, looked + looked // 8)):
-            ritz = rayleigh_ritz(xp, space.V, space.AV, p.k, p.b, p.which)
+            ritz = rayleigh_ritz(space.V, space.AV, p.k, p.b, p.which)
             looked = m
             tolerance = max(p.rtol or 0.0, (64 + 8 * n**0.5) * float(xp.finfo(A.dtype).eps))
             converged = None if p.rtol is None else bool(xp.max(ritz.bounds) <= tolerance * ritz.size)

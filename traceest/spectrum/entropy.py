@@ -8,7 +8,7 @@ from typing import Any
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.probes import Distribution
-from traceest.spectrum.quadrature import quadrature
+from traceest.spectrum.quadrature import Quadrature, quadrature
 
 
 def entropy_rank(
@@ -68,6 +68,11 @@ def entropy_rank(
         K, n_matvecs, caller="entropy_rank", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
         distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
+    return replace(q.asked(_entropy_rank, (K.shape[0],)), **q.fields)
+
+
+def _entropy_rank(q: Quadrature, n: int) -> Estimate:
+    """exp(log T − S/T), T = Σ λ and S = Σ λ log λ, whose error is that of the trace of its derivative."""
     xp = q.xp
     _, q = q.clipped(0.0).scaled()
 
@@ -79,4 +84,4 @@ def entropy_rank(
     T = xp.where(positive, T, xp.ones_like(T))
     e = q.trace(lambda x: (x * (1 + S / T) - xlogx(x)) / T)
     rank = xp.where(positive, xp.exp(xp.log(T) - S / T), xp.ones_like(T) * float("nan"))
-    return replace(e, value=rank, stderr=rank * e.stderr, bounds=(1.0, float(K.shape[0])))
+    return replace(e, value=rank, stderr=rank * e.stderr, bounds=(1.0, float(n)))

@@ -10,7 +10,7 @@ from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.operators import gram
 from traceest.probes import Distribution
-from traceest.spectrum.quadrature import Function, quadrature
+from traceest.spectrum.quadrature import Function, Quadrature, quadrature
 
 
 def trace_of_function(
@@ -161,9 +161,15 @@ def logdet(
         A, n_matvecs, caller="logdet", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
         distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    xp, n = q.xp, A.shape[0]
+    return replace(q.asked(_logdet, (A.shape[0],), (shift,)), **q.fields)
+
+
+def _logdet(q: Quadrature, n: int, shift: Any) -> Estimate:
+    """Σ log(λ + shift), in units of the largest, for a λ that rounding has made is known by its ratio to that."""
+    xp = q.xp
     unit, q = q.map_nodes(lambda x: x + shift).scaled()
-    e = q.clipped(n * xp.finfo(A.dtype).eps).trace(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
+    q = q.clipped(n * xp.finfo(unit.dtype).eps)
+    e = q.trace(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
     return replace(e, value=e.value + n * xp.log(unit))
 
 
@@ -228,6 +234,11 @@ def schatten_norm(
         A, n_matvecs, caller="schatten_norm", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
         distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
+    return replace(q.asked(_schatten, (float(p), power)), **q.fields)
+
+
+def _schatten(q: Quadrature, p: float, power: float) -> Estimate:
+    """(Σ |λ|^{p·power})^{1/p}, in units of the largest."""
     xp = q.xp
     unit, q = q.scaled()
     e = q.trace(lambda x: _power(xp, xp.abs(x), p * power))

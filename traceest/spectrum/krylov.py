@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
+from traceest import _backends
+from traceest.estimators._products import deflate
 from traceest.spectrum.lanczos import norms
 
 Which = Literal["largest", "smallest", "magnitude"]
@@ -21,8 +23,8 @@ class KrylovSpace:
     def __init__(self, xp: Any, A: Any, Omega: Any) -> None:
         self.xp, self.A, self.Omega = xp, A, Omega
         self.blocks = 0
-        Q, _ = aa.orth(xp, Omega)
-        self.V, self.AV = Q, A.matmat(Q)
+        self.V = _backends.compiled(_first, (), Omega, Omega)
+        self.AV = A.matmat(self.V)
 
     @property
     def columns(self) -> int:
@@ -31,18 +33,27 @@ class KrylovSpace:
 
     def grow(self, width: int) -> None:
         """Add a block of `width` columns, at most as many as Ω has."""
-        xp, last = self.xp, self.AV[:, self.columns - min(width, self.Omega.shape[1]) :]
+        last = self.AV[:, self.columns - min(width, self.Omega.shape[1]) :]
         self.blocks += 1
-        fresh = xp.roll(self.Omega, self.blocks, axis=0)[:, : last.shape[1]]
-        Q, _ = aa.orth(xp, self._off(last / aa.safe_scale(xp, last)), fresh)
-        for _ in range(2):
-            Q, _ = xp.linalg.qr(self._off(Q))[:2]
-        self.V = xp.concat([self.V, Q], axis=1)
-        self.AV = xp.concat([self.AV, self.A.matmat(Q)], axis=1)
+        Q = _backends.compiled(_next, (self.blocks,), (self.V, last, self.Omega), self.V)
+        self.V = self.xp.concat([self.V, Q], axis=1)
+        self.AV = self.xp.concat([self.AV, self.A.matmat(Q)], axis=1)
 
-    def _off(self, X: Any) -> Any:
-        """(I − VVᴴ) X."""
-        return X - self.V @ (aa.adjoint(self.xp, self.V) @ X)
+
+def _first(Omega: Any) -> Any:
+    """An orthonormal basis of Ω."""
+    return aa.orth(aa.namespace(Omega), Omega)[0]
+
+
+def _next(shift: int, arrays: tuple[Any, Any, Any]) -> Any:
+    """An orthonormal basis of what is new in the last columns of AV, filled up with Ω's, its rows shifted."""
+    V, last, Omega = arrays
+    xp = aa.namespace(V)
+    fresh = xp.roll(Omega, shift, axis=0)[:, : last.shape[1]]
+    Q, _ = aa.orth(xp, deflate(xp, V, last / aa.safe_scale(xp, last)), fresh)
+    for _ in range(2):
+        Q, _ = xp.linalg.qr(deflate(xp, V, Q))[:2]
+    return Q
 
 
 class Ritz(NamedTuple):
@@ -55,7 +66,7 @@ class Ritz(NamedTuple):
     size: Any  # the largest |Ritz value|
 
 
-def rayleigh_ritz(xp: Any, V: Any, AV: Any, k: int, spare: int, which: Which) -> Ritz:
+def rayleigh_ritz(V: Any, AV: Any, k: int, spare: int, which: Which) -> Ritz:
     """The k Ritz pairs wanted, with bounds that see `spare` more.
 
     An eigenvalue lies within r = ‖Ax − θx‖ of θ, whatever the rest of the spectrum. If the s first Ritz vectors, with
@@ -64,6 +75,13 @@ def rayleigh_ritz(xp: Any, V: Any, AV: Any, k: int, spare: int, which: Which) ->
     by its Ritz values less their residuals; the bound given is the least over all s, so that a cluster is bounded by
     the gap behind it.
     """
+    found: Ritz = _backends.compiled(_rayleigh_ritz, (k, spare, which), (V, AV), V)
+    return found
+
+
+def _rayleigh_ritz(k: int, spare: int, which: Which, arrays: tuple[Any, Any]) -> Ritz:
+    V, AV = arrays
+    xp = aa.namespace(V)
     unit = xp.max(xp.abs(AV))
     unit = xp.where(unit > 0, unit, xp.ones_like(unit))
     AV = AV / xp.astype(unit, AV.dtype)

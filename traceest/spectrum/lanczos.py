@@ -33,16 +33,14 @@ def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = Tru
     of `eigh` divides by their distances.
     """
     eps = xp.finfo(Omega.dtype).eps
-    v = _rows(xp, Omega / xp.astype(norms(xp, Omega), Omega.dtype))
-    before, basis = xp.zeros_like(v), [v[:, None, :]]  # (k, up to BLOCK, n) each
+    v, before, b, lives = _backends.compiled(_begun, (), Omega, Omega)
+    size, basis = b, [v[:, None, :]]  # (k, up to BLOCK, n) each
     alpha: list[Any] = []
     beta: list[Any] = []
-    b = size = xp.zeros_like(aa.real(xp, v[:, 0]))
-    lives = size == 0
     for j in range(steps):
-        AV = A.matmat(xp.matrix_transpose(v))
-        w, a = _backends.compiled(_two_terms, (), (AV, v, before, b), v)
-        alpha.append(xp.where(lives, a, alpha[0] * (1 - eps**0.5 * j)) if j else a)
+        AV, rest = A.matmat(xp.matrix_transpose(v)), alpha[0] if j else b
+        w, a = _backends.compiled(_two_terms, (), (AV, v, before, b, lives, rest, 1 - eps**0.5 * j), v)
+        alpha.append(a)
         if j == steps - 1:
             break
         w, size = _backends.compiled(_third_term, (), (w, v, a, size), v)
@@ -100,12 +98,20 @@ def _rows(xp: Any, W: Any) -> Any:
     return xp.reshape(xp.reshape(xp.matrix_transpose(W), (-1,)), (W.shape[1], W.shape[0]))
 
 
+def _begun(Omega: Any) -> tuple[Any, Any, Any, Any]:
+    """Unit vectors of the columns, those before them, β, and which runs go on."""
+    xp = aa.namespace(Omega)
+    v = _rows(xp, Omega / xp.astype(norms(xp, Omega), Omega.dtype))
+    b = xp.zeros_like(aa.real(xp, v[:, 0]))
+    return v, xp.zeros_like(v), b, b == 0
+
+
 def _two_terms(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Av − βv₍j−1₎, and α."""
-    AV, v, before, b = arrays
+    """Av − βv₍j−1₎, and α, of an exhausted run some `shift` of what the `rest` is set to."""
+    AV, v, before, b, lives, rest, shift = arrays
     xp = aa.namespace(v)
     w = _rows(xp, AV) - xp.astype(b, v.dtype)[:, None] * before
-    return w, aa.real(xp, xp.vecdot(v, w))
+    return w, xp.where(lives, aa.real(xp, xp.vecdot(v, w)), rest * shift)
 
 
 def _third_term(arrays: tuple[Any, ...]) -> tuple[Any, Any]:

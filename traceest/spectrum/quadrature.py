@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators._metering import MEMORY, Meter, chunk_columns
@@ -93,6 +94,12 @@ class Quadrature(NamedTuple):
         unit = xp.where(unit > 0, unit, xp.ones_like(unit))
         return unit, self.map_nodes(lambda x: x / unit)
 
+    def asked(self, question: Callable[..., Any], static: tuple[Any, ...] = (), arrays: tuple[Any, ...] = ()) -> Any:
+        """``question(self, *static, *arrays)``, as one program where the framework compiles; `static` is hashable."""
+        parts = (self.fine, self.coarse, self.basis, arrays)
+        about = (question, static, self.n, self.gradient, self.population)
+        return _backends.compiled(_asked, about, parts, self.fine[0])
+
     def mean(self, f: Function) -> Any:
         """The estimate of tr f(A) alone; f may put axes before those of the nodes, (…, s, t) → (…)."""
         return self._mean(f, self.fine, self.basis[0] if self.basis is not None else None)
@@ -128,6 +135,14 @@ class Quadrature(NamedTuple):
         squares = xp.sum(self.fine[1] * (slope / unit) ** 2, axis=-1) * self.n
         variance, df = mean_square(xp, squares)
         return aa.root(xp, variance * (self.gradient / s)) * unit[..., 0, 0], df
+
+
+def _asked(
+    question: Callable[..., Any], static: tuple[Any, ...], n: int, gradient: float, population: int | None, parts: Any
+) -> Any:
+    fine, coarse, basis, arrays = parts
+    q = Quadrature(aa.namespace(fine[0]), n, fine, coarse, gradient, population, {}, basis)
+    return question(q, *static, *arrays)
 
 
 class Plan(NamedTuple):
@@ -178,7 +193,7 @@ def _leading(xp: Any, A: Any, Omega: Any) -> tuple[Any, tuple[Rule, Rule]]:
     space = KrylovSpace(xp, A, Omega)
     for _ in range(BASIS_BLOCKS - 1):
         space.grow(q)
-    X = rayleigh_ritz(xp, space.V, space.AV, q, 0, "magnitude").vectors
+    X = rayleigh_ritz(space.V, space.AV, q, 0, "magnitude").vectors
     T = lanczos(xp, A, X, BASIS_STEPS)
     return X, (gauss(xp, T), gauss(xp, T, BASIS_STEPS // 2))
 

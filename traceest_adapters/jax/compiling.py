@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from traceest_adapters.jax.model import traced
 
@@ -26,7 +27,7 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...],
 
 def few(arrays: Any, most: int) -> bool:
     """Whether they are so few numbers that working on them takes less time than optimising the program for it."""
-    return sum(x.size for x in jax.tree.leaves(arrays)) <= most
+    return sum(jnp.size(x) for x in jax.tree.leaves(arrays)) <= most
 
 
 @lru_cache(maxsize=256)
