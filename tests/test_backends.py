@@ -229,6 +229,7 @@ OVER_KEYS = {
 }
 
 
+@pytest.mark.usefixtures("compile_as_usual")
 @pytest.mark.parametrize("name", OVER_KEYS)
 def test_seeds_are_mapped_over_and_compiled(name):
     """jit(vmap(estimator)) over keys gives what one key after the other does, error bars included."""
@@ -251,7 +252,11 @@ FIRST_CALLS = {
     "few products": (lambda A: te.effective_rank(A, n_matvecs=5, rng=0), 22),
     "summary by vjps": (lambda A: te.summary(te.gram(te.aslinearoperator(A, n_blocks=1)), n_probes=5, rng=0), 25),
     "adaptive trace": (lambda A: te.trace(A, rtol=0.02, rng=0, max_matvecs=40), 60),
-    "density": (lambda A: te.spectral_density(A, 24, rng=0), 140),
+    "density": (lambda A: te.spectral_density(A, 24, rng=0), 40),
+    "log-determinant": (lambda A: te.logdet(A, 24, shift=0.1, rng=0), 40),
+    "eigenvalues": (lambda A: te.eigenvalues(A, 4, n_matvecs=24, rng=0), 36),
+    "spectral norm": (lambda A: te.spectral_norm(A, 24, rng=0), 56),
+    "diagonal": (lambda A: te.diagonal(A, 24, rng=0), 12),
 }
 """With the programs that each may compile, a few more than it does; operation by operation they are 35 to 380."""
 

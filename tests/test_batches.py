@@ -23,8 +23,6 @@ from traceest_adapters.jax import jacobian as jax_jacobian
 from traceest_adapters.torch import TorchJacobian
 from traceest_adapters.torch import jacobian as torch_jacobian
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 F64 = {"dtype": torch.float64}
 SKETCHED = sys.modules["traceest.operators.sketched"]
 TORCH_SKETCH = sys.modules["traceest_adapters.torch.sketch"]

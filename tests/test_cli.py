@@ -9,8 +9,6 @@ import pytest
 import traceest
 from traceest_adapters.cli import main
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 STATISTICS = ["trace", "Frobenius norm", "effective rank"]
 ROWS = [("before", s) for s in STATISTICS] + [("after", s) for s in STATISTICS] + [("before and after", "alignment")]
 EXTRAS = ("rich", "sklearn", "matplotlib")

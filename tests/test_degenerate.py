@@ -11,8 +11,6 @@ import pytest
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ESTIMATORS = {
     "hutchinson": lambda A: te.hutchinson(A, 7, rng=0),
     "hutchpp": lambda A: te.hutchpp(A, 9, rng=0),

@@ -12,8 +12,6 @@ from assertions import Counter, assert_close, assert_counts
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, K = 40, 7
 
 

@@ -14,8 +14,6 @@ from assertions import Counter, assert_counts
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, K = 40, 7
 
 

@@ -17,8 +17,6 @@ from traceest_adapters.jax import ghost, jacobian, layers, loops, tape, taps, ve
 from traceest_adapters.jax.jaxprs import inner
 from traceest_adapters.jax.plan import Plan
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 class Case(NamedTuple):
     """A function with its parameters, a batch, and how many parameters are weights, small, and left to the rest."""

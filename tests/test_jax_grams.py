@@ -12,8 +12,6 @@ from models import as_jax, jax_gru, torch_gru
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, steps
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def embedded(p: Any, words: Any) -> Any:
     """A table looked up, and a layer of as many positions as there are words."""

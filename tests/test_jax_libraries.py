@@ -18,8 +18,6 @@ from models import random
 import traceest as te
 from traceest_adapters.jax import jacobian, ntk, partition, steps
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 X = random(5, 4)
 KEY = jax.random.key(1)
 double = partial(jax.tree.map, lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x)

@@ -16,9 +16,6 @@ from traceest_adapters import _memory as memory
 from traceest_adapters.jax import ghost, jacobian, through_time, units, verify
 from traceest_adapters.jax.plan import Plan
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 H, T, INPUTS = 4, 6, 3
 X = random(5, T, INPUTS)
 ONE = {"w": random(H, H, seed=1) / 2, "u": random(INPUTS, H, seed=2), "b": random(H, seed=3)}

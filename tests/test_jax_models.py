@@ -26,9 +26,6 @@ KEY = jax.random.key(0)
 B = 4
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def double(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 

@@ -15,9 +15,6 @@ from traceest_adapters.jax import jacobian, ntk
 B, ROUNDING = 6, {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-22}
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def mlp(p: Any, x: Any) -> Any:
     return jnp.tanh(jnp.tanh(x @ p["w"] + p["b"]) @ p["v"])
 

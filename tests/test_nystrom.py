@@ -14,8 +14,6 @@ from assertions import Counter, assert_close, assert_counts, assert_unbiased
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N, Q, S = 40, 6, 5
 COMPLEX_PSD = zoo.hermitian(N) @ zoo.hermitian(N) + 0.1 * np.eye(N)
 PSD = {"poly": zoo.spectral("poly", N), "flat": zoo.spectral("flat", N), "complex": COMPLEX_PSD}
@@ -252,6 +250,7 @@ def test_gradients_are_those_of_differences_and_stay_finite(name: str, operator:
         assert_close(g, T.grad.numpy(), 1e-8)
 
 
+@pytest.mark.usefixtures("compile_as_usual")
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_keys_are_mapped_over(name: str, jitted: bool) -> None:

@@ -16,8 +16,6 @@ from assertions import Counter, assert_close, assert_counts, assert_unbiased
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 RESULT = sys.modules["traceest.partial.result"]
 ROUTES = sys.modules["traceest.partial.routes"]
 SHAPE = (6, 4, 3)

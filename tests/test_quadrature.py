@@ -16,8 +16,6 @@ from assertions import Counter, assert_close, assert_counts
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 LANCZOS = sys.modules["traceest.spectrum.lanczos"]
 QUADRATURE = sys.modules["traceest.spectrum.quadrature"]
 N = 1000

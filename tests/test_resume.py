@@ -9,8 +9,6 @@ from assertions import Counter, assert_close
 
 import traceest as te
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 OPERATORS = {
     "psd": lambda: te.aslinearoperator(zoo.spectral("poly", 200), psd=True),
     "unknown": lambda: te.aslinearoperator(zoo.spectral("slowexp", 200)),
