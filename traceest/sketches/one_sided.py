@@ -128,13 +128,13 @@ class Grams:
 
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
-        return (self.grams, self.means, self.target_norm), (self.xp, self.m, tuple(self.fields.items()), self.law)
+        return (self.grams, self.means, self.target_norm), (self.m, tuple(self.fields.items()), self.law)
 
     @classmethod
     def of_parts(cls, arrays: Any, static: Any) -> OneSided:
         """The sketch of these parts."""
-        (grams, means, target_norm), (xp, m, fields, law) = arrays, static
-        return cls(xp, grams, means, target_norm, m, dict(fields), law).sketch()
+        (grams, means, target_norm), (m, fields, law) = arrays, static
+        return cls(aa.namespace(grams[0][0]), grams, means, target_norm, m, dict(fields), law).sketch()
 
     def sketch(self) -> OneSided:
         """Units taken out, and the columns that were not drawn turned into what they are for."""

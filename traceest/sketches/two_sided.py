@@ -47,13 +47,13 @@ class Plain(Sketch):
 
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
-        return (self.KV, self.V, self.units, self.targets), (self.xp, tuple(self.fields.items()))
+        return (self.KV, self.V, self.units, self.targets), tuple(self.fields.items())
 
     @classmethod
     def of_parts(cls, arrays: Any, static: Any) -> Plain:
         """The sketch of these parts."""
-        (KV, V, units, targets), (xp, fields) = arrays, static
-        return cls(xp, V, KV, units, dict(fields), targets)
+        KV, V, units, targets = arrays
+        return cls(aa.namespace(V), V, KV, units, dict(static), targets)
 
     def forms(self, a: int) -> Any:
         """VᴴK_aV, (1, m)."""
@@ -112,13 +112,13 @@ class LowRank(Sketch):
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
         arrays = self.Y, self.Z, self.Omega, self.Q, self.R, self.units, self.targets
-        return arrays, (self.xp, self.normalise, tuple(self.fields.items()))
+        return arrays, (self.normalise, tuple(self.fields.items()))
 
     @classmethod
     def of_parts(cls, arrays: Any, static: Any) -> LowRank:
         """The sketch of these parts."""
-        (Y, Z, Omega, Q, R, units, targets), (xp, normalise, fields) = arrays, static
-        return cls(xp, Omega, Y, Z, Q, R, normalise, units, dict(fields), targets)
+        (Y, Z, Omega, Q, R, units, targets), (normalise, fields) = arrays, static
+        return cls(aa.namespace(Omega), Omega, Y, Z, Q, R, normalise, units, dict(fields), targets)
 
     @cached_property
     def basis(self) -> Basis:

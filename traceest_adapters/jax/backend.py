@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from traceest import _backends
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
-from traceest_adapters.jax import compiling
+from traceest_adapters.jax import compiling, host
 
 SMALL = 2**16
 """Numbers of a statistic for which no program is optimised."""
@@ -43,7 +43,10 @@ class JaxSource:
 
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:
-        """``f(*static, arrays)`` under `jax.jit`."""
+        """``f(*static, arrays)``, by NumPy where numbers are few, and under `jax.jit` else."""
+        found = host.run(f, static, arrays, SMALL)
+        if found is not NotImplemented:
+            return found
         return compiling.run(f, static, (arrays,), optimise=not compiling.few(arrays, SMALL))
 
     def random_source(self, rng: Any) -> JaxSource | None:
