@@ -13,7 +13,7 @@ from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 from traceest_adapters.jax import compiling, host
 
 SMALL = 2**16
-"""Numbers of a statistic for which no program is optimised."""
+"""Numbers of a statistic that NumPy works on, or for which, where it cannot, no program is optimised."""
 
 
 class JaxSource:

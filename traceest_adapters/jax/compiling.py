@@ -26,7 +26,7 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...],
 
 
 def few(arrays: Any, most: int) -> bool:
-    """Whether they are so few numbers that working on them takes less time than optimising the program for it."""
+    """Whether they are at most so many numbers that working on them takes less time than a good program for it."""
     return sum(jnp.size(x) for x in jax.tree.leaves(arrays)) <= most
 
 

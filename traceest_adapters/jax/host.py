@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from traceest_adapters.jax.compiling import few
 from traceest_adapters.jax.model import traced
 
 TYPES = frozenset(map(np.dtype, ("bool", "int32", "int64", "float32", "float64", "complex64", "complex128")))
@@ -23,7 +24,7 @@ def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: Any, most: int) 
 
     `f` takes its namespace from its arrays, which are in this process' memory: on a CPU they are not even copied.
     """
-    if traced(arrays) or not _here(jax.tree.leaves(arrays), most):
+    if traced(arrays) or not (few(arrays, most) and _here(arrays)):
         return NotImplemented
     try:
         with np.errstate(all="ignore"):
@@ -38,11 +39,10 @@ def _numpys(x: Any) -> Any:
     return np.asarray(x) if isinstance(x, jax.Array) else x
 
 
-def _here(leaves: list[Any], most: int) -> bool:
-    """Whether they are few, and all on the device that new arrays go to, a CPU."""
+def _here(arrays: Any) -> bool:
+    """Whether all are on the device that new arrays go to, a CPU."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
-    return (
-        getattr(device, "platform", device) == "cpu"
-        and sum(np.size(x) for x in leaves) <= most
-        and all(x.dtype in TYPES and x.devices() == {device} for x in leaves if isinstance(x, jax.Array))
+    ours = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
+    return getattr(device, "platform", device) == "cpu" and all(
+        x.dtype in TYPES and x.devices() == {device} for x in ours
     )
