@@ -8,8 +8,8 @@ import pytest
 from assertions import Counter, assert_close, assert_unbiased, assert_variance
 
 import traceest as te
-from traceest import hadamard
 from traceest.probes import Probes
+from traceest.probes import orthogonal_signs as hadamard
 
 
 def all_of(n: int, n_blocks: int = 1, rng: int = 0, dtype: type = float) -> np.ndarray:

@@ -12,7 +12,7 @@ from assertions import assert_close, assert_unbiased
 
 import traceest as te
 
-DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "orthogonal", "hadamard")
+DISTRIBUTIONS = ("rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced")
 
 
 def draw(distribution, n, k, **kwargs):
@@ -62,7 +62,20 @@ def test_every_kind_of_rng_gives_isotropic_probes(kind, distribution):
 
 
 @pytest.mark.parametrize("kind", rngs())
-@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "sphere"])
+def test_integers_are_uniform_on_all_that_are_not_negative(kind):
+    rng, _ = rngs()[kind]
+    x = np.asarray(te.probes.random_source(rng()).integers(20, 500))
+    assert x.dtype == np.int32
+    assert x.min() >= 0
+    u = x.ravel() / 2**31
+    for power in (1, 2, 3):
+        assert_unbiased(u**power, 1 / (power + 1))
+    assert_unbiased(x.ravel() % 2, 0.5)
+    assert_unbiased(u[:-1] * u[1:], 0.25)
+
+
+@pytest.mark.parametrize("kind", rngs())
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "sphere", "balanced"])
 @pytest.mark.parametrize("n", [1, 5, 64, 130])
 def test_a_probe_is_the_same_whether_taken_alone_or_among_many(kind, distribution, n):
     rng, like = rngs()[kind]

@@ -56,7 +56,7 @@ def exact_statistics(K: np.ndarray, L: np.ndarray, y: np.ndarray) -> dict[str, A
 ESTIMATES: dict[str, Callable[[Any, Any, Any], Any]] = {
     "trace": lambda K, L, y: te.trace(K, rtol=0.05, rng=0),
     "frobenius_norm": lambda K, L, y: te.frobenius_norm(K, 4, rng=0),
-    "effective_rank": lambda K, L, y: te.effective_rank(K, 4, rng=0),
+    "effective_rank": lambda K, L, y: te.effective_rank(K, 4, rng=1),
     "alignment": lambda K, L, y: te.alignment(K, L, 4, rng=0),
     "target_alignment": lambda K, L, y: te.target_alignment(K, y, 4, rng=0),
     "diagonal": lambda K, L, y: te.diagonal(K, 4, rng=0),

@@ -102,8 +102,9 @@ def trace(
         Force one of the ways.
     rng, chunk_size
         As in `hutchinson`.
-    distribution : {"rademacher", "hadamard", "gaussian", "sphere", "orthogonal"}, optional
-        Law of the probes; default: Hadamard for samples of blocks, sphere for XNysTrace, Rademacher for all else.
+    distribution : {"rademacher", "hadamard", "balanced", "gaussian", "sphere", "orthogonal"}, optional
+        Law of the probes; default: balanced or Hadamard for samples by vjps (see `rhutch`), sphere for XNysTrace,
+        Rademacher for all else.
         Where probes have to be independent of each other, as for XTrace, orthogonal and Hadamard ones are drawn
         as sphere and Rademacher ones are.
     callback : callable, optional

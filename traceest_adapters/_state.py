@@ -88,6 +88,26 @@ def example_first(shapes: list[tuple[int, ...]], axis: int | None) -> tuple[int,
     return (shape[axis], *shape[:axis], *shape[axis + 1 :])
 
 
+def feature_axis(shape: tuple[int, ...] | None, asked: int | None, batch_axis: int | None, default: int) -> int:
+    """The axis of features of a state that is one array, its examples leading; `asked` for among the output's own axes.
+
+    Raises
+    ------
+    ValueError
+        If `asked` is no axis of it, or that of the examples.
+    """
+    if shape is None or asked is None:
+        return default
+    n, batch = len(shape), None if batch_axis is None else batch_axis % len(shape)
+    if not -n <= asked < n or asked % n == batch:
+        raise ValueError(
+            f"feature_axis={asked} of an output with {n} axes and batch_axis={batch_axis}: give another of its axes, "
+            "that of units or channels."
+        )
+    axis = asked % n
+    return axis + 1 if batch is not None and axis < batch else axis
+
+
 def not_independent(axis: int, why: str, also: str = "") -> ValueError:
     """The error for examples that influence each other; `also`: one more likely cause."""
     return ValueError(

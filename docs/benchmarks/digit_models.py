@@ -85,8 +85,8 @@ def before_and_after(name: str, seed: int = 0, steps: int = STEPS) -> tuple[nn.M
     return before, body.eval(), probed
 
 
-def jacobians(name: str, seed: int = 0, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray, int]:
-    """Both Jacobians, (n, P), float32, and the number of independent examples."""
+def jacobians(name: str, seed: int = 0, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Both Jacobians, (n, P), float32, and the shape of the state, independent examples first."""
     *models, probed = before_and_after(name, seed, steps)
 
     def written_out(model: nn.Module) -> np.ndarray:
@@ -95,4 +95,4 @@ def jacobians(name: str, seed: int = 0, steps: int = STEPS) -> tuple[np.ndarray,
         parts = [J.block_rmatmat(unit_probes(J, i, min(i + 16, n_b))).detach().numpy() for i in range(0, n_b, 16)]
         return np.concatenate(parts, axis=1).reshape(J.shape)
 
-    return written_out(models[0]), written_out(models[1]), len(probed)
+    return written_out(models[0]), written_out(models[1]), tuple(models[0](probed).shape)

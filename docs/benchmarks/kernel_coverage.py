@@ -31,8 +31,10 @@ WHEN = ("at initialisation", "trained")
 
 def measure(name: str, seeds: int, steps: int) -> list[dict[str, Any]]:
     """All rows of one model."""
-    *Js, B = jacobians(name, steps=steps)
-    Ks = [te.gram(J, n_blocks=B) for J in Js]
+    *Js, shape = jacobians(name, steps=steps)
+    Ks = [te.gram(J, n_blocks=shape[0]) for J in Js]
+    for K in Ks:
+        K.factor.state_shape = shape
     exact, rows = te.summary(*Ks, method="exact"), []
     for m in BUDGETS:
         runs = [te.summary(*Ks, n_probes=m, rng=np.random.default_rng([seed, m])) for seed in range(seeds)]

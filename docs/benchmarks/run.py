@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 PERFORMANCE = ("startup", "passes", "time_to_accuracy", "scaling")
 STATISTICS = (
     *("accuracy", "calibration", "overhead", "models", "kernel_coverage", "spectrum", "krylov"),
-    *("gru", "mnist", "memory", "tracking"),
+    *("balanced", "gru", "mnist", "memory", "tracking"),
 )
 ON_GPU = ("passes", "time_to_accuracy", "scaling")
 

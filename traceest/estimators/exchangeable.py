@@ -16,7 +16,7 @@ from traceest.estimators import leave_out
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import orth, products
 from traceest.estimators.exact import cheapest, exact
-from traceest.probes import ORTHOGONAL, Distribution, Probes, directions
+from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes, directions
 
 
 def xtrace(
@@ -46,7 +46,7 @@ def xtrace(
         At least 4; k = n_matvecs // 2. From the exact trace's cost on (n; less for a Gram operator), that is returned.
     rng, chunk_size
         As in `hutchinson`.
-    distribution : {"sphere", "gaussian", "rademacher"}
+    distribution : {"sphere", "gaussian", "rademacher", "balanced"}
         Law of the probes; `normalise` asks for a rotation-invariant one, which Rademacher is not.
     probes : array, (n, k), optional
         Explicit probes; 2k products are spent.
@@ -181,7 +181,7 @@ def _sketch(
 
 def _mean(of: Any, normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]) -> leave_out.Mean:
     """The arithmetic after the products, as one program where the framework compiles."""
-    return _backends.compiled(of, (normalise and distribution != "rademacher",), arrays, arrays[0])
+    return _backends.compiled(of, (normalise and distribution not in SIGNS,), arrays, arrays[0])
 
 
 def _compressed(xp: Any, A: Any, Q: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:

@@ -40,7 +40,7 @@ def hutchinson(
         Columns to multiply. From n on (with blocks of n_b rows: n_b), the exact trace is returned.
     rng : int, numpy.random.Generator, JAX key, torch.Generator or None
         See `traceest.probes`.
-    distribution : {"rademacher", "gaussian", "sphere", "orthogonal", "hadamard"}, optional
+    distribution : {"rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced"}, optional
         Law of the probes; default: Rademacher, or as in `rhutch`.
     probes : array, (n, n_matvecs), optional
         Explicit probes instead of `rng`; they are to be isotropic, E[vvᴴ] = I.

@@ -42,7 +42,7 @@ def hutchpp(
         At least 3. From the exact trace's cost on (n; less for a Gram operator), that is returned.
     rng
         As in `hutchinson`.
-    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard"}
+    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard", "balanced"}
         Law of the probes. Rademacher is better where what the sketch leaves is nearly diagonal.
     probes : array, (n, q + s), optional
         Explicit probes of that law: the first q = `n_sketch` are the sketch S, the others the residual's g. The

@@ -58,7 +58,7 @@ def nystrompp(
         At least 2. From the exact trace's cost on (n; less for a Gram operator), that is returned.
     rng
         As in `hutchinson`.
-    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard"}
+    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard", "balanced"}
         Law of the probes. With the last three the error is that of the samples' spread, which is noisier where few
         eigenvalues hold what the sketch leaves; but then the residual of a Gram operator needs vjps alone.
     probes : array, (n, q + s), optional

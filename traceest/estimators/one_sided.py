@@ -11,6 +11,7 @@ from traceest.estimate import Estimate, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
+from traceest.operators.layout import layout
 from traceest.probes import Distribution, Probes
 
 
@@ -29,6 +30,9 @@ def rhutch(
     2(‖K‖² − Σ kᵢᵢ²), K = JJᴴ. With blocks (rows of independent examples) every cross-example term of it
     is gone: 2 Σ_b (‖K_bb‖² − Σ diag²), at the same number of vjps. There the signs are also orthogonal to each other
     within every block, which leaves (N − m)/(N − 1) of the variance of independent ones, N ≥ n_b the next power of two.
+    Where a state is known to have features at several positions (time, tokens, pixels; without blocks, examples), in
+    one block or in blocks of more than 128 rows, the signs are balanced over these instead: half to a tenth of the
+    variance (`te.probes.balanced`).
 
     Choose it where only reverse mode is available, where J has blocks, and where J has fewer rows than
     columns; `fhutch` probes the column side.
@@ -41,9 +45,9 @@ def rhutch(
         vjps to spend. From n_b = n / n_blocks on, the exact trace is returned.
     rng, chunk_size
         As in `hutchinson`.
-    distribution : {"rademacher", "hadamard", "gaussian", "sphere", "orthogonal"}, optional
-        Law of the probes, drawn block by block; default: hadamard where J has blocks, of at most 2¹⁴ rows,
-        else rademacher.
+    distribution : {"rademacher", "hadamard", "balanced", "gaussian", "sphere", "orthogonal"}, optional
+        Law of the probes, drawn block by block; default: balanced or hadamard as said above (blocks of at most 2¹⁴
+        rows), else rademacher.
     probes : array, (n, n_probes), optional
         Explicit probes instead of `rng`.
 
@@ -81,7 +85,7 @@ def rhutch(
     if probes is None and m >= n // B:
         return exact(J, side="rmatmat", chunk_size=chunk)
     meter = Meter(J)
-    stream = Probes(n, J, rng=rng, distribution=distribution, n_blocks=B, probes=probes)
+    stream = Probes(n, J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B), probes=probes)
     samples = [block_sqnorms(meter.op, V) for V in stream.chunks(m, chunk)]
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)
 

@@ -48,10 +48,10 @@ def frobenius_norm(
         Force a route; "hutchinson" is the two-sided one without a low-rank part, better on flat spectra.
     rng
         As in `hutchinson`.
-    distribution : {"rademacher", "gaussian", "sphere"}, optional
-        Law of the probes; default: Rademacher, and sphere for the low-rank route, which then gives what is left of a
-        probe the length that it should have. One-sided, signs make no error in what the blocks' diagonals hold; sphere
-        and Gaussian probes use the terms i = j too, which pays for few probes and large blocks (recurrent networks).
+    distribution : {"balanced", "rademacher", "gaussian", "sphere"}, optional
+        Law of the probes; default: balanced where positions of the state are known, else Rademacher, and sphere for
+        the low-rank route, which then gives what is left of a probe the length that it should have. One-sided, signs
+        make no error in what the blocks' diagonals hold; sphere and Gaussian probes use the terms i = j too.
     probes : array, (n, k), optional
         Explicit probes instead of `rng`; the two-sided route then makes no low-rank part.
 

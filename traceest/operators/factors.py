@@ -11,6 +11,7 @@ from typing import Any
 
 from traceest.operators import blocks
 from traceest.operators.base import ABILITIES, Operator
+from traceest.operators.layout import feature_axis, state_shape
 
 
 class SideBySide(Operator):
@@ -32,6 +33,7 @@ class SideBySide(Operator):
         )
         self.parts = (J1, J2)
         self.state_shape = state_shape(J1) if state_shape(J1) == state_shape(J2) else None
+        self.feature_axis = feature_axis(J1)
 
     def __getattr__(self, name: str) -> Any:
         parts: tuple[Any, Any] = self.__dict__.get("parts", ())
@@ -95,7 +97,7 @@ class Scaled(Operator):
             parameters=getattr(J, "parameters", ()),
             name="s·J",
         )
-        self.of, self.s, self.state_shape = J, s, state_shape(J)
+        self.of, self.s, self.state_shape, self.feature_axis = J, s, state_shape(J), feature_axis(J)
 
     def __getattr__(self, name: str) -> Any:
         if name not in ("matmat", "rmatmat", *ABILITIES):
@@ -103,11 +105,6 @@ class Scaled(Operator):
         product: Callable[..., Any] = getattr(self.__dict__.get("of"), name)
         factor = self.s if name in ("matmat", "rmatmat", "block_rmatmat") else self.s**2
         return lambda X, *groups: factor * product(X, *groups)
-
-
-def state_shape(J: Any) -> Any:
-    """The shape of the state whose entries are J's rows, or None where it is not known."""
-    return getattr(J, "state_shape", None)
 
 
 def _total(arrays: Iterable[Any]) -> Any:

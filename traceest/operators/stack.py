@@ -11,7 +11,7 @@ from traceest import _progress
 from traceest.operators import blocks
 from traceest.operators.base import Operator, check_compatible
 from traceest.operators.convert import aslinearoperator
-from traceest.operators.factors import state_shape
+from traceest.operators.layout import feature_axis, state_shape
 from traceest.operators.sketched import stacked_gram
 
 COLUMNS_BYTES = 2**28
@@ -47,6 +47,7 @@ class Stack(Operator):
             name="Stack",
         )
         self.parts, self.progress, self.state_shape = parts, progress, _state_shape([x.state_shape for x in looks])
+        self.feature_axis = first.feature_axis
         self._rows = list(pairwise(accumulate(lengths, initial=0)))
         self._has = {"rmatmat": all(look.reverse for look in looks)}
         self._grouped = bool(self.parameters) and all(look.grouped for look in looks)
@@ -226,6 +227,7 @@ class _Look(NamedTuple):
     n_blocks: int
     parameters: tuple[str, ...]
     state_shape: tuple[int, ...] | None
+    feature_axis: int
     reverse: bool
     grouped: bool
 
@@ -236,6 +238,7 @@ class _Look(NamedTuple):
             blocks.n_blocks(J),
             tuple(getattr(J, "parameters", ())),
             state_shape(J),
+            feature_axis(J),
             hasattr(J, "rmatmat"),
             hasattr(J, "block_sketch"),
         )

@@ -94,7 +94,7 @@ def partial_trace(
     if distribution in ORTHOGONAL:
         raise ValueError(
             f"partial_trace: {distribution} probes are not independent of each other, and pairs of them would bias the "
-            "norm; choose rademacher, gaussian or sphere."
+            "norm; choose balanced, rademacher, gaussian or sphere."
         )
     route = _route(K, J, shape, kept, side)
     m = check.budget(n_probes, probes, min(2, route.n_exact), "n_probes", "partial_trace")

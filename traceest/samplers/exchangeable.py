@@ -14,7 +14,7 @@ from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
 from traceest.estimators import leave_out
 from traceest.estimators._products import deflate, form, orth
 from traceest.operators.blocks import block_sqnorms
-from traceest.probes import Distribution, Probes, independent
+from traceest.probes import SIGNS, Distribution, Probes, independent
 from traceest.samplers.base import Sampler, Target
 
 PILOT = 4
@@ -79,7 +79,7 @@ class Exchangeable(Sampler):
         self.signs = distribution is None  # of what is drawn for XNysTrace: less variance, never more
         distribution = independent(distribution or "sphere")
         super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
-        self.methods, self.normalise = methods, distribution != "rademacher"
+        self.methods, self.normalise = methods, distribution not in SIGNS
         self.bounds = (0.0, math.inf) if "xnystrace" in methods else trace_bounds(A)
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []

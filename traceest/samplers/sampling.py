@@ -10,6 +10,7 @@ from traceest import _array_api as aa
 from traceest.estimate import Estimate, certain, from_samples, trace_bounds
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks
+from traceest.operators.layout import layout
 from traceest.probes import Distribution, Probes
 from traceest.samplers.base import Sampler, Target
 
@@ -100,7 +101,7 @@ def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
     """
     B = n_blocks(J)
-    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B)
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B))
     method = "rhutch" if B == 1 else "rhutch per block"
     found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
     found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))

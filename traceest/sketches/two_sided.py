@@ -20,7 +20,8 @@ from traceest.estimators._products import orth, products
 from traceest.estimators.leave_out import Basis, LeftOut
 from traceest.estimators.spread import spread_of_samples
 from traceest.estimators.ustatistics import Statistic, block_sum, jackknife, squared_mean
-from traceest.probes import Probes
+from traceest.operators.layout import layout
+from traceest.probes import SIGNS, Probes, of_pairs
 from traceest.sketches.base import Sketch
 from traceest.sketches.request import Request
 
@@ -182,8 +183,9 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     m = request.n_drawn(2) + (request.probes is None and request.centred)  # projecting needs no column of ones
     check.check_probes(request.probes, n, Ks[0], request.caller)
     low_rank = request.method != "hutchinson" and request.probes is None and m >= LOW_RANK_FROM
-    law = request.distribution or ("sphere" if low_rank else "rademacher")
-    stream = Probes(n, Ks[0], rng=request.rng, distribution=law, probes=request.probes)
+    rows = layout(Ks[0], 1)
+    law = request.distribution or ("sphere" if low_rank else of_pairs(rows))
+    stream = Probes(n, Ks[0], rng=request.rng, distribution=law, layout=rows, probes=request.probes)
     V, extra = stream.take(m // 2 if low_rank else m), request.extra_columns(xp, Ks[0])
     Y = None if request.targets is None or extra is None else extra[:, int(request.centred) :]
     KV = [products(xp, meter.op, _centred(xp, V, request.centred), chunk) for meter in meters]
@@ -202,7 +204,7 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     if not low_rank:
         return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets)
     fields: dict[str, Any] = {"method": "two-sided low-rank", **spent}
-    return LowRank(xp, V, KV, Z, Q, R, law != "rademacher", units, fields, targets)
+    return LowRank(xp, V, KV, Z, Q, R, law not in SIGNS, units, fields, targets)
 
 
 def _centred(xp: Any, X: Any, centred: bool) -> Any:

@@ -55,7 +55,7 @@ def trace_of_function(
         eigenvalues that fall to 0, for which the products go to steps.
     rng
         As in `hutchinson`.
-    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard"}
+    distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard", "balanced"}
         Law of the probes, of which only the directions are used. The error bars of the first two come from the nodes
         and are the more reliable ones; of the others from the spread of the samples, which takes ten probes or more.
     probes : array, (n, n_deflate + n_probes), optional

@@ -28,7 +28,7 @@ from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators._metering import MEMORY, Meter, chunk_columns
 from traceest.estimators._products import deflate
 from traceest.estimators.nystrom import mean_square
-from traceest.probes import ORTHOGONAL, Distribution, Probes
+from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes
 from traceest.spectrum.dense import dense_cost, to_dense
 from traceest.spectrum.krylov import KrylovSpace, rayleigh_ritz
 from traceest.spectrum.lanczos import Tridiagonals, gauss, lanczos
@@ -182,7 +182,7 @@ def quadrature(
     starts = (V if X is None else deflate(xp, X, V) for V in stream.chunks(p.probes, chunk))
     runs = [lanczos(xp, meter.op, V, p.steps, keeps) for V in starts]
     T = Tridiagonals(xp.concat([r.alpha for r in runs], axis=0), xp.concat([r.beta for r in runs], axis=0))
-    gradient = 0.0 if distribution in ("rademacher", *ORTHOGONAL) else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
+    gradient = 0.0 if distribution in (*SIGNS, *ORTHOGONAL) else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
     coarse = gauss(xp, T, max(1, 2 * p.steps // 3))
     return Quadrature(xp, n - p.deflated, gauss(xp, T), coarse, gradient, stream.population, meter.spent, basis)
 

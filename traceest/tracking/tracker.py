@@ -16,7 +16,8 @@ from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
 from traceest.operators.blocks import n_blocks
-from traceest.probes import ORTHOGONAL, Distribution, Probes
+from traceest.operators.layout import layout
+from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
 from traceest.sketches import Sketch
 from traceest.tracking import _export
 from traceest.tracking._dynamic import Shifted
@@ -82,8 +83,8 @@ class Tracker:
         answer's cost, the answers are exact.
     rng : int, numpy.random.Generator, JAX key or torch.Generator
         Of the common probes; they are drawn once.
-    distribution : {"rademacher", "gaussian", "sphere"}
-        Law of the probes.
+    distribution : {"balanced", "rademacher", "gaussian", "sphere"}, optional
+        Law of the probes; default: balanced where positions of the state are known, else Rademacher.
     n_deflate : int
         q > 0 makes the values those of a one-sided Hutch++ whose basis comes for nothing: the q leading directions of
         the previous checkpoint, one step of subspace iteration further at each. For kernels without blocks that have
@@ -122,7 +123,7 @@ class Tracker:
         n_probes: int = 4,
         *,
         rng: Any = 0,
-        distribution: Distribution = "rademacher",
+        distribution: Distribution | None = None,
         n_deflate: int = 0,
         n_fresh: int = 0,
     ) -> None:
@@ -211,12 +212,14 @@ class Tracker:
         """Draw the probes that all checkpoints share, once K is known to fit what was asked for."""
         factor, blocks = getattr(K, "factor", None), n_blocks(getattr(K, "factor", K))
         one_sided = factor is not None and hasattr(factor, "rmatmat")
+        rows = layout(K, blocks if one_sided else 1)
         stream = Probes(
             K.shape[0],
             K,
             rng=self._rng,
-            distribution=self.distribution,
+            distribution=self.distribution or of_pairs(rows),
             n_blocks=blocks if one_sided else 1,
+            layout=rows,
         )
         if self.n_deflate:
             check.require_side(K, "matmat", "Tracker")

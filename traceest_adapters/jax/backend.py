@@ -40,6 +40,11 @@ class JaxSource:
         """(k, n) independent standard normals, in float32: in float64 a draw costs three times as much."""
         return jax.vmap(lambda key: jax.random.normal(key, (n,), dtype=jnp.float32))(self._keys(k))
 
+    def integers(self, k: int, n: int) -> Any:
+        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
+        row = lambda key: (jax.random.bits(key, (n,), dtype=jnp.uint32) >> 1).astype(jnp.int32)  # noqa: E731
+        return jax.vmap(row)(self._keys(k))
+
 
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:

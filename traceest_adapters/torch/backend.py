@@ -40,6 +40,11 @@ class TorchSource:
         g = self.generator
         return self._rows(k, lambda: torch.randn(n, generator=g, device=g.device, dtype=torch.float32))
 
+    def integers(self, k: int, n: int) -> Any:
+        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
+        g = self.generator
+        return self._rows(k, lambda: torch.empty(n, dtype=torch.int32, device=g.device).random_(generator=g))
+
 
 class _Backend:
     compiled = None

@@ -25,6 +25,7 @@ def jacobian(
     params: Mapping[str, torch.Tensor] | Iterable[str] | Callable[[str, torch.Tensor], bool] | None = None,
     output: Any = None,
     batch_axis: int | None = 0,
+    feature_axis: int | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
@@ -68,6 +69,11 @@ def jacobian(
     batch_axis : int or None
         Axis of independent examples in inputs and state. Rows of the operator are ordered example first, so that
         each example is one block. None: no such axis, one block.
+    feature_axis : int, optional
+        Axis of units or channels in the state; all others are positions (time, tokens, pixels), over which the signs of
+        probes for traces are balanced (`te.probes.balanced`): with any axis they are unbiased, with the right one the
+        variance is a half to a tenth. Default: the last, and of images, with two axes or more
+        behind, the channels' (which lead, next to the examples).
     chunk_size : int, optional
         Probes to a batched backward pass; absent: up to 32, as the largest value on the way and the memory budget
         allow.
@@ -157,7 +163,9 @@ def jacobian(
                 if check:
                     checks.deterministic(wrapped, chosen, batch)
             J = make()
-            J.state_shape = common.example_first(shapes, wrapped.batch_axis)
+            J.state_shape = shape = common.example_first(shapes, wrapped.batch_axis)
+            default = 1 if shape is not None and len(shape) > 3 else -1
+            J.feature_axis = common.feature_axis(shape, feature_axis, wrapped.batch_axis, default)
             if check:
                 checks.independent(J)
                 checks.depends(J)

@@ -28,6 +28,9 @@ class TorchJacobian(te.Operator):
     state_shape: tuple[int, ...] | None = None
     """Of the state, example first, where it is one tensor."""
 
+    feature_axis: int = -1
+    """Of `state_shape`, that of units or channels."""
+
     def __init__(
         self,
         model: Model,

@@ -186,7 +186,7 @@ def routes(seeds: int, quick: bool) -> list[dict[str, Any]]:
     """Errors of the three routes at equal passes for each kernel."""
     rows = []
     for model in ("MLP",) if quick else ("MLP", "GRU"):
-        *Js, B = jacobians(model, steps=20 if quick else 300)
+        *Js, (B, *_) = jacobians(model, steps=20 if quick else 300)
         if quick:
             Js, B = [J[: 4 * len(J) // B] for J in Js], 4
         blocks, whole = [te.gram(J, n_blocks=B) for J in Js], [te.gram(J) for J in Js]

@@ -1,85 +1,21 @@
-"""Probe vectors, and the meaning of `rng`.
-
-Every distribution here is isotropic, E[v vᴴ] = I, so that E[vᴴ A v] = tr A. `rng` may be
-
-* an int or a `numpy.random.Generator`: numbers are drawn on the host, so that one seed gives the same
-  probes on every backend; a Generator moves on as it is used;
-* a JAX key or a `torch.Generator`: numbers are drawn on its device;
-* None: fresh entropy. There is no global random state.
-
-Draws do not depend on how they are chunked: probe i is the same whether asked for alone or among many.
-"""
+"""A stream of probes for one operator."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, cast, get_args
+from typing import Any, get_args
 
 import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest.hadamard import HadamardSet, order
-
-Distribution = Literal["rademacher", "gaussian", "sphere", "orthogonal", "hadamard"]
-
-ORTHOGONAL: tuple[Distribution, ...] = ("orthogonal", "hadamard")
-"""Laws whose probes are not independent of each other, so that pairs of them tell nothing without bias."""
-
-SHORT = 2**14
-"""Rows to a block above which signs are not made orthogonal: of so many probes few are ever drawn, to no gain."""
-
-
-class Source(Protocol):
-    """Random numbers, a probe a row; the state moves on with each call."""
-
-    def signs(self, k: int, n: int) -> Any:
-        """(k, n) fair ±1."""
-
-    def normal(self, k: int, n: int) -> Any:
-        """(k, n) independent standard normals."""
-
-
-class HostSource:
-    """NumPy's generator: the same numbers on every backend."""
-
-    def __init__(self, rng: int | np.integer | np.random.Generator | None) -> None:
-        self.rng = np.random.default_rng(rng)
-
-    def signs(self, k: int, n: int) -> Any:
-        """(k, n) fair ±1, int8."""
-        # A probe is a whole number of 64-bit words, so that chunking cannot shift the stream; bits are
-        # unpacked, which is ten times faster than drawing n·k integers.
-        words = self.rng.integers(0, 2**64, size=(k, -(-n // 64)), dtype=np.uint64)
-        bits = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1, count=n)
-        return bits.view(np.int8) * np.int8(2) - np.int8(1)
-
-    def normal(self, k: int, n: int) -> Any:
-        """(k, n) independent standard normals, float64."""
-        return self.rng.standard_normal((k, n))
-
-
-def random_source(rng: Any) -> Source:
-    """The source of random numbers that `rng` stands for.
-
-    Raises
-    ------
-    TypeError
-        If `rng` is none of the kinds that the module's head names.
-    """
-    if rng is None or (isinstance(rng, (int, np.integer, np.random.Generator)) and not isinstance(rng, bool)):
-        return HostSource(rng)
-    if hasattr(rng, "signs") and hasattr(rng, "normal"):
-        return cast(Source, rng)
-    backend = _backends.find(rng)
-    source = backend.random_source(rng) if backend is not None else None
-    if source is None:
-        raise TypeError(
-            f"rng must be an int, a numpy.random.Generator, a JAX key or a torch.Generator, got {type(rng).__name__}; "
-            "for instance rng=0."
-        )
-    return source
+from traceest.operators.layout import Layout
+from traceest.probes import balanced_signs
+from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
+from traceest.probes.orthogonal_signs import HadamardSet, order
+from traceest.probes.sources import random_source
 
 
 class Probes:
@@ -92,11 +28,13 @@ class Probes:
     like : array or operator
         Gives namespace, dtype and device.
     rng, distribution
-        See the module's head and `Distribution`. None is for samples of blocks: signs, orthogonal to each other where
-        blocks are several and short.
+        See the package's head and `Distribution`. None is for samples of forms: signs, balanced over the positions of
+        each feature where there are any, or else orthogonal to each other where blocks are several and short.
     n_blocks : int
-        Probes fall into this many contiguous runs of equal length; sphere, orthogonal and Hadamard probes are
-        normalised and orthogonalised within each.
+        Probes fall into this many contiguous runs of equal length; sphere, orthogonal, Hadamard and balanced probes
+        are normalised, orthogonalised and balanced within each.
+    layout : Layout, optional
+        Of each block's rows, if it is known.
     probes : array, (n, m), optional
         Explicit probes instead of random ones.
 
@@ -114,12 +52,16 @@ class Probes:
         rng: Any = None,
         distribution: Distribution | None = "rademacher",
         n_blocks: int = 1,
+        layout: Layout | None = None,
         probes: Any = None,
     ) -> None:
+        if layout is not None and n_blocks * math.prod(layout) != n:
+            raise ValueError(f"layout {tuple(layout)} of {n_blocks} blocks does not make n = {n} rows.")
         if distribution is None:
-            distribution = "hadamard" if n_blocks > 1 and n // n_blocks <= SHORT else "rademacher"
+            distribution = of_samples(n, n_blocks, layout)
         if distribution not in get_args(Distribution):
             raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}, got {distribution!r}.")
+        self.layout = layout or Layout(n // n_blocks, 1, 1)
         self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
@@ -153,8 +95,8 @@ class Probes:
             return self.explicit[:, self.drawn - k : self.drawn]
         if self.distribution == "hadamard":
             return self._hadamard(k)
-        if self.distribution == "rademacher":
-            return self._rademacher(k)
+        if self.distribution in ("rademacher", "balanced"):
+            return self._signs(*(self._independent_signs(k) for _ in range(self._kinds)))
         X = self._gaussian(k)
         if self.distribution == "gaussian":
             return X
@@ -197,16 +139,22 @@ class Probes:
         pieces = []
         while k:
             if self._set is None or self._used == self._set.N:
-                kinds = 2 if aa.is_complex(self.xp, self.dtype) else 1
-                self._set, self._used = HadamardSet(self.n, self.n_blocks, kinds, self._source), 0
+                self._set, self._used = HadamardSet(self.n, self.n_blocks, self._kinds, self._source), 0
             taken = min(k, self._set.N - self._used)
             rows = self._set.rows(self._used, self._used + taken)
             pieces.append(self._signs(*(rows[i, ...].T for i in range(rows.shape[0]))))
             self._used, k = self._used + taken, k - taken
         return aa.concat_columns(self.xp, pieces)
 
-    def _rademacher(self, k: int) -> Any:
-        return self._signs(*(self._draw("signs", k) for _ in range(2 if aa.is_complex(self.xp, self.dtype) else 1)))
+    @property
+    def _kinds(self) -> int:
+        """Signs that a number is made of: real and imaginary part."""
+        return 2 if aa.is_complex(self.xp, self.dtype) else 1
+
+    def _independent_signs(self, k: int) -> Any:
+        if self.distribution == "rademacher":
+            return self._draw("signs", k)
+        return balanced_signs.signs(self._source, k, self.n_blocks, self.layout).T
 
     def _signs(self, re: Any, im: Any = None) -> Any:
         """Those signs; complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
@@ -247,63 +195,3 @@ def _on_sphere(X: Any) -> Any:
     xp = aa.namespace(X)
     length2 = xp.sum(aa.abs2(xp, X), axis=1, keepdims=True)
     return X * xp.astype(xp.sqrt(X.shape[1] / length2), X.dtype)
-
-
-def independent(distribution: Distribution) -> Distribution:
-    """The law that one probe of `distribution` has, or nearly has, without regard to the others."""
-    alone: dict[Distribution, Distribution] = {"orthogonal": "sphere", "hadamard": "rademacher"}
-    return alone.get(distribution, distribution)
-
-
-def directions(distribution: Distribution) -> Distribution:
-    """The law to draw from where the lengths of probes do not matter: on the sphere as without it, for less work."""
-    return "gaussian" if distribution == "sphere" else distribution
-
-
-def _distribution(name: Distribution, doc: str) -> Any:
-    def draw(n: int, k: int, *, rng: Any = None, like: Any = None, n_blocks: int = 1) -> Any:
-        like = np.empty(0) if like is None else like
-        if n % n_blocks:
-            raise ValueError(f"{name}: n = {n} rows do not fall into n_blocks = {n_blocks} equal blocks.")
-        return Probes(n, like, rng=rng, distribution=name, n_blocks=n_blocks).take(k)
-
-    draw.__name__ = draw.__qualname__ = name
-    draw.__doc__ = f"""{doc}
-
-    Parameters
-    ----------
-    n, k : int
-        Length and number of the probes.
-    rng : int, numpy.random.Generator, JAX key, torch.Generator or None
-        See the head of `traceest.probes`.
-    like : array or operator, optional
-        Gives namespace, dtype and device; NumPy float64 if absent.
-    n_blocks : int
-        Number of contiguous runs of rows that are normalised (and orthogonalised) apart.
-
-    Returns
-    -------
-    array, (n, k)
-        One probe a column.
-
-    Examples
-    --------
-    >>> import traceest as te
-    >>> te.probes.{name}(6, 3, rng=0).shape
-    (6, 3)
-    """
-    return draw
-
-
-rademacher = _distribution("rademacher", "Independent fair signs ±1 (complex: (±1 ± i)/√2). Variance 2(‖A‖² − Σ aᵢᵢ²).")
-gaussian = _distribution("gaussian", "Independent standard normals. Variance 2‖A‖².")
-sphere = _distribution("sphere", "Uniform on the sphere of radius √n. Variance 2n/(n+2)·(‖A‖² − (tr A)²/n).")
-orthogonal = _distribution(
-    "orthogonal",
-    "Haar-random orthogonal vectors of length √n: standard deviation of the sphere's times √((n−k)/(n−1)).",
-)
-hadamard = _distribution(
-    "hadamard",
-    "Signs that are orthogonal to each other, drawn without replacement from N of them, N the next power of two: "
-    "Rademacher's standard deviation times √((N−k)/(N−1)).",
-)
