@@ -25,6 +25,9 @@ MOST = 4
 IN_LOOPS = 8
 """So many times as many where loops' transitions are made, which are read once for all of them."""
 
+PAIR = 2
+"""Probes to a compiled step where loops go step by step, of which more gain nothing."""
+
 JOINED = 4
 """Pieces whose gradients become columns at once: with more, each number of probes would be a program of its own."""
 
@@ -55,6 +58,9 @@ class JaxJacobian(te.Operator):
 
     state_shape: tuple[int, ...] | None = None
     """Of the state, example first, where it is one array."""
+
+    feature_axis: int = -1
+    """Of `state_shape`, that of units or channels."""
 
     def __init__(
         self,
@@ -175,9 +181,10 @@ class JaxJacobian(te.Operator):
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
-        unrolled = V.shape[1] > FEW and self._understood.cells
+        cells = bool(self._understood.cells)
+        unrolled = cells and V.shape[1] > FEW
         plan, tapped = (self._plan, self._unrolled) if unrolled else (self._step_plan, self._stepwise)
-        pieces: Iterable[Any] = self._wide(V) if unrolled else self._cotangents(V)
+        pieces: Iterable[Any] = self._wide(V) if unrolled else self._cotangents(V, PAIR if cells else None)
         return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, V.shape[1])
 
     def _sqnorms(self, plan: Plan, tapped: Any, U: Any) -> Any:
@@ -243,22 +250,26 @@ class JaxJacobian(te.Operator):
         return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)
 
     # -- columns in chunks of one size, so that a new number of probes compiles no product ---------------
-    def _cotangents(self, V: Any) -> list[Any]:
-        """(n, k) → pieces (c, B, n_b): probes lead, in the state's own dtype."""
+    def _cotangents(self, V: Any, most: int | None = None) -> list[Any]:
+        """(n, k) → pieces (c, B, n_b), c the chunk size but for `most`: probes lead, in the state's own dtype."""
         shapes, dtypes = ((self._B, self.shape[0] // self._B),), (self._state_dtype,)
-        return [piece for (piece,) in self._pieces(V, shapes, dtypes)]
+        c = min(self.chunk_size, most or self.chunk_size)
+        return [piece for (piece,) in self._pieces(V, shapes, dtypes, c)]
 
     def _tangents(self, W: Any) -> Iterator[list[Any]]:
         """(P, k) → pieces of a (c, …) array for each parameter."""
-        return self._pieces(W, tuple(p.shape for p in self.trained), tuple(p.dtype for p in self.trained))
+        shapes, dtypes = tuple(p.shape for p in self.trained), tuple(p.dtype for p in self.trained)
+        return self._pieces(W, shapes, dtypes, self.chunk_size)
 
-    def _pieces(self, V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...]) -> Iterator[list[Any]]:
-        """The columns as arrays of these shapes, in pieces of the chunk size, the last one filled up with zeros.
+    def _pieces(
+        self, V: Any, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[Any, ...], c: int
+    ) -> Iterator[list[Any]]:
+        """The columns as arrays of these shapes, in pieces of c, the last one filled up with zeros.
 
         A single column, which is often asked for, is not filled up.
         """
         k = V.shape[1]
-        c = 1 if k == 1 else self.chunk_size
+        c = 1 if k == 1 else c
         fill = -k % c
         leaves = steps.leading(V, shapes, dtypes, fill)
         if k <= c:
