@@ -6,8 +6,8 @@ The GRU of arXiv 2511.10796: 10 inputs, 64 hidden units, 50 time steps, 15 seque
 is every hidden unit at every time step of every sequence, n = 48,000, P = 14,592. One set of PyTorch weights serves
 both frameworks. The exact statistics take 3,200 vjps and a 14,592² matrix, some minutes: they are computed once
 (`--exact` again), and kept in gru.json with the seed they belong to. Relative root-mean-square errors by the number of
-vjps, per example with balanced and fair signs and with sphere probes, and (`batch_axis=None`, twenty times the seeds) with the whole
-state as one block, beside what the variance formula of the U-statistic says,
+vjps, per example with balanced and fair signs and with sphere probes, and (`batch_axis=None`, twenty times the seeds)
+with the whole state as one block, beside what the variance formula of the U-statistic says,
 
     Var = (8(m − 2) tr K⁴ + 4 (tr K²)² + 12 tr K⁴) / (m(m − 1)),
 
