@@ -211,6 +211,76 @@ def test_trace_needs_fewer_and_goes_on_from_a_checkpoint(tmp_path):
     assert made(None, method="rhutch", checkpoint=path) >= few // 2
 
 
+@pytest.mark.parametrize("n_blocks", [3, 1])
+@pytest.mark.parametrize("statistic", [te.frobenius_norm, te.effective_rank], ids=lambda f: f.__name__)
+def test_norms_and_ranks_take_a_fraction_of_the_error_and_the_intervals_hold(statistic, n_blocks):
+    K, m = te.gram(named(n_blocks, 3, 64, 3)), 6 if n_blocks > 1 else 16
+    truth = float(statistic(K, method="exact"))
+    found = [statistic(K, m, rng=s, method="one-sided") for s in range(300)]
+    fair = [statistic(K, m, rng=s, method="one-sided", distribution="rademacher") for s in range(300)]
+    same = statistic(K, m, rng=0, method="one-sided", distribution="balanced")
+    assert float(found[0]) == float(same)
+    errors, unfair = (np.array([float(e) / truth - 1 for e in some]) for some in (found, fair))
+    if statistic is te.frobenius_norm:
+        assert_unbiased((errors + 1) ** 2, 1.0)
+    assert np.mean(errors**2) < 0.5 * np.mean(unfair**2)
+    assert np.mean([holds(e, truth) for e in found]) > 0.95 - 3 * 0.0126
+
+
+def test_products_with_kernels_of_one_block_and_trackers_balance_too():
+    K = te.gram(named(1, 6, 8, 2))
+    K.factor.n_blocks = None
+    V = te.probes.balanced(96, 4, rng=0, layout=(48, 2, 1))
+    e = te.frobenius_norm(K, n_matvecs=4, method="two-sided", rng=0)
+    assert_close(float(e), float(te.frobenius_norm(K, method="two-sided", probes=V)), 1e-13)
+    blocks = te.gram(named(3, 3, 16, 2))
+    tracker = te.Tracker(4, rng=0)
+    V = te.probes.balanced(96, 4, rng=0, n_blocks=3, layout=(16, 2, 1))
+    assert_close(float(tracker.update(blocks).frobenius_norm), float(te.frobenius_norm(blocks, probes=V)), 1e-13)
+
+
+@pytest.mark.parametrize(
+    ("keep", "n_blocks", "expected"),
+    [
+        (2, 4, Layout(10, 1, 1)),
+        (1, 4, Layout(1, 3, 1)),
+        (0, 4, Layout(10, 3, 1)),
+        ((1, 2), 4, Layout(1, 1, 1)),
+        (2, 1, Layout(40, 1, 1)),
+        (1, 1, Layout(4, 3, 1)),
+        (0, 1, Layout(10, 3, 1)),
+    ],
+)
+def test_partial_traces_balance_over_the_positions_traced_over(keep, n_blocks, expected):
+    K = te.gram(named(n_blocks, 4, 10, 3))
+    runs = 1 if keep == 0 or n_blocks == 1 else n_blocks
+    law = "balanced" if expected.positions >= 4 else "rademacher"
+    how = {"rng": 0, "distribution": law, "n_blocks": runs, "layout": expected}
+    V = te.probes.Probes(runs * int(np.prod(expected)), np.empty(0), **how).take(2)
+    if V.shape[0] > 2 * runs:
+        found, given = te.partial_trace(K, 2, keep=keep, rng=0), te.partial_trace(K, keep=keep, probes=V)
+        assert_close(found.matrix.value, given.matrix.value, 1e-12)
+        assert_close(te.partial_trace(K, 2, keep=keep, shape=(4, 10, 3), rng=0).matrix.value, given.matrix.value, 1e-12)
+    other = te.partial_trace(K, 2, keep=0, shape=(4, 30), rng=0)
+    fair = te.partial_trace(K, 2, keep=0, shape=(4, 30), rng=0, distribution="rademacher")
+    assert_close(other.matrix.value, fair.matrix.value, 1e-13)
+
+
+def test_partial_traces_take_a_fraction_of_the_error_without_bias():
+    K = te.gram(named(3, 3, 32, 3))
+    exact = te.partial_trace(K, 10**4, keep=2)
+    M = exact.matrix.value
+    found = [te.partial_trace(K, 4, keep=2, rng=s) for s in range(200)]
+    fair = [te.partial_trace(K, 4, keep=2, rng=s, distribution="rademacher").matrix.value for s in range(200)]
+    for i in range(3):
+        for j in range(3):
+            assert_unbiased([e.matrix.value[i, j] for e in found], M[i, j])
+    errors, unfair = (np.mean(np.square(np.array(some) - M)) for some in ([e.matrix.value for e in found], fair))
+    assert errors < 0.3 * unfair
+    assert np.mean([holds(e.trace, np.trace(M)) for e in found]) > 0.95 - 3 * 0.0154
+    assert np.mean([holds(e.frobenius_norm, np.linalg.norm(M)) for e in found]) > 0.95 - 3 * 0.0154
+
+
 def rnn(p, x):
     def cell(h, x_t):
         h = jax.nn.sigmoid(x_t @ p["in"] + h @ p["rec"] + p["bias"])

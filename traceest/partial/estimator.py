@@ -8,9 +8,10 @@ from typing import Any, Literal
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimators._metering import Meter
+from traceest.operators.layout import feature_axis, state_shape
 from traceest.partial.result import PartialTrace
 from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
-from traceest.probes import ORTHOGONAL, Distribution, Probes
+from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
 
 Side = Literal["auto", "matmat", "rmatmat"]
 
@@ -23,7 +24,7 @@ def partial_trace(
     shape: tuple[int, ...] | None = None,
     side: Side = "auto",
     rng: Any = None,
-    distribution: Distribution = "rademacher",
+    distribution: Distribution | None = None,
     probes: Any = None,
 ) -> PartialTrace:
     """Estimate the partial trace M[κ, κ′] = Σ_τ K[(κ, τ), (κ′, τ)] of a kernel on a state of several axes.
@@ -56,8 +57,8 @@ def partial_trace(
         For a Gram operator: force one side.
     rng : int, numpy.random.Generator, JAX key, torch.Generator or None
         See `traceest.probes`.
-    distribution : {"rademacher", "gaussian", "sphere"}
-        Law of s.
+    distribution : {"balanced", "rademacher", "gaussian", "sphere"}, optional
+        Law of s; default: balanced over the positions traced over where the state's are known, else Rademacher.
     probes : array, optional
         Explicit s, one a column, over the traced indices of the whole state (of one example, where examples are kept);
         for jvps (P, m).
@@ -94,14 +95,15 @@ def partial_trace(
     if distribution in ORTHOGONAL:
         raise ValueError(
             f"partial_trace: {distribution} probes are not independent of each other, and pairs of them would bias the "
-            "norm; choose balanced, rademacher, gaussian or sphere."
+            "norm; choose rademacher, balanced, gaussian or sphere."
         )
     route = _route(K, J, shape, kept, side)
     m = check.budget(n_probes, probes, min(2, route.n_exact), "n_probes", "partial_trace")
     check.check_probes(probes, route.rows, K, "partial_trace")
     xp, meter = aa.namespace(K), Meter(route.operator)
     exactly = probes is None and m >= route.n_exact
-    stream = Probes(route.rows, K, rng=rng, distribution=distribution, n_blocks=route.runs, probes=probes)
+    law, rows = distribution or of_pairs(route.layout), route.layout
+    stream = Probes(route.rows, K, rng=rng, distribution=law, n_blocks=route.runs, layout=rows, probes=probes)
     X = samples(route, meter, None if exactly else stream.chunks(m, route.chunk))
     unit = aa.safe_scale(xp, X)
     return PartialTrace(
@@ -123,11 +125,20 @@ def _route(K: Any, J: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: 
         if side == "rmatmat":
             raise TypeError(f"partial_trace: side='rmatmat' needs a Gram operator, gram(J); got {K!r}.")
         check.require_side(K, "matmat", "partial_trace")
-        return two_sided(K, Axes.of(shape, kept, None))
+        axes = Axes.of(shape, kept, None)
+        return two_sided(K, axes)._replace(layout=axes.layout(_features(K, shape)))
     if side == "auto":
         side = "rmatmat" if hasattr(J, "rmatmat") else "matmat"
     check.require_side(J, side, "partial_trace")
-    return reverse(J, Axes.of(shape, kept, J)) if side == "rmatmat" else forward(J, Axes.of(shape, kept, None))
+    if side == "matmat":
+        return forward(J, Axes.of(shape, kept, None))
+    axes = Axes.of(shape, kept, J)
+    return reverse(J, axes)._replace(layout=axes.layout(_features(J, shape)))
+
+
+def _features(A: Any, shape: tuple[int, ...]) -> int | None:
+    """The axis of features of a state that A tells of."""
+    return feature_axis(A) % len(shape) if state_shape(A) == shape else None
 
 
 def _checked_shape(shape: Any, K: Any, J: Any) -> tuple[int, ...]:

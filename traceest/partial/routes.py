@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from traceest import _array_api as aa
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.operators.blocks import block_gram, n_blocks, sketch_gram
+from traceest.operators.layout import Layout
 
 COLUMNS = 16
 """Columns sent through a factor at a time, where its Gram matrix of all pairs of them is made and few are wanted."""
@@ -57,6 +58,14 @@ class Axes(NamedTuple):
         """Independent runs of signs: one a block, where blocks are traced over and their samples added up."""
         return 1 if self.between else self.B
 
+    def layout(self, feature: int | None) -> Layout | None:
+        """The traced indices as positions and features, by the state's axis of these, where it is known."""
+        if feature is None:
+            return None
+        features = self.inner[feature] if feature and feature in self.traced else 1
+        inner = prod(self.inner[a] for a in self.traced if a > feature)
+        return Layout(self.d_traced // (features * inner), features, inner)
+
     def columns(self, xp: Any, S: Any) -> Any:
         """s⊗e_κ for all κ: signs (runs, d_traced, c) → (n, c·d_kept)."""
         runs, _, c = S.shape
@@ -87,6 +96,7 @@ class Route(NamedTuple):
     sample: Callable[[Any, Any], Any]  # (operator, probes (rows, c)) ↦ (runs, c, d, d)
     method: str
     sample_rank: int
+    layout: Layout | None = None
 
     def exact(self, op: Any) -> Iterator[Any]:
         """The summands of M, a chunk at a time."""

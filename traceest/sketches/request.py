@@ -57,7 +57,7 @@ class Request:
         if self.distribution in ORTHOGONAL:
             raise ValueError(
                 f"{self.caller}: {self.distribution} probes are not independent of each other, and pairs of them would "
-                "bias the norm; choose balanced, rademacher, gaussian or sphere."
+                "bias the norm; choose rademacher, balanced, gaussian or sphere."
             )
         return self
 
