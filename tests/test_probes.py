@@ -75,6 +75,23 @@ def test_integers_are_uniform_on_all_that_are_not_negative(kind):
 
 
 @pytest.mark.parametrize("kind", rngs())
+def test_a_child_of_a_source_draws_numbers_of_its_own(kind):
+    def both():
+        rng, _ = rngs()[kind]
+        parent = te.probes.random_source(rng())
+        child = parent.child()
+        return tuple(np.asarray(source.normal(50, 40)).ravel() for source in (parent, child))
+
+    parent, child = both()
+    for x, again in zip((parent, child), both(), strict=True):
+        np.testing.assert_array_equal(x, again)
+        assert_unbiased(x, 0.0)
+        assert_unbiased(x**2, 1.0)
+    for lag in range(-50, 50):
+        assert_unbiased(parent * np.roll(child, lag), 0.0, sigmas=4.5)
+
+
+@pytest.mark.parametrize("kind", rngs())
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "sphere", "balanced"])
 @pytest.mark.parametrize("n", [1, 5, 64, 130])
 def test_a_probe_is_the_same_whether_taken_alone_or_among_many(kind, distribution, n):

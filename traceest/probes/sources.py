@@ -21,6 +21,9 @@ class Source(Protocol):
     def integers(self, k: int, n: int) -> Any:
         """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
 
+    def child(self) -> Source:
+        """Another one, whose numbers are independent of those that this one goes on to give."""
+
 
 class HostSource:
     """NumPy's generator: the same numbers on every backend."""
@@ -47,6 +50,10 @@ class HostSource:
         """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
         return (self._octets(k, 32 * n).view("<u4")[:, :n] >> 1).astype(np.int32)
 
+    def child(self) -> HostSource:
+        """Another one, of a seed that this one draws."""
+        return HostSource(np.random.default_rng(self.rng.integers(0, 2**63, size=4)))
+
 
 def random_source(rng: Any) -> Source:
     """The source of random numbers that `rng` stands for.
@@ -58,7 +65,7 @@ def random_source(rng: Any) -> Source:
     """
     if rng is None or (isinstance(rng, (int, np.integer, np.random.Generator)) and not isinstance(rng, bool)):
         return HostSource(rng)
-    if all(hasattr(rng, name) for name in ("signs", "normal", "integers")):
+    if all(hasattr(rng, name) for name in ("signs", "normal", "integers", "child")):
         return cast(Source, rng)
     backend = _backends.find(rng)
     source = backend.random_source(rng) if backend is not None else None

@@ -14,7 +14,8 @@ from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
 from traceest.estimators import leave_out
 from traceest.estimators._products import deflate, form, orth
 from traceest.operators.blocks import block_sqnorms
-from traceest.probes import SIGNS, Distribution, Probes, independent
+from traceest.operators.layout import layout
+from traceest.probes import SIGNS, Distribution, Probes, independent, random_source
 from traceest.samplers.base import Sampler, Target
 
 PILOT = 4
@@ -76,10 +77,12 @@ class Exchangeable(Sampler):
         one_sided: bool = False,
     ) -> None:
         self.one_sided = self.lean = one_sided
-        self.signs = distribution is None  # of what is drawn for XNysTrace: less variance, never more
-        distribution = independent(distribution or "sphere")
-        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=distribution), chunk)
-        self.methods, self.normalise = methods, distribution not in SIGNS
+        law, source, n = independent(distribution or "sphere"), random_source(rng), A.shape[0]
+        super().__init__(A, Probes(n, A, rng=source, distribution=law), chunk)
+        self.for_vjps = self.stream
+        if one_sided and distribution is None:  # signs, which have less variance than what XNysTrace needs
+            self.for_vjps = Probes(n, A, rng=source.child(), distribution=None, layout=layout(A, 1))
+        self.methods, self.normalise = methods, law not in SIGNS
         self.bounds = (0.0, math.inf) if "xnystrace" in methods else trace_bounds(A)
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []
@@ -121,11 +124,14 @@ class Exchangeable(Sampler):
 
     def state(self) -> dict[str, Any]:
         """All that the sampler knows, by name."""
-        return super().state() | {"asked": self.asked, "looks": np.asarray(self.looks, dtype=np.float64)}
+        drawn = 0 if self.for_vjps is self.stream else self.for_vjps.drawn
+        looks = np.asarray(self.looks, dtype=np.float64)
+        return super().state() | {"asked": self.asked, "looks": looks, "drawn_for_vjps": drawn}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         super().restore(state)
+        self.for_vjps.skip(int(state["drawn_for_vjps"]))
         self.asked = int(state["asked"])
         self.looks = [(int(k), float(stderr)) for k, stderr in _to_host(state["looks"])]
         self.lean = self.one_sided and not self.n_probes
@@ -142,14 +148,13 @@ class Exchangeable(Sampler):
 
     def grow(self, k: int) -> None:
         """Spend k more samples."""
+        if self.lean:
+            self.plain += [self._squares(V) for V in self.for_vjps.chunks(k, self.chunk)]
+            return
         for Omega in self.stream.chunks(k, self.chunk):
-            if self.lean:
-                V = self.xp.sign(Omega) if self.signs else Omega
-                self.plain.append(self._squares(V))
-                continue
             self.probes.append(Omega)
             self.products.append(self.multiply(Omega))
-        if self.deep and not self.lean:
+        if self.deep:
             self.deflate()
 
     def _squares(self, V: Any) -> Any:

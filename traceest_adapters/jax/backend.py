@@ -45,6 +45,10 @@ class JaxSource:
         row = lambda key: (jax.random.bits(key, (n,), dtype=jnp.uint32) >> 1).astype(jnp.int32)  # noqa: E731
         return jax.vmap(row)(self._keys(k))
 
+    def child(self) -> JaxSource:
+        """Another one, of this key with a number folded in that no probe has."""
+        return JaxSource(jax.random.fold_in(self.key, 2**32 - 1))
+
 
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:

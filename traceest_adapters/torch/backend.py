@@ -45,6 +45,12 @@ class TorchSource:
         g = self.generator
         return self._rows(k, lambda: torch.empty(n, dtype=torch.int32, device=g.device).random_(generator=g))
 
+    def child(self) -> TorchSource:
+        """Another one, of a seed that this one draws."""
+        g = self.generator
+        seed = torch.empty((), dtype=torch.int64, device=g.device).random_(generator=g)
+        return TorchSource(torch.Generator(g.device).manual_seed(int(seed)))
+
 
 class _Backend:
     compiled = None
