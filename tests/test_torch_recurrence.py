@@ -137,6 +137,29 @@ def test_both_ways_back_give_the_same(name: str, way: str, monkeypatch: pytest.M
     assert all(units.fits(3) == (way == WAYS[0] and "RNN" not in name) for units in ghost.layers)
 
 
+def test_few_probes_again_and_again_are_worth_what_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(J: Any) -> tuple[bool, bool]:
+        (units,) = J._ghost.layers
+        return "transitions" in vars(units.layer.steps), "_forms" in vars(units)
+
+    model = LAYERS["GRU, no bias"]
+    pair, alone = jacobian(model, inputs()), jacobian(model, inputs())
+    V = torch.randn(pair.shape[0], 2, **F64)
+    T, B, _, H = pair._ghost.layers[0].layer.steps.adjoint.C.shape
+    numbers = T * B * H * H, B * H * T * T
+    monkeypatch.setattr(THROUGH_TIME, "WORTH", min(numbers) // 5)  # the smaller ones are made for six, not for four
+    norms, seen = zip(*((pair.block_sqnorms(V), made(pair)) for _ in range(12)), strict=True)
+    worth = [tuple(n <= 2 * k * (min(numbers) // 5) for n in numbers) for k in range(1, 13)]
+    assert list(seen) == worth
+    assert worth[1] == (False, False)
+    assert worth[-1] == (True, True)
+    for again in norms[1:]:
+        torch.testing.assert_close(again, norms[0])
+    for _ in range(20):
+        alone.block_sqnorms(V[:, :1])
+    assert made(alone) == (False, False)
+
+
 def test_what_is_made_once_is_worth_it_and_within_the_budget() -> None:
     worth, million = THROUGH_TIME.worth, 2**20
     assert worth(32 * million, 32, 4)

@@ -5,9 +5,9 @@ element-wise, for all steps together), and how the states depend on those before
 
     s_t = cell(gⁱ_t, gʰ_t, h₍t−1₎),   ∂/∂s₍t−1₎ = ∂/∂h₍t−1₎ + P_tᵀ ∂/∂s_t.
 
-P_t, of an example and a step, is no larger than W_hh. With several gates and more than a few probes it is made once,
-and a step is a product with it; with few, or where all of them would take too much room, a step is a product with W_hh
-and a few element-wise ones.
+P_t, of an example and a step, is no larger than W_hh. With several gates and more than a few probes, those of earlier
+passes counted, it is made once, and a step is a product with it; with few, or where all of them would take too much
+room, a step is a product with W_hh and a few element-wise ones.
 
 What goes back is linear in ∂/∂h, and its transpose goes forward: ḣ_t = ṡ_t + P_t ḣ₍t−1₎, ṡ being what the steps make of
 ġⁱ and ġʰ. So the derivative of a vjp by its cotangent, which is a jvp, is as little work.
@@ -28,7 +28,7 @@ State = tuple[torch.Tensor, ...]
 """h, or of an LSTM h and c."""
 
 WORTH = 2**20
-"""Numbers that are worth making, and holding, for each probe of a pass that is the faster for them."""
+"""Numbers that are worth making, and holding, for each probe whose pass is the faster for them."""
 
 
 class Adjoint(NamedTuple):
@@ -51,7 +51,7 @@ class Adjoint(NamedTuple):
 
 
 def worth(numbers: int, c: int, itemsize: int) -> bool:
-    """Whether so many numbers, made and held once, are few enough for passes of c probes."""
+    """Whether so many numbers, made and held once, are few enough for c probes."""
     return c > 1 and numbers <= WORTH * c and numbers * itemsize <= memory.budget() // 4
 
 
@@ -59,7 +59,7 @@ class Steps:
     """All steps of one layer in one direction."""
 
     def __init__(self, W: torch.Tensor, adjoint: Adjoint) -> None:
-        self.W, self.adjoint = W, adjoint
+        self.W, self.adjoint, self.probes = W, adjoint, 0
 
     def by_states(self, d: list[torch.Tensor]) -> State:
         """(c, T, B, H) by the states → by s, (c, T, B, H), and by the first state, (c, B, H)."""
@@ -119,8 +119,9 @@ class Steps:
         return forward(v, start)
 
     def _are_worth_transitions(self, parts: list[torch.Tensor]) -> bool:
-        T, B, gates, H = self.adjoint.C.shape
-        return gates > 1 and worth(T * B * len(parts) * H * H, len(parts[0]), self.W.itemsize)
+        (T, B, gates, H), c = self.adjoint.C.shape, len(parts[0])
+        self.probes += c
+        return min(gates, c) > 1 and worth(T * B * len(parts) * H * H, self.probes, self.W.itemsize)
 
     def _forward_by_transitions(self, v: list[torch.Tensor], start: list[torch.Tensor]) -> State:
         _, keep, _, along = self.adjoint

@@ -33,13 +33,18 @@ class Units:
     """Of one recurrent layer in one direction, whose weights, `names`, are used by it alone; `calls` gave its s."""
 
     def __init__(self, layer: Unrolled, names: list[str], calls: list[Call], dtype: torch.dtype) -> None:
-        self.layer, self.names, self.calls, self.dtype = layer, names, calls, dtype
+        self.layer, self.names, self.calls, self.dtype, self.probes = layer, names, calls, dtype, 0
 
     def fits(self, c: int) -> bool:
-        """Whether with c probes the forms are worth being made, and less work than the products; with one gate, no."""
+        """Whether with c probes more the forms are worth being made, and less work than the products.
+
+        With a single probe, or of one gate, they are not.
+        """
         T, B, gates, H = self.layer.steps.adjoint.C.shape
-        inputs = self.layer.x.shape[-1] + H
-        return gates > 1 and gates * inputs >= T and worth(B * len(self.calls) * H * T * T, c, self.dtype.itemsize)
+        self.probes += c
+        if min(gates, c) == 1 or gates * (self.layer.x.shape[-1] + H) < T:
+            return False
+        return worth(B * len(self.calls) * H * T * T, self.probes, self.dtype.itemsize)
 
     @cached_property
     def _forms(self) -> list[torch.Tensor]:
