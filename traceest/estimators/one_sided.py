@@ -31,8 +31,8 @@ def rhutch(
     is gone: 2 Σ_b (‖K_bb‖² − Σ diag²), at the same number of vjps. There the signs are also orthogonal to each other
     within every block, which leaves (N − m)/(N − 1) of the variance of independent ones, N ≥ n_b the next power of two.
     Where a state is known to have features at several positions (time, tokens, pixels; without blocks, examples), in
-    one block or in blocks of more than 128 rows, the signs are balanced over these instead: half to a tenth of the
-    variance (`te.probes.balanced`).
+    one block or in blocks of more than 128 rows, the signs are balanced over these instead, for as little
+    as a tenth of the variance (`te.probes.balanced`).
 
     Choose it where only reverse mode is available, where J has blocks, and where J has fewer rows than
     columns; `fhutch` probes the column side.

@@ -60,7 +60,7 @@ def jacobian(
     feature_axis : int, optional
         Axis of units or channels in the state; all others are positions (time, tokens, pixels), over which the signs of
         probes for traces are balanced (`te.probes.balanced`): with any axis they are unbiased, with the right one the
-        variance is a half to a tenth. Default: the last.
+        variance may be a third or a tenth. Default: the last.
     in_axes : int, None, or a sequence or pytree of them, optional
         As in `jax.vmap`: where the inputs have their examples, if not at `batch_axis`; None for what all examples
         share, a key, a mask, a time grid. Arrays of no dimension are shared in any case.

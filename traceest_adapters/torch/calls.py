@@ -72,7 +72,7 @@ def jacobian(
     feature_axis : int, optional
         Axis of units or channels in the state; all others are positions (time, tokens, pixels), over which the signs of
         probes for traces are balanced (`te.probes.balanced`): with any axis they are unbiased, with the right one the
-        variance is a half to a tenth. Default: the last, and of images, with two axes or more
+        variance may be a third or a tenth. Default: the last, and of images, with two axes or more
         behind, the channels' (which lead, next to the examples).
     chunk_size : int, optional
         Probes to a batched backward pass; absent: up to 32, as the largest value on the way and the memory budget
