@@ -589,3 +589,21 @@ def test_a_tolerance_out_of_reach_says_so_and_keeps_the_budget():
         te.effective_rank(te.gram(BIG1), rtol=0)
     with pytest.raises(TypeError, match="give rng= instead of probes="):
         te.effective_rank(te.gram(BIG1), rtol=0.1, probes=BIG1)
+
+
+@pytest.mark.parametrize("of", [te.alignment, te.centred_alignment])
+def test_three_probes_of_one_block_do_not_tell_how_far_off_an_alignment_is(of):
+    """What is left without one is a single pair, whose cosine is ±1: of no spread, so that no interval would hold."""
+    rng = np.random.default_rng(0)
+    J = rng.standard_normal((60, 40)) + 1
+    K, L = te.gram(J), te.gram(J + rng.standard_normal((60, 40)))
+    m = 3 if of is te.alignment else 4  # one goes into centring
+    truth = float(of(K, L, method="exact"))
+    for seed in range(20):
+        e = of(K, L, m, rng=seed, method="one-sided")
+        assert np.isnan(e.stderr)
+        assert e.confidence_interval() == (0.0, 1.0)
+    found = [of(K, L, m + 3, rng=seed, method="one-sided").confidence_interval() for seed in range(300)]
+    assert np.mean([low <= truth <= high for low, high in found]) > 0.88
+    blocks = [te.gram(x, n_blocks=3) for x in (J, J[::-1])]
+    assert np.isfinite(of(*blocks, m, rng=0).stderr)

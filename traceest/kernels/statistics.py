@@ -38,7 +38,10 @@ def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
     def cosine(p: Any, f: Any, g: Any) -> Any:
         return _ratio(xp, p, aa.root(xp, f) * aa.root(xp, g))
 
-    return s.estimate(s.product(a, b).map(cosine, s.product(a, a), s.product(b, b)), bounds=(0.0 if psd else -1.0, 1.0))
+    found = s.product(a, b).map(cosine, s.product(a, a), s.product(b, b))
+    if s.left_with_a_pair and a != b:
+        found = found._replace(left_out=None)
+    return s.estimate(found, bounds=(0.0 if psd else -1.0, 1.0))
 
 
 def relative_distance(s: Sketch, a: int, b: int) -> Estimate:

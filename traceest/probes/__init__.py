@@ -107,7 +107,7 @@ def balanced(
 
     What A has in common on the T positions of a feature, c between any two, adds nothing to the variance of vᵀAv, where
     fair signs pay 2c²T² for it; see `traceest.probes.balanced_signs` for all other A. Traces of models with features at
-    many positions (time, tokens, pixels) have a third to a tenth of the variance at initialisation, and never much more.
+    many positions (time, tokens, pixels) have a third to a tenth of the variance at initialisation.
 
     Parameters
     ----------

@@ -36,7 +36,8 @@ def of_pairs(layout: Layout | None) -> Distribution:
     """The law for products of two probes: signs, which make no error in what the diagonals of the blocks hold.
 
     Sphere and Gaussian probes make one, but use i = j for the norm too: on MLPs signs have 0–40 % less error, on
-    recurrent networks sphere probes up to 15 % less. Balanced over positions, signs have two thirds of it, on feature maps half.
+    recurrent networks sphere probes up to 15 % less. Balanced over positions, signs have two thirds of it, on feature
+    maps half.
     """
     return "balanced" if layout is not None and layout.positions >= POSITIONS else "rademacher"
 

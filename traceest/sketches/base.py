@@ -35,6 +35,11 @@ class Sketch(ABC):
     targets: list[Any]
     groups: list[Sketch]
 
+    @property
+    def left_with_a_pair(self) -> bool:
+        """Whether leaving one probe out leaves a single pair of them, whose cosine is ±1 whatever the kernels are."""
+        return False
+
     @abstractmethod
     def trace(self, a: int) -> Statistic:
         """Tr K_a."""

@@ -34,6 +34,11 @@ class OneSided(Sketch):
     groups: list[Sketch] = field(default_factory=list)
     law: Invariant | None = None
 
+    @property
+    def left_with_a_pair(self) -> bool:
+        """With three probes of one block, where i = j tells nothing."""
+        return self.law is None and self.grams[0].shape[:2] == (1, 3)
+
     def forms(self, a: int) -> Any:
         """‖J_bᴴs_{b,i}‖², (B, m)."""
         return self._diagonal(self.grams[a])
