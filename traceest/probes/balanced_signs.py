@@ -39,7 +39,7 @@ def signs(source: Any, k: int, n_blocks: int, layout: Layout) -> Any:
     coin = xp.reshape(drawn[:, B * F * T :], (k, B, F, 1))
     ordered = xp.sort(keys, axis=-1, stable=False)
     last = [(T + s) // 2 - 1 for s in (low, min(high, T))]  # of the h = (T + s)/2 smallest
-    threshold = xp.where(coin // 2 < int(larger * 2**30), *(ordered[..., i : i + 1] for i in reversed(last)))
-    plus = (keys <= threshold) == (coin % 2 == 0)
+    sign, which = coin % 2 == 0, coin // 2 + 2**30 < int(larger * 2**31)
+    plus = (keys <= xp.where(which, *(ordered[..., i : i + 1] for i in reversed(last)))) == sign
     v = 2 * xp.astype(plus, xp.int8) - 1
     return xp.reshape(xp.permute_dims(xp.reshape(v, (k, B, F, L, R)), (0, 1, 3, 2, 4)), (k, B * L * F * R))

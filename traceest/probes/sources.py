@@ -19,7 +19,7 @@ class Source(Protocol):
         """(k, n) independent standard normals."""
 
     def integers(self, k: int, n: int) -> Any:
-        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
+        """(k, n) independent, uniform on −2³¹ … 2³¹ − 1, int32."""
 
     def child(self) -> Source:
         """Another one, whose numbers are independent of those that this one goes on to give."""
@@ -34,7 +34,7 @@ class HostSource:
     def _octets(self, k: int, bits: int) -> Any:
         """(k, 8w) random octets, w words a row: a whole number of 64-bit words, so that chunks cannot shift them."""
         words = self.rng.integers(0, 2**64, size=(k, -(-bits // 64)), dtype=np.uint64)
-        return words.astype("<u8").view(np.uint8)
+        return words.astype("<u8", copy=False).view(np.uint8)
 
     def signs(self, k: int, n: int) -> Any:
         """(k, n) fair ±1, int8."""
@@ -47,8 +47,8 @@ class HostSource:
         return self.rng.standard_normal((k, n))
 
     def integers(self, k: int, n: int) -> Any:
-        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
-        return (self._octets(k, 32 * n).view("<u4")[:, :n] >> 1).astype(np.int32)
+        """(k, n) independent, uniform on −2³¹ … 2³¹ − 1, int32."""
+        return self._octets(k, 32 * n).view("<i4")[:, :n]
 
     def child(self) -> HostSource:
         """Another one, of a seed that this one draws."""

@@ -41,9 +41,9 @@ class JaxSource:
         return jax.vmap(lambda key: jax.random.normal(key, (n,), dtype=jnp.float32))(self._keys(k))
 
     def integers(self, k: int, n: int) -> Any:
-        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
-        row = lambda key: (jax.random.bits(key, (n,), dtype=jnp.uint32) >> 1).astype(jnp.int32)  # noqa: E731
-        return jax.vmap(row)(self._keys(k))
+        """(k, n) independent, uniform on −2³¹ … 2³¹ − 1, int32."""
+        words = jax.vmap(lambda key: jax.random.bits(key, (n,), dtype=jnp.uint32))(self._keys(k))
+        return jax.lax.bitcast_convert_type(words, jnp.int32)
 
     def child(self) -> JaxSource:
         """Another one, of this key with a number folded in that no probe has."""

@@ -41,9 +41,13 @@ class TorchSource:
         return self._rows(k, lambda: torch.randn(n, generator=g, device=g.device, dtype=torch.float32))
 
     def integers(self, k: int, n: int) -> Any:
-        """(k, n) independent, uniform on 0 … 2³¹ − 1, int32."""
+        """(k, n) independent, uniform on −2³¹ … 2³¹ − 1, int32."""
         g = self.generator
-        return self._rows(k, lambda: torch.empty(n, dtype=torch.int32, device=g.device).random_(generator=g))
+
+        def draw() -> Any:
+            return torch.empty(n, dtype=torch.int32, device=g.device).random_(-(2**31), 2**31, generator=g)
+
+        return self._rows(k, draw)
 
     def child(self) -> TorchSource:
         """Another one, of a seed that this one draws."""
