@@ -33,7 +33,7 @@ class Units:
     """Of one recurrent layer in one direction, whose weights, `names`, are used by it alone; `calls` gave its s."""
 
     def __init__(self, layer: Unrolled, names: list[str], calls: list[Call], dtype: torch.dtype) -> None:
-        self.layer, self.names, self.calls, self.dtype, self.probes = layer, names, calls, dtype, 0
+        self.layer, self.names, self.calls, self.dtype = layer, names, calls, dtype
 
     def fits(self, c: int) -> bool:
         """Whether with c probes more the forms are worth being made, and less work than the products.
@@ -41,10 +41,9 @@ class Units:
         With a single probe, or of one gate, they are not.
         """
         T, B, gates, H = self.layer.steps.adjoint.C.shape
-        self.probes += c
         if min(gates, c) == 1 or gates * (self.layer.x.shape[-1] + H) < T:
             return False
-        return worth(B * len(self.calls) * H * T * T, self.probes, self.dtype.itemsize)
+        return worth(B * len(self.calls) * H * T * T, self.layer.steps.probes + c, self.dtype.itemsize)
 
     @cached_property
     def _forms(self) -> list[torch.Tensor]:
