@@ -39,12 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
     No two workers share one: JAX does not write its files at once, so that one would read what another half wrote.
     """
-    if not hasattr(config, "workerinput") and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if hasattr(config, "workerinput"):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{config.workerinput['workerid']}"
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         store = TemporaryDirectory(ignore_cleanup_errors=True)
         config.add_cleanup(store.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = store.name
-    if hasattr(config, "workerinput"):
-        os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{config.workerinput['workerid']}"
     os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

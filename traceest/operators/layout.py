@@ -28,17 +28,17 @@ class Layout(NamedTuple):
         """T, of each feature."""
         return self.outer * self.inner
 
+    @classmethod
+    def of(cls, shape: tuple[int, ...], feature: int) -> Layout:
+        """Of an array, by its axis of features; if that is the first one, of examples, all are positions of one."""
+        features, inner = shape[feature] if feature else 1, math.prod(shape[feature + 1 :])
+        return cls(math.prod(shape) // (features * inner), features, inner)
+
 
 def layout(A: Any, n_blocks: int) -> Layout | None:
-    """That of each of so many blocks of A's rows (of those of its factor), by `state_shape` and `feature_axis`.
-
-    Without an axis of features beside that of the examples, the rows are positions of one.
-    """
+    """That of each of so many blocks of A's rows (of those of its factor), by `state_shape` and `feature_axis`."""
     J = getattr(A, "factor", A)
     shape: tuple[int, ...] | None = state_shape(J)
     if not shape or math.prod(shape) != A.shape[0] or shape[0] % n_blocks:
         return None
-    f = feature_axis(J) % len(shape)
-    features = shape[f] if f else 1
-    inner = math.prod(shape[f + 1 :])
-    return Layout(math.prod(shape) // (n_blocks * features * inner), features, inner)
+    return Layout.of((shape[0] // n_blocks, *shape[1:]), feature_axis(J) % len(shape))

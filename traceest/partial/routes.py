@@ -60,11 +60,8 @@ class Axes(NamedTuple):
 
     def layout(self, feature: int | None) -> Layout | None:
         """The traced indices as positions and features, by the state's axis of these, where it is known."""
-        if feature is None:
-            return None
-        features = self.inner[feature] if feature and feature in self.traced else 1
-        inner = prod(self.inner[a] for a in self.traced if a > feature)
-        return Layout(self.d_traced // (features * inner), features, inner)
+        traced = tuple(1 if a in self.kept else d for a, d in enumerate(self.inner))
+        return None if feature is None else Layout.of(traced, feature)
 
     def columns(self, xp: Any, S: Any) -> Any:
         """s⊗e_κ for all κ: signs (runs, d_traced, c) → (n, c·d_kept)."""

@@ -174,9 +174,10 @@ def one_sided(Ks: list[Any], request: Request) -> Grams:
     xp, meters, m = aa.namespace(Js[0]), [Meter(J) for J in Js], request.n_drawn(2)
     check.check_probes(request.probes, n, Js[0], caller)
     rows = layout(Js[0], B)
-    distribution, drawn = request.distribution or of_pairs(rows), {"rng": request.rng, "probes": request.probes}
-    V = Probes(n, Js[0], distribution=distribution, n_blocks=B, layout=rows, **drawn).take(m)
-    known = request.probes is None or request.distribution is not None
+    distribution, probes = request.distribution or of_pairs(rows), request.probes
+    stream = Probes(n, Js[0], rng=request.rng, distribution=distribution, n_blocks=B, layout=rows, probes=probes)
+    V = stream.take(m)
+    known = probes is None or request.distribution is not None
     law = Invariant.of(distribution, n // B, aa.is_complex(xp, V.dtype)) if known else None
     extra = request.extra_columns(xp, Js[0])
     columns = V if extra is None else aa.concat_columns(xp, [V, extra])
