@@ -86,6 +86,7 @@ def hessian(
     batch = Inputs(_arguments(inputs), dict(kwargs or {}))
     wrapped, chosen = Model.of(model, params, output, None, {})
     checks.parameters(chosen, [batch, targets], "hessian")
+    wrapped, chosen = wrapped.own(chosen, False)
 
     def scalar(p: Any) -> torch.Tensor:
         state = wrapped.state(p, batch)
