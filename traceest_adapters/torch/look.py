@@ -5,11 +5,11 @@ r_b of each example and a_i of each probe,
 
     Σ_b r_b Σ_i a_i J_bᵀ u_{b,i}  =  Jᵀ (r ∘ Σ_i a_i u_i):
 
-on the left what the route gives for every example and probe, on the right one plain pass, whatever the route's. Examples
-that influence each other's derivatives, a wrong grouping, a batching rule that is wrong, a rule of ours that does not
-fit, or a state that has changed: each makes the two differ. The first look, with cotangents v, is at the user's own
-module as it runs; what is recorded of the copy, or made up of its layers, has to have the same derivatives. What was
-found holds for one batch of one kernel and for nothing else: other values may do otherwise.
+on the left what the route gives for every example and probe, on the right one plain pass. Examples that influence each
+other's derivatives, a wrong grouping, a batching rule that is wrong, a rule of ours that does not fit, or a state that
+has changed: each makes the two differ. The first look, with cotangents v, is at the user's own module as it runs; what
+is recorded of the copy, or made up of its layers, has to have the same derivatives. What was found holds for one batch
+of one kernel and for nothing else: other values may do otherwise.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> R
         mine = {name: p.detach().clone().requires_grad_() for name, p in chosen.items()}
     else:
         own = dict(model.owner.named_parameters(remove_duplicate=False))
-        mine = {name: p for name, p in chosen.items() if own.get(name) is p and p.requires_grad and _free(p)}
+        mine = {name: p for name, p in chosen.items() if p.requires_grad and _free(p) and own.get(name) is p}
     with torch.enable_grad(), checkpoints_off():
         tensors = model.as_its_owner_runs_it(mine, inputs)
         found = shapes(tensors)

@@ -153,11 +153,12 @@ class TorchJacobian(te.Operator):
         except Exception as error:  # whatever a backward pass written by hand says
             if memory.ran_out(error):
                 raise
+            self._no_forward = f": {error}"
             return False
         Jv = self.rmatmat(v)
         forms = (v * Jw).sum(), (Jv * w).sum()
         scale = float(v.norm() * Jw.detach().norm() + Jv.detach().norm() * w.norm())
-        if abs(float((forms[0] - forms[1]).detach())) > common.tolerance(self.eps) * scale:
+        if not abs(float((forms[0] - forms[1]).detach())) <= common.tolerance(self.eps) * scale:  # NaN, too, is a no
             return False
         return not self.differentiable or self._derivatives_agree(*forms)
 
@@ -194,7 +195,8 @@ class TorchJacobian(te.Operator):
         # Found out only when asked for: a forward side costs a graph of the backward pass.
         if name in ("matmat", "gram_matmat") and self._has_forward:
             return getattr(self, f"_{name}")
-        raise AttributeError(f"TorchJacobian has no {name}; the model's backward pass may not be differentiable")
+        why = self.__dict__.get("_no_forward", "; the model's backward pass may not be differentiable")
+        raise AttributeError(f"TorchJacobian has no {name}{why}")
 
     @memory.recovering
     @in_full

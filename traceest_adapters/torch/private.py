@@ -1,8 +1,8 @@
 """A module of the operator's own: parameters are put into a copy, and what happens in it does not reach the user's.
 
 The copy holds the values that parameters and buffers have when it is made, so that a kernel is that of one moment,
-whatever becomes of the module. It stays as it is for as long as the operator lives: a backward pass that calls the model
-again, such as that of an adjoint method, finds the parameters that are differentiated by.
+whatever becomes of the module. It stays as it is for as long as the operator lives: a backward pass that calls the
+model again, such as that of an adjoint method, finds the parameters that are differentiated by.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def copied(module: torch.nn.Module, tensors: dict[int, torch.Tensor]) -> torch.n
     """The module and all inside it, with other tensors in place of those whose id is in `tensors`."""
     made: dict[int, torch.nn.Module] = {}
     for m in module.modules():
-        kind = _AsWritten if "_orig_mod" in m._modules else type(m)
+        kind: Any = _AsWritten if "_orig_mod" in m._modules else type(m)
         made[id(m)] = kind.__new__(kind)
 
     def own(value: Any) -> Any:
