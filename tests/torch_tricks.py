@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from torch_blocks import F64, Block, Context, Sizes, block, coupled, linear, p
 
 
@@ -94,11 +93,6 @@ def by_hand(s: Sizes) -> Block:
 @block
 def by_hand_of_old(s: Sizes) -> Block:
     return Block(lambda m, h, _: _Squared.apply(torch.tanh(m.f(h))), f=linear(s.C, s.C))
-
-
-@block
-def checkpointed_again(s: Sizes) -> Block:
-    return Block(lambda m, h, _: checkpoint(lambda x: m.f(x).sin(), h, use_reentrant=True), f=linear(s.C, s.C))
 
 
 # -- in place, buffers ----------------------------------------------------------------------------------------------
