@@ -168,7 +168,7 @@ class Ghost:
         size = largest(g)
         if all(use.x is None for use in uses):  # a shift, whose gradient may be all rounding, as is attention's keys'
             sizes = {use.call: deltas[use.call].abs() for use in uses}
-            size = total(partial(_weighted, uses, sizes, self.dtype, r.abs()), self.B).max()
+            size = largest(total(partial(_weighted, uses, sizes, self.dtype, r.abs()), self.B))
         eps = max(self.look.eps, *(torch.finfo(use.call.dtype).eps for use in uses))
         return bool(largest(error) <= eps ** (2 / 3) * size + ROUNDING * eps * top)
 
@@ -337,5 +337,5 @@ def _usable(use: Use) -> bool:
         return False
     if use.x is None or not use.x.is_floating_point():
         return True
-    size = float(use.x.abs().max())
+    size = float(largest(use.x))
     return size == 0 or 1 / SAFE <= size <= SAFE

@@ -77,9 +77,10 @@ class Off:
 
 FAST_ATTENTION = Off(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
 FUSED = (
-    Off(lambda: torch.backends.mkldnn.enabled, lambda on: setattr(torch.backends.mkldnn, "enabled", on)),
-    Off(lambda: torch.backends.cudnn.enabled, lambda on: setattr(torch.backends.cudnn, "enabled", on)),
+    Off(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    Off(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
 )
+"""Libraries whose cells have no second derivative. `set_flags` of either would set a precision beside."""
 
 
 def _checkpoint_kept(on: bool) -> None:
