@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import traceest as te
 from traceest_adapters import _curvature as curvature
+from traceest_adapters import _reduction
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
@@ -150,12 +151,18 @@ def empirical_fisher(
     of ‖g_n‖², its Frobenius norm and its effective rank are exact from one vjp with all examples, whose gradients are
     not formed. Choose it as a measure of gradient noise; as a curvature it is trustworthy near a minimum only.
 
+    Where the loss is a mean with weights, Σ w_n ℓ_n/Σ w_n, so is the matrix, Σ w_n g_n g_nᵀ/Σ w_n: an example whose
+    label is ignored, or whose mask is zero, is as if it were not there. The weights are found by taking the loss of
+    each example by itself, which has to be possible: masks and weights belong into `targets`, a tuple then.
+
     Parameters
     ----------
     fn, loss, params, inputs, targets, **options
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
-        What `loss` does with its examples' losses. Verified, except under `jax.jit`.
+        What `loss` does with its examples' losses. Verified, as is that it couples no examples, except under `jax.jit`.
+        With
+        ``check=False`` it is taken as given, and all examples weigh the same.
 
     Returns
     -------
@@ -164,7 +171,8 @@ def empirical_fisher(
     Raises
     ------
     TypeError, ValueError
-        As `gauss_newton`; if `reduction` is not what the loss does.
+        As `gauss_newton`; if `reduction` is not what the loss does, the loss couples examples, or it cannot be taken of
+        single ones.
 
     References
     ----------
@@ -177,17 +185,56 @@ def empirical_fisher(
     >>> round(float(te.trace(F)), 5)  # the mean of (2 wᵢ)²
     4.0
     """
-    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), "empirical_fisher")
-    z, axis = _outputs(J, loss, targets, "empirical_fisher"), J.model.batch_axis
+    caller = "empirical_fisher"
+    _reduction.check_name(reduction, caller)
+    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), caller)
+    z, axis = _outputs(J, loss, targets, caller), J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient = _gradient(loss, axis, z, targets)
-    if options.get("check", True) and not traced((J.trained, J.fixed, J.inputs, targets)):
-        twice = jax.tree.map(lambda t: jnp.concatenate([t, t], axis) if jnp.ndim(t) > axis else t, targets)
-        both = _gradient(loss, axis, jnp.concatenate([z, z]), twice)[: len(z)]
-        share = float(jnp.vdot(both, gradient) / jnp.vdot(gradient, gradient)) if jnp.any(gradient) else None
-        curvature.check_reduction(share, reduction, "empirical_fisher")
-    return curvature.empirical_fisher(J, gradient, len(z) if reduction == "mean" else 1.0)
+    gradient, shares = _gradient(loss, axis, z, targets), _reduction.uniform(reduction, len(z))
+    if options.get("check", True):
+        look = not traced((J.trained, J.fixed, J.inputs, targets))
+        fixed, ts, r = jax.lax.stop_gradient((z, targets, gradient))
+        shares = _shares(loss, axis, fixed, ts, r, reduction, look)
+    return curvature.empirical_fisher(J, gradient, shares)
+
+
+def _shares(loss: Loss, axis: int, z: Any, targets: Any, gradient: Any, reduction: str, look: bool) -> Any:
+    """What `loss` makes of its examples' own losses; see `_reduction`."""
+    caller, B = "empirical_fisher", len(z)
+    if look:
+        _reduction.check_gradient(bool(jnp.all(jnp.isfinite(gradient))), caller)
+    try:
+        q = _alone(loss, axis, z, targets) * (1.0 if reduction == "mean" else 0.5)
+        both = _gradient(loss, axis, *_examples(axis, z, targets, jnp.arange(2 * B) % B))[:B]
+    except (TypeError, ValueError, IndexError) as error:  # whatever the loss says of another number of examples
+        raise _reduction.failed_alone(error, caller) from error
+    if look:
+        _reduction.check(both, gradient, reduction, caller)
+        others = jnp.reshape(jnp.arange(B) % 2 == 1, (B, *(1 for _ in z.shape[1:])))
+        moved = jnp.where(others, (z + jnp.roll(z, -1, 0)) / 2, z)
+        _reduction.check_uncoupled(gradient, _gradient(loss, axis, moved, targets), caller)
+    return _reduction.shares(gradient, q, reduction, caller, look)
+
+
+def _examples(axis: int, z: Any, targets: Any, rows: Any) -> tuple[Any, Any]:
+    """The outputs and the targets of some examples."""
+
+    def chosen(t: Any) -> Any:
+        return jnp.take(t, rows, axis) if jnp.ndim(t) > axis and jnp.shape(t)[axis] == len(z) else t
+
+    return z[rows], jax.tree.map(chosen, targets)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _alone(loss: Loss, axis: int, z: Any, targets: Any) -> Any:
+    """The gradient of each example's loss by itself, the example being given twice; one by one, without batching."""
+
+    def of(b: Any) -> Any:
+        pair, chosen = _examples(axis, z, targets, jnp.stack([b, b]))
+        return jnp.sum(jax.grad(lambda z: _value(loss, axis, z, chosen))(pair), axis=0)
+
+    return jax.lax.map(of, jnp.arange(len(z)))
 
 
 def _outputs(J: JaxJacobian, loss: Loss, targets: Any, caller: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,8 @@ from torch.utils import _pytree as pytree
 
 import traceest as te
 from traceest_adapters import _curvature as curvature
+from traceest_adapters import _memory as memory
+from traceest_adapters import _reduction
 from traceest_adapters.torch import checks
 from traceest_adapters.torch.calls import jacobian
 from traceest_adapters.torch.hessian import TorchHessian
@@ -178,12 +179,17 @@ def empirical_fisher(
     of ‖g_n‖², its Frobenius norm and its effective rank are exact from one vjp with all examples, whose gradients are
     not formed. Choose it as a measure of gradient noise; as a curvature it is trustworthy near a minimum only.
 
+    Where the loss is a mean with weights, Σ w_n ℓ_n/Σ w_n, so is the matrix, Σ w_n g_n g_nᵀ/Σ w_n: an example whose
+    label is ignored, or whose mask is zero, is as if it were not there. The weights are found by taking the loss of
+    each example by itself, which has to be possible: masks and weights belong into `targets`, a tuple then.
+
     Parameters
     ----------
     model, loss, inputs, targets, **options
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
-        What `loss` does with its examples' losses. Verified.
+        What `loss` does with its examples' losses. Verified, as is that it couples no examples. With
+        ``check=False`` it is taken as given, and all examples weigh the same.
 
     Returns
     -------
@@ -192,7 +198,8 @@ def empirical_fisher(
     Raises
     ------
     TypeError, ValueError
-        As `gauss_newton`; if `reduction` is not what the loss does.
+        As `gauss_newton`; if `reduction` is not what the loss does, the loss couples examples, or it cannot be taken of
+        single ones.
 
     References
     ----------
@@ -207,19 +214,48 @@ def empirical_fisher(
     >>> bool(torch.isclose(te.trace(F).value, 4 / 3 * (model.weight**2).sum()))
     True
     """
-    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "empirical_fisher")
-    z, of = _at_outputs(J, loss, targets, "empirical_fisher")
+    caller = "empirical_fisher"
+    _reduction.check_name(reduction, caller)
+    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), caller)
+    z, of = _at_outputs(J, loss, targets, caller)
     axis = J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient = _gradient(z, of)
+    gradient, shares = _gradient(z, of), _reduction.uniform(reduction, len(z))
     if options.get("check", True):
-        twice = partial(pytree.tree_map_only, torch.Tensor, lambda t: torch.cat([t, t], axis) if t.ndim > axis else t)
-        _, of_both = _at_outputs(J, loss, twice(targets), "empirical_fisher")
-        both = _gradient(torch.cat([z, z]), of_both)[: len(z)]
-        share = float((both * gradient).sum() / gradient.square().sum()) if bool(gradient.any()) else None
-        curvature.check_reduction(share, reduction, "empirical_fisher")
-    return curvature.empirical_fisher(J, gradient, len(z) if reduction == "mean" else 1.0)
+        _reduction.check_gradient(bool(gradient.isfinite().all()), caller)
+        shares = _shares(J, loss, z, targets, gradient, reduction)
+    return curvature.empirical_fisher(J, gradient, shares)
+
+
+def _shares(J: TorchJacobian, loss: Loss, z: torch.Tensor, targets: Any, gradient: torch.Tensor, reduction: str) -> Any:
+    """What `loss` makes of its examples' own losses; see `_reduction`."""
+    caller, axis, B = "empirical_fisher", J.model.batch_axis or 0, len(z)
+
+    def of_examples(rows: list[int]) -> tuple[torch.Tensor, Loss]:
+        """The outputs of some examples, and the loss of these."""
+        at = torch.tensor(rows, device=z.device)
+        chosen = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.index_select(axis, at) if t.ndim > axis and t.shape[axis] == B else t, targets
+        )
+        return z.detach()[at], _at_outputs(J, loss, chosen, caller)[1]
+
+    try:
+        both = _gradient(*of_examples([*range(B), *range(B)]))[:B]
+        alone = [of_examples([b, b]) for b in range(B)]
+        leaves = [pair.requires_grad_() for pair, _ in alone]
+        with torch.enable_grad():
+            total = torch.stack([of(pair) for pair, of in alone]).sum()
+        q = torch.stack(torch.autograd.grad(total, leaves)).sum(1) * (1.0 if reduction == "mean" else 0.5)
+    except Exception as error:  # whatever the loss says of another number of examples
+        if memory.ran_out(error):
+            raise
+        raise _reduction.failed_alone(error, caller) from error
+    _reduction.check(both, gradient, reduction, caller)
+    others = torch.arange(B, device=z.device) % 2 == 1
+    moved = torch.where(others.reshape(-1, *(1 for _ in z.shape[1:])), (z + z.roll(-1, 0)) / 2, z).detach()
+    _reduction.check_uncoupled(gradient, _gradient(moved, _at_outputs(J, loss, targets, caller)[1]), caller)
+    return _reduction.shares(gradient, q, reduction, caller)
 
 
 def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tuple[torch.Tensor, Loss]:
