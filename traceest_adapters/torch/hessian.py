@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 import traceest as te
+from traceest._sources import made_of
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import MOST, flat, vjp
@@ -28,6 +30,7 @@ class TorchHessian(te.Operator):
         chunk_size: int | None = None,
         memory_budget: int | None = None,
     ) -> None:
+        self.source = Source.of(params, "Hessians have no third derivative here.")
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         leaves = list(self.params.values())
         with torch.enable_grad(), math_attention():
@@ -50,6 +53,7 @@ class TorchHessian(te.Operator):
     @memory.recovering
     def matmat(self, X: torch.Tensor) -> torch.Tensor:
         """H X: (P, k) → (P, k)."""
+        made_of(self.source)
         return torch.cat([self._product(part) for part in X.split(self.chunk_size, dim=1)], dim=1)
 
     rmatmat = matmat

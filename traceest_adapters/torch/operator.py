@@ -13,6 +13,7 @@ import torch
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.model import Model, Params
@@ -41,6 +42,7 @@ class TorchJacobian(te.Operator):
         differentiable: bool = False,
     ) -> None:
         self.model, self.inputs, self.differentiable = model, inputs, differentiable
+        self.source = Source.of_model(model, params, inputs, differentiable)
         self.memory_budget = memory.given(memory_budget)
         live = {name for name, p in params.items() if differentiable and p.requires_grad}
         self.params = {name: p if name in live else p.detach().requires_grad_() for name, p in params.items()}
@@ -230,6 +232,7 @@ class TorchJacobian(te.Operator):
                     total[g, :, Q, :, P] += G.permute(2, 3, 0, 1)
         return total.to(self.dtype)
 
+    @in_full
     def block_sketch(self, V: torch.Tensor) -> Sketch:
         """J_bᵀ v_b without the graph, for inner products with those of other batches."""
         return Sketch(self._ghost, self._examples, self._cotangents(V), self.chunk_size)

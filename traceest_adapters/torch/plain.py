@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from traceest._sources import made_of
+
 
 class Autocast(NamedTuple):
     """Whether, and to what, PyTorch casts the arguments of a model's functions."""
@@ -39,6 +41,7 @@ def in_full(product: Product) -> Product:
 
     @wraps(product)
     def uncast(J: Any, *args: Any) -> Any:
+        made_of(J.source)
         with Autocast(J.device.type, None)(), graphs_allowed():
             return product(J, *args)
 
