@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _curvature as curvature
 from traceest_adapters import _reduction
+from traceest_adapters._symmetric import Symmetric
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
@@ -132,7 +133,12 @@ def gauss_newton(
     def H(V: Any) -> Any:
         return _products(jvp, jnp.reshape(V.T, (V.shape[1], *z.shape)).astype(z.dtype))
 
-    return curvature.gauss_newton(J, H, z, look=not traced((J.trained, J.fixed, J.inputs, targets)))
+    def one(v: Any) -> Any:
+        return _product(jvp, jnp.reshape(v, z.shape).astype(z.dtype))
+
+    look = not traced((J.trained, J.fixed, J.inputs, targets))
+    checked = Symmetric(H, one, J, "gauss_newton", "empirical_fisher") if look and options.get("check", True) else H
+    return curvature.gauss_newton(J, checked, z, look=look)
 
 
 def empirical_fisher(
@@ -279,6 +285,12 @@ def _products(jvp: Any, T: Any) -> Any:
     """(c, …) → (n, c)."""
     out = jax.vmap(jvp)(T)
     return jnp.reshape(out, (out.shape[0], -1)).T
+
+
+@jax.jit
+def _product(jvp: Any, t: Any) -> Any:
+    """One tangent → (n, 1), without `jax.vmap`."""
+    return jnp.reshape(jvp(t), (-1, 1))
 
 
 def _arguments(inputs: Any) -> tuple[Any, ...]:

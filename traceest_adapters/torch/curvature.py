@@ -12,6 +12,7 @@ import traceest as te
 from traceest_adapters import _curvature as curvature
 from traceest_adapters import _memory as memory
 from traceest_adapters import _reduction
+from traceest_adapters._symmetric import Symmetric
 from traceest_adapters.torch import checks
 from traceest_adapters.torch.calls import jacobian
 from traceest_adapters.torch.hessian import TorchHessian
@@ -92,7 +93,7 @@ def hessian(
         state = wrapped.state(p, batch)
         return _scalar(state if loss is None else loss(state, *_given(targets)), "hessian")
 
-    H = TorchHessian(scalar, chosen, chunk_size, memory_budget)
+    H = TorchHessian(scalar, chosen, chunk_size, memory_budget, check)
     if check:
         with torch.no_grad():
             checks.same(H.value, scalar(H.params), "hessian")
@@ -149,6 +150,7 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
+    _no_gradient(options, "gauss_newton")
     J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "gauss_newton")
     z, of = _at_outputs(J, loss, targets, "gauss_newton")
     with torch.enable_grad():
@@ -161,7 +163,8 @@ def gauss_newton(
         (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
         return found.reshape(V.shape[1], -1).T
 
-    return curvature.gauss_newton(J, H, z.detach(), look=True)
+    checked = Symmetric(H, H, J, "gauss_newton", "empirical_fisher") if options.get("check", True) else H
+    return curvature.gauss_newton(J, checked, z.detach(), look=True)
 
 
 def empirical_fisher(
@@ -216,6 +219,7 @@ def empirical_fisher(
     """
     caller = "empirical_fisher"
     _reduction.check_name(reduction, caller)
+    _no_gradient(options, caller)
     J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), caller)
     z, of = _at_outputs(J, loss, targets, caller)
     axis = J.model.batch_axis
@@ -272,6 +276,15 @@ def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tupl
         return _scalar(loss(z if axis is None else z.movedim(0, axis), *_given(targets)), caller)
 
     return z.to(torch.promote_types(z.dtype, torch.float32)), of
+
+
+def _no_gradient(options: Mapping[str, Any], caller: str) -> None:
+    """Raise where statistics are to be differentiated: the loss's derivatives at the outputs would be taken as fixed."""
+    if options.get("differentiable"):
+        raise TypeError(
+            f"{caller}: differentiable=True is for jacobian and ntk; the curvature of a loss is taken as a constant in "
+            "PyTorch. traceest_adapters.jax carries its gradient."
+        )
 
 
 def _gradient(z: torch.Tensor, of: Loss) -> torch.Tensor:
