@@ -69,6 +69,7 @@ class Symmetric:
         if self._seen is None:
             v = Probes(self.like.shape[0], self.like, rng=0, distribution="gaussian").take(1)
             self._seen = v, self.one(v)
+            check_finite(bool(aa.namespace(Y).all(aa.namespace(Y).isfinite(self._seen[1]))), self.caller)
         xp, (v, Hv) = aa.namespace(Y), self._seen
         v, X = xp.astype(v, Y.dtype), xp.astype(X, Y.dtype)
         unit = aa.safe_scale(xp, Hv)
@@ -78,6 +79,15 @@ class Symmetric:
         tolerance = common.tolerance(float(xp.finfo(Y.dtype).eps))
         off = xp.where(scale > 0, xp.abs(a - b) / xp.where(scale > 0, scale, xp.ones_like(scale)), scale)
         return float(xp.max(off)) / tolerance, bool(xp.any(a != 0))
+
+
+def check_finite(finite: bool, caller: str, what: str = "a product with a random vector") -> None:
+    """Raise unless what was looked at is finite."""
+    if not finite:
+        raise ValueError(
+            f"{caller}: there is NaN or infinity in {what}; look for a logarithm, a root, a norm or a division at zero "
+            "in the model and the loss, at inputs and parameters, or try float64."
+        )
 
 
 def _norms(xp: Any, X: Any) -> Any:

@@ -38,6 +38,8 @@ def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[in
                 "select or convert a part of it with output=."
             )
     found = [a.shape for a in arrays]
+    if not sum(a.size for a in arrays):
+        raise ValueError(f"jacobian: the state is empty, of shape {' and '.join(map(str, found))}; give examples.")
     if model.batch_axis is None:
         return found
     B_out = common.batch_size(found, model.batch_axis, "the state")
@@ -53,7 +55,8 @@ def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
     """The number of examples that the inputs agree on."""
     if not inputs:
         raise ValueError(
-            "jacobian: there are no inputs with a batch axis, hence no batch; give batch_axis=None, or check in_axes=."
+            "jacobian: there are no inputs with a batch axis, hence no batch; call it as jacobian(fn, params, "
+            "*inputs), give batch_axis=None, or check in_axes=."
         )
     for x, axis in zip(inputs, axes, strict=True):
         if not -x.ndim <= axis < x.ndim:
@@ -66,6 +69,11 @@ def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
         raise ValueError(
             f"jacobian: the lengths {lengths} of the inputs along their batch axes differ; give in_axes= with the axis "
             f"of each, and {SHARED}, or batch_axis=None."
+        )
+    if not lengths[0]:
+        raise ValueError(
+            f"jacobian: the batch is empty, inputs are of shape {' and '.join(str(x.shape) for x in inputs)}; give "
+            "at least one example."
         )
     return int(lengths[0])
 

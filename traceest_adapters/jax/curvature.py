@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _curvature as curvature
 from traceest_adapters import _reduction
+from traceest_adapters._calls import clear, in_order
+from traceest_adapters._state import selector
 from traceest_adapters._symmetric import Symmetric
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
@@ -20,12 +22,24 @@ from traceest_adapters.jax.operator import JaxJacobian
 from traceest_adapters.jax.partition import Wrt
 
 Loss = Callable[..., Any]
+HESSIAN = (
+    "hessian(fn, loss, params, inputs, targets), or hessian(fn, params, *inputs) of a function that is the loss itself"
+)
 
 
+@clear(HESSIAN)
 def hessian(
-    fn: Callable[..., Any], params: Any, *args: Any, wrt: Wrt = None, chunk_size: int | None = None
+    fn: Callable[..., Any],
+    *args: Any,
+    wrt: Wrt = None,
+    output: Any = None,
+    chunk_size: int | None = None,
+    check: bool = True,
 ) -> JaxHessian:
-    """The Hessian ∂²f/∂θ² of the scalar ``fn(params, *args)`` by the parameters θ, (P, P), as an operator.
+    """The Hessian ∂²ℓ/∂θ² of ``loss(fn(params, inputs), targets)`` by the parameters θ, (P, P), as an operator.
+
+    Called as ``hessian(fn, loss, params, inputs, targets)``, in the order of `gauss_newton`; or, where `fn` returns the
+    loss itself, as ``hessian(fn, params, *args)`` of the scalar ``fn(params, *args)``.
 
     Symmetric, not positive semidefinite in general. The gradient is linearised once for all products, which are mapped
     over columns: about two to three gradients a column. Choose it for sharpness and traces of the loss itself;
@@ -34,14 +48,21 @@ def hessian(
     Parameters
     ----------
     fn : callable
-        ``fn(params, *args)`` → scalar. Pass the same function object again and compiled steps are used again.
+        ``fn(params, *inputs)``. Pass the same function object again and compiled steps are used again.
+    loss : callable, optional
+        ``loss(output, targets)`` → scalar, a mean or a sum as it says; ``loss(output)`` without targets.
     params : pytree
         Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
-    *args : pytrees of arrays
-    wrt : paths, predicate or class, optional
-        Which leaves to differentiate by, as in `jacobian`.
+    inputs : pytree of arrays, or tuple of several arguments
+    targets : pytree, optional
+        Whatever `loss` takes.
+    wrt, output
+        As in `jacobian`.
     chunk_size : int, optional
         Columns to a compiled step (4 if absent).
+    check : bool
+        Compare the first product with that of one column by itself, and look whether it is symmetric; not under
+        `jax.jit`.
 
     Returns
     -------
@@ -51,9 +72,9 @@ def hessian(
     Raises
     ------
     TypeError
-        If there are no floating parameters, or the value is not real floating.
+        If there are no floating parameters, the value is not real floating, or the arguments come in another order.
     ValueError
-        If the value is not a scalar.
+        If the value is not a scalar, or the second derivative that JAX gives is not symmetric.
 
     References
     ----------
@@ -62,20 +83,69 @@ def hessian(
     Examples
     --------
     >>> import jax.numpy as jnp, traceest as te
+    >>> H = hessian(lambda w, x: x @ w, lambda z, y: jnp.sum((z - y) ** 2), jnp.ones(3), jnp.eye(3), jnp.zeros(3))
+    >>> float(te.trace(H))
+    6.0
     >>> H = hessian(lambda w: jnp.sum(w**3), jnp.array([1.0, 2.0]))
     >>> float(te.trace(H))  # 6·1 + 6·2
     18.0
     """
-    J = curvature.of_one_batch(
-        jacobian(fn, params, *args, wrt=wrt, batch_axis=None, chunk_size=chunk_size, check=False), "hessian"
-    )
+    if not args:
+        raise TypeError(f"hessian: there are no parameters; call it as {HESSIAN}.")
+    if _is_loss(args[0]) and len(args) == 1:
+        raise TypeError(f"hessian: there are no parameters behind the loss; call it as {HESSIAN}.")
+    if _is_loss(args[0]):
+        return _of_loss(fn, *args, wrt=wrt, output=output, chunk_size=chunk_size, check=check)
+    return _hessian(fn, args[0], args[1:], wrt, output, chunk_size, check)
+
+
+def _is_loss(x: Any) -> bool:
+    """Whether `x` is a function, and not parameters that can be called, as a module with arrays in it is."""
+    return callable(x) and not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))
+
+
+def _of_loss(
+    fn: Any, loss: Loss, params: Any = None, inputs: Any = (), targets: Any = None, *more: Any, **options: Any
+) -> JaxHessian:
+    if more:
+        raise TypeError(
+            f"hessian: {5 + len(more)} arguments; give several inputs as one tuple, and call it as {HESSIAN}."
+        )
+    of_loss = _OfLoss(fn, loss, options.pop("output"), targets is not None)
+    args = (*_arguments(inputs), *(() if targets is None else (targets,)))
+    return _hessian(of_loss, params, args, output=None, **options)
+
+
+class _OfLoss(NamedTuple):
+    """``loss(fn(params, *inputs), targets)`` as one function, equal to another of the same parts."""
+
+    fn: Callable[..., Any]
+    loss: Loss
+    output: Any
+    targets: bool
+
+    def __call__(self, params: Any, *args: Any) -> Any:
+        """The loss; targets come last."""
+        inputs, targets = (args[:-1], args[-1:]) if self.targets else (args, ())
+        return self.loss(selector(self.output)(self.fn(params, *inputs)), *targets)
+
+
+def _hessian(
+    fn: Any, params: Any, args: tuple[Any, ...], wrt: Wrt, output: Any, chunk_size: int | None, check: bool
+) -> JaxHessian:
+    with in_order("hessian", HESSIAN):
+        J: Any = jacobian(
+            fn, params, *args, wrt=wrt, output=output, batch_axis=None, chunk_size=chunk_size, check=False
+        )
     if J.shape[0] != 1:
         raise ValueError(
-            f"hessian: fn must return one real number, got shape {J.state_shape}; take the mean or the sum of the loss."
+            f"hessian: the loss must be one real number, got shape {J.state_shape}; take its mean or its sum, or give "
+            f"one: {HESSIAN}."
         )
-    return JaxHessian(J)
+    return JaxHessian(J, check)
 
 
+@clear("gauss_newton(fn, loss, params, inputs, targets)", jacobian)
 def gauss_newton(
     fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any, targets: Any = None, **options: Any
 ) -> te.Operator:
@@ -126,7 +196,7 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
-    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), "gauss_newton")
+    J = _jacobian(fn, loss, params, inputs, options, "gauss_newton")
     z = _outputs(J, loss, targets, "gauss_newton")
     jvp = _linearise(loss, J.model.batch_axis, z, targets)
 
@@ -141,6 +211,7 @@ def gauss_newton(
     return curvature.gauss_newton(J, checked, z, look=look)
 
 
+@clear("empirical_fisher(fn, loss, params, inputs, targets)", jacobian)
 def empirical_fisher(
     fn: Callable[..., Any],
     loss: Loss,
@@ -193,7 +264,7 @@ def empirical_fisher(
     """
     caller = "empirical_fisher"
     _reduction.check_name(reduction, caller)
-    J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), caller)
+    J = _jacobian(fn, loss, params, inputs, options, caller)
     z, axis = _outputs(J, loss, targets, caller), J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
@@ -243,10 +314,19 @@ def _alone(loss: Loss, axis: int, z: Any, targets: Any) -> Any:
     return jax.lax.map(of, jnp.arange(len(z)))
 
 
+def _jacobian(fn: Any, loss: Any, params: Any, inputs: Any, options: dict[str, Any], caller: str) -> JaxJacobian:
+    order = f"{caller}(fn, loss, params, inputs, targets)"
+    if not callable(loss):
+        raise TypeError(
+            f"{caller}: loss must be a function of the output and the targets, got a {type(loss).__name__}; call it as "
+            f"{order}."
+        )
+    with in_order(caller, order):
+        return curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), caller)
+
+
 def _outputs(J: JaxJacobian, loss: Loss, targets: Any, caller: str) -> Any:
     """The outputs, example first and no coarser than float32, found to be what `loss` makes a scalar of."""
-    if not callable(loss):
-        raise TypeError(f"{caller}: loss must be a function of the output and the targets, got {loss!r}.")
     if J.state_shape is None:
         raise TypeError(f"{caller}: fn returns several arrays; select the one that loss takes with output=.")
     z = jnp.reshape(_rows(J.model, J.trained, J.fixed, J.inputs), J.state_shape)

@@ -11,12 +11,14 @@ import torch
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters._calls import clear
 from traceest_adapters.torch.batches import batched
 from traceest_adapters.torch.model import Inputs, Model
 from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.plain import graphs_allowed
 
 
+@clear("jacobian(model, *inputs, kwargs={…})")
 def jacobian(
     model: torch.nn.Module | Callable[..., Any],
     *inputs: Any,
@@ -177,6 +179,7 @@ def jacobian(
     return batched(of_batch, wrapped, chosen, batches, input, blocks, progress)
 
 
+@clear("ntk(model, *inputs, kwargs={…})", jacobian)
 def ntk(model: torch.nn.Module | Callable[..., Any], *inputs: Any, **options: Any) -> te.Gram:
     """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
     return te.gram(jacobian(model, *inputs, **options))

@@ -12,7 +12,8 @@ import traceest as te
 from traceest_adapters import _curvature as curvature
 from traceest_adapters import _memory as memory
 from traceest_adapters import _reduction
-from traceest_adapters._symmetric import Symmetric
+from traceest_adapters._calls import clear
+from traceest_adapters._symmetric import Symmetric, check_finite
 from traceest_adapters.torch import checks
 from traceest_adapters.torch.calls import jacobian
 from traceest_adapters.torch.hessian import TorchHessian
@@ -21,8 +22,10 @@ from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.products import vjp
 
 Loss = Callable[..., torch.Tensor]
+OF_A_FUNCTION = ", with params= if the model is a function (in PyTorch parameters are no argument by position)"
 
 
+@clear("hessian(model, loss, inputs, targets)" + OF_A_FUNCTION)
 def hessian(
     model: torch.nn.Module | Callable[..., Any],
     loss: Loss | Mapping[str, torch.Tensor] | None = None,
@@ -85,6 +88,8 @@ def hessian(
     """
     if isinstance(loss, Mapping):
         params, loss = loss, None
+    elif loss is not None and not callable(loss):
+        raise _no_function(loss, "hessian")
     batch = Inputs(_arguments(inputs), dict(kwargs or {}))
     wrapped, chosen = Model.of(model, params, output, None, {})
     checks.parameters(chosen, [batch, targets], "hessian")
@@ -95,11 +100,13 @@ def hessian(
 
     H = TorchHessian(scalar, chosen, chunk_size, memory_budget, check)
     if check:
+        check_finite(bool(H.value.isfinite()), "hessian", "the loss")
         with torch.no_grad():
             checks.same(H.value, scalar(H.params), "hessian")
     return H
 
 
+@clear("gauss_newton(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
 def gauss_newton(
     model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any, targets: Any = None, **options: Any
 ) -> te.Operator:
@@ -151,11 +158,14 @@ def gauss_newton(
     (2.0, 1)
     """
     _no_gradient(options, "gauss_newton")
+    if not callable(loss):
+        raise _no_function(loss, "gauss_newton")
     J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "gauss_newton")
     z, of = _at_outputs(J, loss, targets, "gauss_newton")
     with torch.enable_grad():
         z.requires_grad_()
         (g,) = torch.autograd.grad(of(z), z, create_graph=True)
+    check_finite(bool(g.isfinite().all()), "gauss_newton", "the loss's gradient at the outputs")
 
     def H(V: torch.Tensor) -> torch.Tensor:
         if not g.requires_grad:
@@ -167,6 +177,7 @@ def gauss_newton(
     return curvature.gauss_newton(J, checked, z.detach(), look=True)
 
 
+@clear("empirical_fisher(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
 def empirical_fisher(
     model: torch.nn.Module | Callable[..., Any],
     loss: Loss,
@@ -265,7 +276,7 @@ def _shares(J: TorchJacobian, loss: Loss, z: torch.Tensor, targets: Any, gradien
 def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tuple[torch.Tensor, Loss]:
     """The outputs, example first and no coarser than float32, and the loss as a function of them."""
     if not callable(loss):
-        raise TypeError(f"{caller}: loss must be a function of the output and the targets, got {loss!r}.")
+        raise _no_function(loss, caller)
     if J.state_shape is None:
         raise TypeError(f"{caller}: the model returns several tensors; select the one that loss takes with output=.")
     checks.parameters(J.params, targets, caller)
@@ -278,8 +289,15 @@ def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tupl
     return z.to(torch.promote_types(z.dtype, torch.float32)), of
 
 
+def _no_function(loss: Any, caller: str) -> TypeError:
+    return TypeError(
+        f"{caller}: loss must be a function of the output and the targets, got a {type(loss).__name__}; call it as "
+        f"{caller}(model, loss, inputs, targets)."
+    )
+
+
 def _no_gradient(options: Mapping[str, Any], caller: str) -> None:
-    """Raise where statistics are to be differentiated: the loss's derivatives at the outputs would be taken as fixed."""
+    """Raise where statistics are to be differentiated: the loss's derivatives would be taken as fixed."""
     if options.get("differentiable"):
         raise TypeError(
             f"{caller}: differentiable=True is for jacobian and ntk; the curvature of a loss is taken as a constant in "

@@ -64,7 +64,8 @@ class Model:
             raise TypeError(f"jacobian: expected an nn.Module or a function, got {what}.")
         elif not isinstance(params, Mapping):
             raise TypeError(
-                "jacobian: a function needs params=, a mapping from names to tensors that it is called with."
+                "jacobian: a function needs params=, a mapping from names to tensors that it is called with: "
+                "jacobian(fn, *inputs, params=params)."
             )
         else:
             chosen = dict(params)
