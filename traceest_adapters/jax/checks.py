@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceest_adapters import _state as common
-from traceest_adapters.jax import compiling, steps
+from traceest_adapters.jax import compiling, diagnosis, steps
 from traceest_adapters.jax.model import Model
 
 SMALL = 2**12
@@ -96,9 +96,11 @@ def values(J: Any) -> None:
             optimise = not compiling.few(arrays, SMALL)
             both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
         except (TypeError, ValueError) as error:
+            diagnosis.shapes_alone(J)
             raise common.not_independent(axis, f"one by itself, the model fails ({error})", ALSO) from error
         difference, scale = map(float, both)
         if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
+            diagnosis.shapes_alone(J)
             why = f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
             raise common.not_independent(axis, why, ALSO)
     # At random: a layer norm or a softmax at the end leaves nothing of ones. By NumPy, which has nothing to compile.

@@ -14,7 +14,7 @@ from traceest_adapters import _curvature as curvature
 from traceest_adapters import _reduction
 from traceest_adapters._calls import clear, in_order
 from traceest_adapters._state import selector
-from traceest_adapters._symmetric import Symmetric
+from traceest_adapters._symmetric import Symmetric, check_finite
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
@@ -198,7 +198,7 @@ def gauss_newton(
     """
     J = _jacobian(fn, loss, params, inputs, options, "gauss_newton")
     z = _outputs(J, loss, targets, "gauss_newton")
-    jvp = _linearise(loss, J.model.batch_axis, z, targets)
+    g, jvp = _linearise(loss, J.model.batch_axis, z, targets)
 
     def H(V: Any) -> Any:
         return _products(jvp, jnp.reshape(V.T, (V.shape[1], *z.shape)).astype(z.dtype))
@@ -207,6 +207,8 @@ def gauss_newton(
         return _product(jvp, jnp.reshape(v, z.shape).astype(z.dtype))
 
     look = not traced((J.trained, J.fixed, J.inputs, targets))
+    if look:
+        check_finite(bool(jnp.all(jnp.isfinite(g))), "gauss_newton", "the loss's gradient at the outputs")
     checked = Symmetric(H, one, J, "gauss_newton", "empirical_fisher") if look and options.get("check", True) else H
     return curvature.gauss_newton(J, checked, z, look=look)
 
@@ -356,8 +358,8 @@ def _gradient(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _linearise(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
-    """The pushforward of the loss's gradient by the outputs."""
-    return jax.linearize(jax.grad(lambda z: _value(loss, axis, z, targets)), z)[1]
+    """The loss's gradient by the outputs, and its pushforward."""
+    return jax.linearize(jax.grad(lambda z: _value(loss, axis, z, targets)), z)
 
 
 @jax.jit

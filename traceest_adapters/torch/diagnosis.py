@@ -6,12 +6,8 @@ from typing import Any
 
 import torch
 
+from traceest_adapters import _state as common
 from traceest_adapters._memory import ran_out
-
-WAY = (
-    "Give such tensors to the model as inputs (kwargs=, with the examples along the batch axis), and if only output= "
-    "uses them, wrap the model in a module whose forward takes them and returns the state."
-)
 
 
 def closes_over_a_batch(J: Any) -> None:
@@ -28,18 +24,12 @@ def closes_over_a_batch(J: Any) -> None:
         return
     made = max((shape[axis] for shape in found if -len(shape) <= axis < len(shape)), default=1)
     if made != 1:
-        raise _closes_over(axis, f"given one example, it returns {made} of shape {' and '.join(map(str, found))}")
+        raise common.closes_over(axis, f"given one example, it returns {made} of shape {' and '.join(map(str, found))}")
 
 
 def other_size(J: Any, alone: int) -> ValueError:
     """The error for an example whose state has another size by itself."""
-    B, n = J._state.shape
-    return ValueError(
-        f"batch_axis={J.model.batch_axis}: an example's state has {n} entries in the batch of {B}, and {alone} by "
-        "itself: it is made with the other examples, as CLIP's logits_per_image are of every image with every text. "
-        "Select what is of one example alone with output= (of CLIP, 'image_embeds' or 'text_embeds'), or give "
-        "batch_axis=None to treat the whole state as one block."
-    )
+    return common.other_size(J.model.batch_axis, J._state.shape[1], alone, len(J._state))
 
 
 def fails_alone(J: Any, error: Exception) -> ValueError:
@@ -48,15 +38,5 @@ def fails_alone(J: Any, error: Exception) -> ValueError:
     axis, what = J.model.batch_axis, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     B = len(J._state)
     if f"({B})" in what or f"size {B}" in what or f"[{B}," in what:
-        return _closes_over(axis, f"given one example, it fails ({what})")
-    return ValueError(
-        f"batch_axis={axis}: the model cannot be run on one example by itself ({what}), so that its examples cannot be "
-        "told apart. Of a batch norm in training mode call model.eval(); else give the right axis, make the model take "
-        "batches of one, or give batch_axis=None to treat the whole state as one block."
-    )
-
-
-def _closes_over(axis: int, why: str) -> ValueError:
-    return ValueError(
-        f"batch_axis={axis}: the model, or output=, closes over a tensor of the whole batch (a mask, say): {why}. {WAY}"
-    )
+        return common.closes_over(axis, f"given one example, it fails ({what})")
+    return common.fails_alone(axis, what)
