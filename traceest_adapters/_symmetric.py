@@ -58,7 +58,7 @@ class Symmetric:
             raise ValueError(
                 f"{self.caller}: the second derivative that the framework gives is not symmetric (⟨v, Hx⟩ and ⟨Hv, x⟩ "
                 "differ), so that it is wrong: a function in the model or the loss has a backward pass that cannot be "
-                "differentiated rightly. Replace it, or ask for {self.instead}."
+                f"differentiated rightly. Replace it, or ask for {self.instead}."
             )
         if shown:
             self.believed.add(X.shape[1])

@@ -61,7 +61,8 @@ def hessian(
     params, output, chunk_size, memory_budget
         As in `jacobian`.
     check : bool
-        Verify that two evaluations agree.
+        Verify that two evaluations agree and are finite, compare the first product with that of one column by itself,
+        and look whether it is symmetric: one product more.
 
     Returns
     -------
@@ -73,7 +74,8 @@ def hessian(
     TypeError
         If there is no trainable parameter, devices are mixed, or the gradient cannot be differentiated.
     ValueError
-        If the loss is not a scalar, or random (dropout).
+        If the loss is not a scalar, not finite, or random (dropout), or the second derivative that PyTorch gives is
+        not symmetric.
 
     References
     ----------
@@ -119,8 +121,9 @@ def gauss_newton(
     products with G. ``G.dual`` is R Rᵀ, (n, n): ``summary(G.dual, groups=True)`` tells the same for each parameter's
     own block of G.
 
-    H is found by products with it: diagonal, softmax cross-entropy, or one matrix an example, each verified; for
-    other losses (they couple examples, or are of very many outputs each) G is an operator of products with both sides.
+    H is found by products with it, which have to be symmetric: diagonal, softmax cross-entropy, or one matrix an
+    example, each verified; for other losses (they couple examples, or are of very many outputs each) G is an operator
+    of products with both sides.
 
     Parameters
     ----------
@@ -132,7 +135,7 @@ def gauss_newton(
     targets : optional
         Whatever `loss` takes.
     **options
-        As for `jacobian`.
+        As for `jacobian`, but for `batches` and `differentiable`.
 
     Returns
     -------
