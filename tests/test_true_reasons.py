@@ -123,6 +123,40 @@ def test_a_misspelt_option_is_told_what_was_meant(case: str) -> None:
         call()
 
 
+SELECTIONS: dict[str, tuple[Callable[[], Any], str]] = {
+    "tensors": (lambda: in_torch.ntk(M, X, params=M.parameters()), "item of Parameter; names are those of"),
+    "a number": (lambda: in_torch.ntk(M, X, params=3), "expected names, a predicate or a mapping, got 3"),
+    "the name of a module": (
+        lambda: in_torch.ntk(nn.Sequential(M), X, params="0"), r"params=lambda name, p: name.startswith\('0\.'\)"),
+    "another shape": (
+        lambda: in_torch.ntk(M, X, params={"weight": torch.ones(2, 2)}), r"\(2, 2\), in the module it has \(3, 4\)"),
+    "a predicate of the name": (lambda: in_torch.ntk(M, X, params=lambda n: True), "called with a name and an array"),
+    "JAX, a predicate of the name": (lambda: in_jax.ntk(apply, JW, JX, wrt=lambda n: True), "called with a name and"),
+    "JAX, a number": (lambda: in_jax.ntk(apply, JW, JX, wrt=0), "wrt: expected dotted paths.*got 0"),
+    "JAX, no key of the output": (lambda: in_jax.ntk(apply, JW, JX, output="logits"), "output='logits': there is no"),
+    "JAX, a key of a pair": (lambda: in_jax.ntk(apply, JW, batches=PAIRS, input="x"), "input='x'.*batch, a tuple of 2"),
+    "JAX, chunks of none": (lambda: in_jax.ntk(apply, JW, JX, chunk_size=0), "chunk_size must be at least 1"),
+    "JAX, a name of an axis": (lambda: in_jax.ntk(apply, JW, JX, batch_axis="0"), "batch_axis must be an integer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SELECTIONS)
+def test_a_selection_that_is_none_is_told_what_can_be_given(case: str) -> None:
+    call, message = SELECTIONS[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_a_loss_that_does_not_depend_on_the_outputs_or_has_no_second_derivative_is_told() -> None:
+    for of in (in_torch.gauss_newton, in_torch.empirical_fisher):
+        with pytest.raises(ValueError, match=f"{of.__name__}: the loss does not depend on the model's outputs"):
+            of(M, lambda z, y: MSE(z.detach(), y), X, Y)
+    with pytest.raises(TypeError, match=r"gauss_newton: the loss cannot be differentiated twice.*empirical_fisher"):
+        in_torch.gauss_newton(M, lambda z, y: torch.cdist(z, y).sum(), X, Y)
+    with pytest.raises(TypeError, match="differentiable=True is for jacobian and ntk"):
+        in_torch.gauss_newton(M, MSE, X, Y, differentiable=True)
+
+
 # -- batches ----------------------------------------------------------------------------------------------------
 PAIRS = [(NX[:3], np.zeros(3, int)), (NX[3:], np.zeros(3, int))]
 OF_PAIRS: dict[str, Callable[..., Any]] = {

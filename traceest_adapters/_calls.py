@@ -74,5 +74,15 @@ def in_order(caller: str, order: str) -> Iterator[None]:
         raise TypeError(f"{caller}: the function failed ({error}). If its arguments are mixed up: {order}.") from error
 
 
+def chosen_by(predicate: Callable[..., Any], option: str, name: str, value: Any) -> bool:
+    """What a predicate of name and array says."""
+    try:
+        return bool(predicate(name, value))
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise TypeError(f"{option}: the predicate is called with a name and an array, and failed ({error}).") from error
+
+
 def _named(parameter: inspect.Parameter) -> bool:
     return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from traceest_adapters._memory import budget
@@ -25,7 +25,16 @@ def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
 
         def select(state: Any) -> Any:
             by_attribute = isinstance(output, str) and hasattr(state, output)
-            return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
+            try:
+                return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
+            except (TypeError, KeyError, IndexError) as error:
+                there = f" with {', '.join(map(str, state))}" if isinstance(state, Mapping) else ""
+                there += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+                kind = type(state).__name__
+                raise ValueError(
+                    f"{name}={output!r}: there is no such part in {'a batch' if name == 'input' else 'the output'}, a "
+                    f"{kind}{there}; give an index, a key, an attribute's name or a function of it."
+                ) from error
 
         return select
     of = "the model's output" if name == "output" else "a batch"

@@ -9,13 +9,13 @@ import jax
 from traceest_adapters import _foreign
 
 
-def check(fn: Any, params: Any, inputs: Any, batch_axis: int | None, in_axes: Any) -> None:
+def check(fn: Any, params: Any, inputs: Any, batch_axis: Any, in_axes: Any, chunk_size: Any) -> None:
     """Raise unless `fn` can be called, and all arrays are JAX's, or NumPy's without masks.
 
     Raises
     ------
-    TypeError
-        If one is not; of a sparse input if it is to be cut into examples.
+    TypeError, ValueError
+        If one is not, or an option is no integer; of a sparse input if it is to be cut into examples.
     """
     if not callable(fn) or isinstance(fn, type):
         what = f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}"
@@ -24,6 +24,11 @@ def check(fn: Any, params: Any, inputs: Any, batch_axis: int | None, in_axes: An
         raise TypeError(
             f"jacobian: fn is a PyTorch module ({type(fn).__name__}); take traceest_adapters.torch.jacobian or .ntk."
         )
+    for name, value, least in (("batch_axis", batch_axis, None), ("chunk_size", chunk_size, 1)):
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+            raise TypeError(f"jacobian: {name} must be an integer or None, got {value!r}.")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")
     for what, tree in (("a leaf of params", params), ("an input", inputs)):
         for leaf in jax.tree.leaves(tree):
             _foreign.check(leaf, what, "jax")

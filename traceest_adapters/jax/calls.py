@@ -129,7 +129,7 @@ def jacobian(
     ('second',)
     """
     check_arguments(inputs, batches, input, blocks, progress)
-    arguments.check(fn, params, inputs, batch_axis, in_axes)
+    arguments.check(fn, params, inputs, batch_axis, in_axes, chunk_size)
     parts, names, trained, fixed = partition.parameters(params, wrt)
     trained, fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
     axis = None if blocks == "batch" else batch_axis

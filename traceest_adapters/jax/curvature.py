@@ -336,7 +336,7 @@ def _outputs(J: JaxJacobian, loss: Loss, targets: Any, caller: str) -> Any:
     value = jax.eval_shape(partial(_value, loss, J.model.batch_axis), z, targets)
     shape = getattr(value, "shape", None)
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        what = f"shape {shape}" if shape is not None else type(value).__name__
+        what = f"shape {shape} and dtype {value.dtype}" if shape is not None else type(value).__name__
         raise ValueError(f"{caller}: the loss must be one real number, got {what}; take its mean or its sum.")
     return z
 

@@ -167,13 +167,21 @@ def gauss_newton(
     z, of = _at_outputs(J, loss, targets, "gauss_newton")
     with torch.enable_grad():
         z.requires_grad_()
-        (g,) = torch.autograd.grad(of(z), z, create_graph=True)
+        (g,) = torch.autograd.grad(_of_outputs(of(z), "gauss_newton"), z, create_graph=True)
     check_finite(bool(g.isfinite().all()), "gauss_newton", "the loss's gradient at the outputs")
 
     def H(V: torch.Tensor) -> torch.Tensor:
         if not g.requires_grad:
             return torch.zeros_like(V, dtype=z.dtype)
-        (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
+        try:
+            (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
+        except RuntimeError as error:
+            if memory.ran_out(error):
+                raise
+            raise TypeError(
+                f"gauss_newton: the loss cannot be differentiated twice ({str(error).strip().splitlines()[0]}); ask "
+                "for empirical_fisher, or use operations that can."
+            ) from error
         return found.reshape(V.shape[1], -1).T
 
     checked = Symmetric(H, H, J, "gauss_newton", "empirical_fisher") if options.get("check", True) else H
@@ -311,7 +319,16 @@ def _no_gradient(options: Mapping[str, Any], caller: str) -> None:
 def _gradient(z: torch.Tensor, of: Loss) -> torch.Tensor:
     with torch.enable_grad():
         z = z.requires_grad_()
-        return torch.autograd.grad(of(z), z)[0]
+        return torch.autograd.grad(_of_outputs(of(z), "empirical_fisher"), z)[0]
+
+
+def _of_outputs(value: torch.Tensor, caller: str) -> torch.Tensor:
+    if not value.requires_grad:
+        raise ValueError(
+            f"{caller}: the loss does not depend on the model's outputs, or is cut off from them (a detach, a no_grad, "
+            "or a conversion to a number)."
+        )
+    return value
 
 
 def _scalar(value: Any, caller: str) -> torch.Tensor:
