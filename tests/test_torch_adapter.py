@@ -219,10 +219,11 @@ def test_a_model_with_reverse_mode_only_lacks_matmat_and_has_all_the_rest(also_l
 
 
 def test_a_model_that_cannot_be_mapped_says_so_once() -> None:
+    J = jacobian(ReverseOnly(), x(7, 6))
     with pytest.warns(RuntimeWarning, match="one by one") as caught:
-        J = jacobian(ReverseOnly(), x(7, 6))
+        J.block_rmatmat(x(21, 3))
     assert len(caught) == 1
-    J.block_sqnorms(x(21, 2))  # a second warning would be an error here
+    J.block_rmatmat(x(21, 2))  # a second warning would be an error here
 
 
 def test_a_torch_generator_draws_the_probes() -> None:

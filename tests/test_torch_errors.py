@@ -113,7 +113,6 @@ BAD: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], str]] = {
     "one sequence without its axis": (nn.GRU(6, 3), X, {"output": 0}, ValueError, "not independent"),
     "no examples": (nn.Linear(6, 3), X[:0], {}, ValueError, "the state is empty"),
     "a lazy module": (nn.LazyLinear(3), X, {}, TypeError, "lazy module has no shape yet; call the model once"),
-    "parallel data": (nn.DataParallel(nn.Linear(6, 3)), X, {}, TypeError, r"give model\.module"),
     "a scripted module": (SCRIPTED, X, {}, TypeError, "give the original"),
     "a quantised module": (QUANTISED, X, {}, TypeError, "no trainable parameter.*quantised"),
     "complex parameters": (nn.Linear(6, 3, dtype=torch.cfloat), X.cfloat(), {}, TypeError, "only real floating"),

@@ -119,6 +119,9 @@ def test_a_projection_and_dropout_are_left_to_the_fused_layer() -> None:
 WAYS = ["by transitions and units", "by gates and weights"]
 
 
+LOOK = sys.modules["traceest_adapters.torch.look"]
+
+
 def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is worth being made once for all probes, or all is."""
     by_units = way == WAYS[0]
@@ -137,35 +140,25 @@ def test_both_ways_back_give_the_same(name: str, way: str, monkeypatch: pytest.M
     assert all(units.fits(3) == (way == WAYS[0] and "RNN" not in name) for units in ghost.layers)
 
 
-def test_few_probes_again_and_again_are_worth_what_many_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made(J: Any) -> tuple[bool, bool]:
-        (units,) = J._ghost.layers
-        return "transitions" in vars(units.layer.steps), "_forms" in vars(units)
-
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_the_same_product_has_the_same_bits_each_time(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = LAYERS["GRU, no bias"]
-    monkeypatch.setattr(THROUGH_TIME, "WORTH", 0)  # of what verifies the layer, nothing is made
-    pair, alone = jacobian(model, inputs()), jacobian(model, inputs())
-    V, steps = torch.randn(pair.shape[0], 2, **F64), [J._ghost.layers[0].layer.steps for J in (pair, alone)]
-    for some in steps:
-        some.probes = 0
-    T, B, _, H = steps[0].adjoint.C.shape
-    numbers = T * B * H * H, B * H * T * T
-    monkeypatch.setattr(THROUGH_TIME, "WORTH", min(numbers) // 5)  # the smaller ones are made for six, not for four
-    norms, seen = zip(*((pair.block_sqnorms(V), made(pair)) for _ in range(12)), strict=True)
-    worth = [tuple(n <= 2 * k * (min(numbers) // 5) for n in numbers) for k in range(1, 13)]
-    assert list(seen) == worth
-    assert worth[1] == (False, False)
-    assert worth[-1] == (True, True)
-    for again in norms[1:]:
-        torch.testing.assert_close(again, norms[0])
-    for _ in range(20):
-        alone.block_sqnorms(V[:, :1])
-    assert made(alone) == (False, False)
+    T, B, _, H = jacobian(model, inputs())._ghost.layers[0].layer.steps.adjoint.C.shape
+    monkeypatch.setattr(THROUGH_TIME, "WORTH", B * T * min(T, H) * H // 6)  # transitions or forms are worth it, or not
+    J = jacobian(model, inputs())
+    V = torch.randn(J.shape[0], k, **F64)
+    products = J.block_sqnorms, J.rmatmat, lambda V: J.gram_matmat(V), J.sketch_gram
+    first = [product(V) for product in products]
+    for _ in range(10):
+        J.block_sqnorms(torch.randn(J.shape[0], 4, **F64))
+        assert all(torch.equal(product(V), of_first) for product, of_first in zip(products, first, strict=True))
 
 
 def test_what_is_made_once_is_worth_it_and_within_the_budget() -> None:
     worth, million = THROUGH_TIME.worth, 2**20
-    assert worth(32 * million, 32, 4)
+    later = THROUGH_TIME.LATER
+    assert worth((8 + later) * million, 8, 4)
+    assert not worth((9 + later) * million, 8, 4)
     assert not worth(33 * million, 32, 4)
     assert not worth(1, 1, 4)
     with THROUGH_TIME.memory.within(2**20):
@@ -207,6 +200,7 @@ def test_a_jvp_goes_forward_through_time_once_for_all_probes(monkeypatch: pytest
     monkeypatch.setattr(THROUGH_TIME.Steps, "of_states", lambda s, v: passes.append(len(v[0])) or honest(s, v))
     J = jacobian(LAYERS["LSTM, time first"], inputs())
     assert hasattr(J, "matmat")  # which is found out with one
+    J.matmat(torch.ones(J.shape[1], 7, **F64))  # looked at
     passes.clear()
     J.matmat(torch.ones(J.shape[1], 7, **F64))
     assert passes == [7]
@@ -229,13 +223,25 @@ def test_a_part_of_the_adjoint_that_is_wrong_is_caught(monkeypatch: pytest.Monke
         return honest(W, a._replace(**{field: 1.1 * getattr(a, field)}))
 
     monkeypatch.setattr(RECURRENCE, "Steps", wrong)
+    model = LAYERS["LSTM, no bias" if field == "along" else "GRU, no bias"]
+    with pytest.raises(ValueError, match="has another derivative than the model as it is"):
+        check(model)
+    believe(monkeypatch)
     with pytest.raises(AssertionError):
-        check(LAYERS["LSTM, no bias" if field == "along" else "GRU, no bias"])
+        check(model)
+
+
+def believe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked at but ghost norms' rules."""
+    monkeypatch.setattr(LOOK.Look, "due", lambda self, route: False)
+    monkeypatch.setattr(LOOK.Look, "confirm", lambda self, names: None)
 
 
 def test_wrong_forms_of_the_units_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     take(WAYS[0], monkeypatch)
     honest = UNITS.Units._inner
     monkeypatch.setattr(UNITS.Units, "_inner", lambda self, a, bias: honest(self, a, bias) + (bias is not None))
+    check(LAYERS["LSTM, time first"])  # they are seen to be wrong, and not used
+    believe(monkeypatch)
     with pytest.raises(AssertionError):
         check(LAYERS["LSTM, time first"])

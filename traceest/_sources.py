@@ -26,9 +26,9 @@ _told: ContextVar[dict[Any, Any] | None] = ContextVar("traceest sources", defaul
 
 
 def made_of(source: Any) -> None:
-    """Tell the public call that is running, if any, that its result comes from `source`, known by its `key`."""
+    """Tell the public call that is running, if any, that its result comes from `source`, if that has a `key`."""
     found = _told.get()
-    if found is not None:
+    if found is not None and source.key:
         found[source.key] = source
 
 

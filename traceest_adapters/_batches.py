@@ -85,23 +85,18 @@ class Batches:
 
 
 class Parts:
-    """The Jacobian of each batch, made when its turn comes: ``make(inputs, first, seen)``.
-
-    It is told whether this is the first look at any batch, and whether this one was looked at in an earlier pass.
-    """
+    """The Jacobian of each batch, made when its turn comes: ``make(inputs, p)`` of the p-th."""
 
     alike = True
     """What one part can do, all can: they are of one model."""
 
-    def __init__(self, batches: Batches, make: Callable[[Any, bool, bool], Any]) -> None:
+    def __init__(self, batches: Batches, make: Callable[[Any, int], Any]) -> None:
         self.batches, self.make = batches, make
-        self.begun = False
 
     def starting_at(self, p: int) -> Iterator[Any]:
         """The Jacobians of batch p and of those after it."""
-        for inputs in self.batches.starting_at(p):
-            first, self.begun = not self.begun, True
-            yield self.make(inputs, first, self.batches.complete)
+        for i, inputs in enumerate(self.batches.starting_at(p), p):
+            yield self.make(inputs, i)
             del inputs
 
 

@@ -20,7 +20,15 @@ def batched(
     make: Callable[[Any, bool, bool], JaxJacobian], batches: Any, input: Any, blocks: common.Blocks, progress: bool
 ) -> te.Stack:
     """One Jacobian over all batches. See `traceest_adapters.jax.jacobian`."""
-    parts = common.Parts(common.Batches(batches, input, _inputs, _digest), make)
+    data = common.Batches(batches, input, _inputs, _digest)
+    begun: list[bool] = []
+
+    def of(inputs: Any, p: int) -> JaxJacobian:
+        first = not begun
+        begun[:] = [True]
+        return make(inputs, first, data.complete)
+
+    parts = common.Parts(data, of)
     return common.stacked(parts, blocks, progress)
 
 

@@ -7,13 +7,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters._calls import clear
 from traceest_adapters.torch.batches import batched
-from traceest_adapters.torch.model import Inputs, Model
+from traceest_adapters.torch.constants import Source
+from traceest_adapters.torch.look import Findings, reference
+from traceest_adapters.torch.model import Inputs, Model, kept
 from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.plain import graphs_allowed
 
@@ -83,8 +86,12 @@ def jacobian(
         Bytes for what a product holds beside the model, its graph and the answer (512 MiB if absent). Where memory
         runs out all the same, both numbers are halved, with a warning, and the product is made again.
     check : bool
-        Verify on this batch that two evaluations agree, that examples are independent (outputs one by one against
-        outputs together), and that the state depends on the parameters.
+        Look before anything is believed: the module is run once as it is, with a plain backward pass, and every way in
+        which products are made later is compared with a plain pass when it is first used. A way that gives other
+        results (examples that influence each other's derivatives, a batched form of PyTorch's that is wrong) is left
+        for a plainer one, with a warning; and examples have to be independent (outputs one by one against outputs
+        together), evaluations to agree, and the state to depend on the parameters. Costs one forward pass and about two
+        backward passes. False leaves all of this out: what PyTorch's batched forms give is then taken on trust.
     differentiable : bool
         Keep the graph, so that statistics can be differentiated by the parameters, as regularisers are:
         ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``, once a kernel.
@@ -151,32 +158,52 @@ def jacobian(
     if batches is not None and kwargs:
         raise TypeError("jacobian: kwargs= beside batches=; keyword inputs come in the batches, each a mapping.")
     checks.options(batch_axis, chunk_size)
-    wrapped, chosen = Model.of(model, params, output, batch_axis, shared or {})
+    axis = None if blocks == "batch" else batch_axis
+    wrapped, chosen = Model.of(model, params, output, axis, shared or {})
+    checks.parameters(chosen, (inputs, kwargs, wrapped.shared))
+    with graphs_allowed():
+        own, leaves = wrapped.own(chosen, differentiable)
+    source = Source.of_model(wrapped, chosen, (inputs, kwargs), differentiable)
+    how = chunk_size, memory_budget, differentiable, check
 
-    def of(wrapped: Model, batch: Inputs, check: bool, seen: bool = False) -> TorchJacobian:
-        make = partial(TorchJacobian, wrapped, chosen, batch, chunk_size, memory_budget, differentiable)
+    def of(batch: Inputs, look: bool, findings: Findings) -> TorchJacobian:
+        """Of a batch; `look` asks the user's module, too, what it makes of it."""
         with graphs_allowed():
-            if seen:
-                return make()
-            checks.inputs(batch, wrapped)
-            checks.parameters(chosen, (batch, wrapped.shared))
-            with torch.no_grad():
-                shapes = checks.state(wrapped, chosen, batch)
-                if check:
-                    checks.deterministic(wrapped, chosen, batch)
-            J = make()
-            J.state_shape = shape = common.example_first(shapes, wrapped.batch_axis)
+            shapes, first = partial(checks.state, wrapped, batch), None
+            if look:
+                first = reference(wrapped, chosen, batch, shapes)
+                checks.finite(first, axis)
+            J = TorchJacobian(own, leaves, batch, *how, shapes, first, findings)
+            J.source = source
+            J.state_shape = shape = common.example_first(J.shapes, axis)
             default = 1 if shape is not None and len(shape) > 3 else -1
-            J.feature_axis = common.feature_axis(shape, feature_axis, wrapped.batch_axis, default)
-            if check:
-                checks.independent(J)
+            J.feature_axis = common.feature_axis(shape, feature_axis, axis, default)
+            if first is not None:
+                checks.same_state(J, first, lambda: reference(wrapped, chosen, batch, shapes))
                 checks.depends(J)
+                checks.independent(J)
         return J
 
     if batches is None:
-        return of(wrapped, Inputs(inputs, dict(kwargs or {})), check)
-    of_batch = lambda wrapped, batch, first, seen: of(wrapped, batch, check and first, seen)  # noqa: E731
-    return batched(of_batch, wrapped, chosen, batches, input, blocks, progress)
+        batch = Inputs(inputs, dict(kwargs or {}))
+        checks.inputs(batch, wrapped)
+        with graphs_allowed():
+            batch = pytree.tree_map_only(torch.Tensor, partial(kept, differentiable=differentiable), batch)
+        return of(batch, check, Findings())
+
+    said: set[str] = set()
+
+    def of_batch(batch: Inputs, p: int, seen: dict[int, Findings]) -> TorchJacobian:
+        if p not in seen:
+            checks.inputs(batch, wrapped)
+            checks.parameters(chosen, batch)
+        first = check and not seen
+        J = of(batch, first, seen.setdefault(p, Findings(said=said)))
+        if first:
+            J.confirm()
+        return J
+
+    return batched(of_batch, next(iter(chosen.values())).device, batches, input, blocks, progress)
 
 
 @clear("ntk(model, *inputs, kwargs={…})", jacobian)

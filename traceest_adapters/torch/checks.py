@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from traceest_adapters import _foreign
 from traceest_adapters import _state as common
 from traceest_adapters._memory import ran_out
 from traceest_adapters.torch import diagnosis
+from traceest_adapters.torch.look import Reference
 from traceest_adapters.torch.model import Inputs, Model, Params
-from traceest_adapters.torch.products import vjp
 
 
 def options(batch_axis: Any, chunk_size: Any) -> None:
@@ -95,7 +95,7 @@ def _shared(x: torch.Tensor, model: Model) -> bool:
     return model.batch_axis is None or any(x is leaf for leaf in pytree.tree_leaves(dict(model.shared)))
 
 
-def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]:
+def state(model: Model, inputs: Inputs, tensors: list[torch.Tensor]) -> list[tuple[int, ...]]:
     """The shapes of the state's tensors.
 
     Raises
@@ -103,7 +103,6 @@ def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]
     TypeError, ValueError
         Unless the state is real floating and shares the inputs' batch axis.
     """
-    tensors = model.tensors(params, inputs)
     if not tensors:
         raise TypeError("jacobian: the model returned no tensor; select one with output=.")
     for x in tensors:
@@ -130,27 +129,43 @@ def state(model: Model, params: Params, inputs: Inputs) -> list[tuple[int, ...]]
     return found
 
 
-def deterministic(model: Model, params: Params, inputs: Inputs) -> None:
-    """Raise if two evaluations differ, or one is not finite."""
-    first, second = model.rows(params, inputs), model.rows(params, inputs)
-    bad = (~first.isfinite()).any(1).nonzero()[:, 0]
+def finite(first: Reference, axis: int | None) -> None:
+    """Raise unless the state is finite."""
+    bad = (~first.state.isfinite()).any(1).nonzero()[:, 0]
     if len(bad):
-        where = "the state" if model.batch_axis is None else f"the state of example {int(bad[0])}"
+        where = "the state" if axis is None else f"the state of example {int(bad[0])}"
         raise ValueError(
             f"jacobian: there is NaN or infinity in {where}; look at its inputs and at the parameters, or select a "
             "part that is finite with output=."
         )
-    same(first, second, "jacobian", model.eps(params, first))
+
+
+def same_state(J: Any, first: Reference, again: Callable[[], Reference]) -> None:
+    """Raise unless the copy of the model gives the state that the model gives as it is, and gives `again`."""
+    state = J._state.detach()
+    if agree(first.state, state, J.eps):
+        return
+    same(first.state, again().state, "jacobian", J.eps)
+    raise ValueError(
+        "jacobian: a copy of the model gives another state than the model as it is. Probably it uses modules or "
+        "tensors that are not inside of it (in a closure, a hook, or a global variable); register these as submodules, "
+        "or give a function with params=."
+    )
 
 
 def same(first: torch.Tensor, second: torch.Tensor, caller: str, eps: float | None = None) -> None:
     """Raise if what two evaluations gave differs."""
-    rtol = common.tolerance(torch.finfo(first.dtype).eps if eps is None else eps)
-    if not torch.allclose(first, second, rtol=rtol, atol=rtol * _scale(first), equal_nan=True):
+    if not agree(first, second, torch.finfo(first.dtype).eps if eps is None else eps):
         raise ValueError(
             f"{caller}: two evaluations of the model differ, so it is random: dropout is active, or noise is drawn. "
             "Call model.eval(), or fix the randomness."
         )
+
+
+def agree(first: torch.Tensor, second: torch.Tensor, eps: float) -> bool:
+    """Whether two evaluations are the same to rounding."""
+    rtol = common.tolerance(eps)
+    return torch.allclose(first, second, rtol=rtol, atol=rtol * _scale(first), equal_nan=True)
 
 
 def independent(J: Any) -> None:
@@ -181,19 +196,14 @@ def independent(J: Any) -> None:
 
 def depends(J: Any) -> None:
     """Raise if the state has no derivative that differs from zero, or none that is finite."""
-    if not J._state.requires_grad:
-        raise common.no_dependence()
-    # At random: a layer norm or a softmax at the end leaves nothing of ones.
-    random = torch.Generator(J.device).manual_seed(0)
-    v = torch.randn(J._state.shape, generator=random, device=J.device).to(J._state.dtype)
-    grads = vjp([J._state], list(J.params.values()), [v[None]])
-    for name, g in zip(J.params, grads, strict=True):
-        if not bool(g.isfinite().all()):
+    grads = J._look.first()
+    for name, g in grads.items():
+        if g is not None and not bool(g.isfinite().all()):
             raise ValueError(
                 f"jacobian: NaN or infinity in a product Jᵀv, by parameter {name!r}; look for a square root, a norm "
                 "or a logarithm at zero, for overflow, or try float64. check=False lets it pass."
             )
-    if not any(bool((g != 0).any()) for g in grads):
+    if not any(g is not None and bool((g != 0).any()) for g in grads.values()):
         raise common.no_dependence()
 
 

@@ -15,17 +15,21 @@ from weakref import ref
 import torch
 from torch.utils import _pytree as pytree
 
-NOT_CARRIED = "Make the kernel or Jacobian with differentiable=True."
-CARRIED = "Ask for one that is made of products alone, with a fixed budget, such as te.rhutch or te.frobenius_norm."
+CURES = {
+    False: "Make the kernel or Jacobian with differentiable=True.",
+    True: "Ask for one that is made of products alone, with a fixed budget, such as te.rhutch or te.frobenius_norm.",
+    None: "Hessians have no derivative here; traceest_adapters.jax carries it.",
+}
+"""What to do for a gradient, by whether the operator is differentiable, or cannot be (None)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
     """What a number depends on outside of the graph, and what to do for a gradient."""
 
-    tensors: tuple[ref[torch.Tensor], ...]
-    key: tuple[int, ...]
-    cure: str
+    tensors: tuple[ref[torch.Tensor], ...] = ()
+    key: tuple[int, ...] = ()
+    cure: str = ""
 
     @classmethod
     def of(cls, tree: Any, cure: str) -> Source:
@@ -35,10 +39,13 @@ class Source:
         return cls(tuple(map(ref, found.values())), tuple(found), cure)
 
     @classmethod
-    def of_model(cls, model: Any, params: Any, inputs: Any, differentiable: bool) -> Source:
-        """Of a Jacobian: the parameters asked about, all others of the module, and the inputs."""
-        others = () if model.module is None else (*model.module.parameters(), *model.module.buffers())
-        return cls.of((params, dict(model.shared), inputs, others), CARRIED if differentiable else NOT_CARRIED)
+    def of_model(cls, model: Any, params: Any, inputs: Any, differentiable: bool | None) -> Source:
+        """Of a Jacobian, or, where it can't be `differentiable`, of a Hessian.
+
+        That is the parameters asked about, all others of the module, and the inputs.
+        """
+        others = () if model.owner is None else (*model.owner.parameters(), *model.owner.buffers())
+        return cls.of((params, dict(model.shared), inputs, others), CURES[differentiable])
 
     @property
     def alive(self) -> Iterator[torch.Tensor]:

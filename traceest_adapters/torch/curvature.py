@@ -16,6 +16,7 @@ from traceest_adapters._calls import clear
 from traceest_adapters._symmetric import Symmetric, check_finite
 from traceest_adapters.torch import checks
 from traceest_adapters.torch.calls import jacobian
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.hessian import TorchHessian
 from traceest_adapters.torch.model import Inputs, Model
 from traceest_adapters.torch.operator import TorchJacobian
@@ -95,12 +96,15 @@ def hessian(
     batch = Inputs(_arguments(inputs), dict(kwargs or {}))
     wrapped, chosen = Model.of(model, params, output, None, {})
     checks.parameters(chosen, [batch, targets], "hessian")
+    source = Source.of_model(wrapped, chosen, (batch, targets), differentiable=None)
+    wrapped, chosen = wrapped.own(chosen, False)
 
     def scalar(p: Any) -> torch.Tensor:
         state = wrapped.state(p, batch)
         return _scalar(state if loss is None else loss(state, *_given(targets)), "hessian")
 
     H = TorchHessian(scalar, chosen, chunk_size, memory_budget, check)
+    H.source = source
     if check:
         check_finite(bool(H.value.isfinite()), "hessian", "the loss")
         with torch.no_grad():

@@ -237,6 +237,16 @@ def _normalised(
     yield Term(bias, rows, None, _elementwise(shape))
 
 
+def _prelu(z: torch.Tensor, input: torch.Tensor, weight: torch.Tensor) -> Iterator[Term]:
+    """A in z = max(x, 0) + a ∘ min(x, 0), of one value or one a channel."""
+    shape = (weight.numel(), *(1 for _ in z.shape[2:])) if weight.numel() > 1 else (1,)
+    yield Term(weight, z.ndim - len(_without_leading_ones(shape)), input, _elementwise(shape, _negative_part))
+
+
+def _negative_part(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(max=0)
+
+
 def _mul(z: torch.Tensor, input: Any, other: Any) -> Iterator[Term]:
     for p, x in ((input, other), (other, input)):
         if isinstance(x, torch.Tensor):
@@ -274,6 +284,7 @@ UNDERSTOOD: dict[Any, Callable[..., Iterator[Term]]] = {
     F.group_norm: _group_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
+    F.prelu: _prelu,
     **dict.fromkeys([torch.mul, torch.Tensor.mul, torch.Tensor.__mul__, torch.Tensor.__rmul__], _mul),
     **dict.fromkeys([torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__], _add),
     **dict.fromkeys([torch.Tensor.add_, torch.Tensor.__iadd__], _add_in_place),

@@ -24,6 +24,9 @@ ONCE = getattr(torch.autograd.function.once_differentiable(lambda ctx: None), "_
 class TorchHessian(te.Operator):
     """∂²f/∂θ² of a scalar function, (P, P), by backward passes through its gradient; see `hessian`."""
 
+    source: Source = Source()
+    """What products depend on outside of the graph."""
+
     def __init__(
         self,
         f: Callable[[Params], torch.Tensor],
@@ -32,7 +35,6 @@ class TorchHessian(te.Operator):
         memory_budget: int | None = None,
         check: bool = True,
     ) -> None:
-        self.source = Source.of(params, "Hessians have no third derivative here.")
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         leaves = list(self.params.values())
         with torch.enable_grad(), math_attention():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from traceest_adapters._calls import chosen_by
 from traceest_adapters.torch.outputs import listed, select, steps
-from traceest_adapters.torch.plain import Autocast, plainly
+from traceest_adapters.torch.plain import Autocast, plainly, uncompiled
+from traceest_adapters.torch.private import copied, left_as_it_was
 
 Params = dict[str, torch.Tensor]
 
@@ -26,16 +28,18 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """The model, which part of what passes through it is the state, and where the examples lie."""
+    """The model, which part of what passes through it is the state, and where the examples lie.
+
+    `owner` is the user's module, None of a function; `module` the copy that parameters are put into, see `own`.
+    """
 
     call: Callable[..., Any]
+    owner: torch.nn.Module | None
     module: torch.nn.Module | None
     path: tuple[Any, ...]
     batch_axis: int | None
     shared: Mapping[str, Any]
     autocast: Autocast
-    known: dict[str, bool] = field(default_factory=dict, compare=False)
-    """What was found out about it on one batch, and holds for all: whether it `maps`, and has a `forward` side."""
 
     @classmethod
     def of(
@@ -49,10 +53,7 @@ class Model:
             If a function comes without a mapping of parameters, or the model cannot be called.
         """
         if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-            raise TypeError(
-                f"jacobian: a {type(model).__name__} spreads each batch over devices and cannot be differentiated as "
-                "one function; give model.module."
-            )
+            model = model.module  # what it spreads over devices; of the examples given here, on this one
         if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
             raise TypeError(
                 "jacobian: a model compiled by torch.jit takes no parameters from outside; give the original."
@@ -72,8 +73,25 @@ class Model:
             chosen = dict(params)
         devices = [p.device.type for p in chosen.values() if isinstance(p, torch.Tensor)]
         autocast = Autocast.current(devices[0] if devices else "cpu")
-        call = model if module is None else _functional(module)
-        return cls(call, module, steps(output), batch_axis, dict(shared), autocast), chosen
+        return cls(model, module, None, steps(output), batch_axis, dict(shared), autocast), chosen
+
+    def own(self, chosen: Params, differentiable: bool) -> tuple[Model, Params]:
+        """The same of values as they are now: on a copy of the module, with the copied parameters, the leaves.
+
+        With `differentiable` a parameter's copy has a graph that leads to it.
+        """
+        leaves = {name: _leaf(p, differentiable) for name, p in chosen.items()}
+        shared = pytree.tree_map_only(torch.Tensor, lambda x: kept(x, differentiable), self.shared)
+        if self.owner is None:
+            return replace(self, shared=shared), leaves
+        tied = dict(self.owner.named_parameters(remove_duplicate=False))
+        made = {id(p): leaves[name] for name, p in chosen.items()}
+        made |= {id(tied[name]): leaves[name] for name in chosen if name in tied}
+        for p in tied.values():
+            made.setdefault(id(p), torch.nn.Parameter(p.detach().clone(), requires_grad=False))
+        with left_as_it_was(self.owner):  # no other thread is running it
+            module = copied(self.owner, made)
+        return replace(self, call=_functional(module, leaves), module=module, shared=shared), leaves
 
     def state(self, params: Params, inputs: Inputs) -> Any:
         """The part of what passes through the model that is the state."""
@@ -81,23 +99,47 @@ class Model:
             kwargs = {**inputs.kwargs, **self.shared}
             return select(self.module, self.path, lambda: self.call(params, *inputs.args, **kwargs))
 
+    def as_its_owner_runs_it(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
+        """The state's tensors by the user's own module with its own parameters; of a function, by `params`."""
+        if self.owner is None:
+            return self.tensors(params, inputs)
+        module, kwargs = self.owner, {**inputs.kwargs, **self.shared}
+        with left_as_it_was(module), uncompiled(), self.autocast():
+            return _tensors(select(module, self.path, lambda: module(*inputs.args, **kwargs)))
+
     def tensors(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
         """The state's tensors as they are in the model."""
-        return [x for x in pytree.tree_leaves(self.state(params, inputs)) if isinstance(x, torch.Tensor)]
+        return _tensors(self.state(params, inputs))
 
     def rows(self, params: Params, inputs: Inputs) -> torch.Tensor:
         """The state as (n_examples, n_b), whatever the model's layout."""
-        tensors, axis = self.tensors(params, inputs), self.batch_axis
+        return self.as_rows(self.tensors(params, inputs))
+
+    def as_rows(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """The state's tensors as (n_examples, n_b)."""
+        axis = self.batch_axis
         if axis is None:
             return torch.cat([x.reshape(-1) for x in tensors])[None, :]
         tensors = [x.movedim(axis, 0) for x in tensors]
         return torch.cat([x.reshape(x.shape[0], -1) for x in tensors], dim=1)
 
     def row(self, params: Params, example: Any) -> torch.Tensor:
-        """The state of one example, (n_b,), the model being given a batch of one."""
+        """The state of one example, (n_b,), the model being given a batch of one.
+
+        Raises
+        ------
+        ValueError
+            If states of several examples come out, as where a parameter has a row for each of the whole batch's.
+        """
         axis = self.batch_axis
         alone = example if axis is None else pytree.tree_map_only(torch.Tensor, lambda x: x.unsqueeze(axis), example)
-        return self.rows(params, alone)[0]
+        rows = self.rows(params, alone)
+        if len(rows) != 1:
+            raise ValueError(
+                f"given one example, the model returns states of {len(rows)}; does a parameter, or a tensor that the "
+                "model holds, have a row for each example of the batch?"
+            )
+        return rows[0]
 
     def eps(self, params: Params, state: torch.Tensor) -> float:
         """The coarsest rounding that goes on in the model, as far as dtypes tell."""
@@ -108,19 +150,52 @@ class Model:
         """Which axis of each input to map over: the batch axis of tensors, none of all else."""
         return pytree.tree_map(lambda x: self.batch_axis if isinstance(x, torch.Tensor) else None, inputs)
 
+    def examples(self, inputs: Any, some: slice) -> Any:
+        """A run of examples of the inputs."""
+        axis, n = self.batch_axis, some.stop - some.start
+        return pytree.tree_map_only(torch.Tensor, lambda x: x.narrow(axis, some.start, n), inputs)
+
     def example(self, inputs: Any, b: int) -> Any:
         """Example b of the inputs."""
         axis = self.batch_axis
         return inputs if axis is None else pytree.tree_map_only(torch.Tensor, lambda x: x.select(axis, b), inputs)
 
 
-def _functional(module: torch.nn.Module) -> Callable[..., Any]:
+def _functional(module: torch.nn.Module, leaves: Params) -> Callable[..., Any]:
+    """A copied module as a function of its parameters, of which it holds `leaves`; by one thread at a time.
+
+    Each run begins with the buffers that it was copied with: a batch norm in training mode would update them.
+    """
+    buffers, turn = {name: b.clone() for name, b in module.named_buffers()}, RLock()
+
     def call(params: Params, *args: Any, **kwargs: Any) -> Any:
-        # Copies of the buffers take the updates that a batch norm in training mode would make.
-        buffers = {name: b.clone() for name, b in module.named_buffers()}
-        return torch.func.functional_call(module, {**buffers, **params}, args, kwargs)
+        with turn:
+            fresh = {name: b.clone() for name, b in buffers.items()}
+            if not all(leaves.get(name) is p for name, p in params.items()):
+                return torch.func.functional_call(module, {**fresh, **params}, args, kwargs)
+            for name, b in fresh.items():  # no parameter is exchanged: a backward pass may run the module again
+                path, _, last = name.rpartition(".")
+                module.get_submodule(path)._buffers[last] = b
+            return module(*args, **kwargs)
 
     return call
+
+
+def _leaf(p: torch.Tensor, differentiable: bool) -> torch.Tensor:
+    if differentiable and p.requires_grad:
+        return p.clone()
+    return torch.nn.Parameter(p.detach().clone())
+
+
+def kept(x: torch.Tensor, differentiable: bool) -> torch.Tensor:
+    """A tensor's values as they are now, which a later change does not reach."""
+    if differentiable and x.requires_grad:
+        return x.clone()
+    return x.detach().clone().requires_grad_(x.requires_grad)
+
+
+def _tensors(state: Any) -> list[torch.Tensor]:
+    return [x for x in pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
 
 
 def _select(module: torch.nn.Module, params: Any) -> Params:

@@ -16,6 +16,7 @@ from traceest_adapters import _state as common
 from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
+from traceest_adapters.torch.look import Findings, Look, Reference, Shapes
 from traceest_adapters.torch.model import Model, Params
 from traceest_adapters.torch.plain import in_full, math_attention
 from traceest_adapters.torch.products import CACHE, MOST, as_dense, pairs, squares, vjp
@@ -32,6 +33,9 @@ class TorchJacobian(te.Operator):
     feature_axis: int = -1
     """Of `state_shape`, that of units or channels."""
 
+    source: Source = Source()
+    """What products depend on outside of the graph."""
+
     def __init__(
         self,
         model: Model,
@@ -40,15 +44,18 @@ class TorchJacobian(te.Operator):
         chunk_size: int | None = None,
         memory_budget: int | None = None,
         differentiable: bool = False,
+        check: bool = True,
+        shapes: Shapes | None = None,
+        first: Reference | None = None,
+        findings: Findings | None = None,
     ) -> None:
         self.model, self.inputs, self.differentiable = model, inputs, differentiable
-        self.source = Source.of_model(model, params, inputs, differentiable)
+        self.params, self._shapes = params, shapes
         self.memory_budget = memory.given(memory_budget)
-        live = {name for name, p in params.items() if differentiable and p.requires_grad}
-        self.params = {name: p if name in live else p.detach().requires_grad_() for name, p in params.items()}
         state = self._state.detach()
         dtype = reduce(torch.promote_types, [x.dtype for x in (state, *params.values())], torch.float32)
-        self.eps = max(model.eps(self.params, state), self._recorded[1].eps)
+        self._look = Look(self._state, params, findings or Findings(), first, check)
+        self.eps = self._look.eps = max(model.eps(self.params, state), self._recorded[1].eps)
         n, P = state.numel(), sum(p.numel() for p in params.values())
         like = torch.empty(0, dtype=dtype, device=state.device)
         super().__init__(
@@ -60,7 +67,7 @@ class TorchJacobian(te.Operator):
         )
         self._chunk_asked = chunk_size
         self.chunk_size = self._to_a_pass(list(self.params), 1) if chunk_size is None else chunk_size
-        self._examples = PerExample(model, self.params, inputs, len(state), differentiable)
+        self._examples = PerExample(model, self.params, inputs, differentiable, self._look)
 
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @cached_property
@@ -68,7 +75,10 @@ class TorchJacobian(te.Operator):
         """One forward pass over the whole batch, and what was seen in it."""
         plain = math_attention() if self.differentiable else nullcontext()
         with torch.enable_grad(), plain, recording(self.params, self.differentiable) as recorder:
-            return self.model.rows(self.params, self.inputs), recorder
+            tensors = self.model.tensors(self.params, self.inputs)
+            if self._shapes is not None:
+                self.shapes = self._shapes(tensors)
+            return self.model.as_rows(tensors), recorder
 
     def _to_a_pass(self, names: list[str], examples: int) -> int:
         """Probes to a pass, each of which makes so many examples' gradients by the parameters named."""
@@ -93,8 +103,8 @@ class TorchJacobian(te.Operator):
     def _ghost(self) -> Ghost:
         """The parameters whose per-example gradients need not be formed."""
         state, recorder = self._recorded
-        how = self.dtype, self._chunk_asked, self.eps, self.differentiable
-        return Ghost(self.model, state, recorder, self.params, *how)
+        how = self.dtype, self._chunk_asked, self.differentiable
+        return Ghost(state, recorder, self.params, *how, self._look)
 
     @cached_property
     @in_full
@@ -107,15 +117,30 @@ class TorchJacobian(te.Operator):
         """
         with torch.enable_grad(), math_attention(), recording(self.params, self.differentiable):
             state = self.model.rows(self.params, self.inputs)
+            if self._look.check:
+                self._same_state(state.detach())
             u = torch.zeros_like(state, requires_grad=True)
             grads = torch.autograd.grad(state, list(self.params.values()), u, create_graph=True, allow_unused=True)
         return u, {i: as_dense(g) for i, g in enumerate(grads) if g is not None and g.requires_grad}
 
+    def confirm(self) -> None:
+        """Raise unless the copy of the model has the derivatives that the model as it is has."""
+        self._look.confirm(self.params)
+
+    def _same_state(self, now: torch.Tensor) -> None:
+        """Raise unless the model, run again, gives the state that the operator is of."""
+        if self._look.wrong({"": now}, {"": self._state.detach()}):
+            raise ValueError(
+                "jacobian: the model gives another state than when this operator was made; something that it uses and "
+                "that is not inside of it (a closure, a global variable) has changed. Make the operator anew."
+            )
+
     @property
     def _has_forward(self) -> bool:
-        if "forward" not in self.model.known:
-            self.model.known["forward"] = self._try_forward()
-        return self.model.known["forward"]
+        findings = self._look.findings
+        if findings.forward is None:
+            findings.forward = self._try_forward()
+        return findings.forward
 
     @in_full
     def _try_forward(self) -> bool:
@@ -132,11 +157,12 @@ class TorchJacobian(te.Operator):
         except Exception as error:  # whatever a backward pass written by hand says
             if memory.ran_out(error):
                 raise
+            self._no_forward = f": {error}"
             return False
         Jv = self.rmatmat(v)
         forms = (v * Jw).sum(), (Jv * w).sum()
         scale = float(v.norm() * Jw.detach().norm() + Jv.detach().norm() * w.norm())
-        if abs(float((forms[0] - forms[1]).detach())) > common.tolerance(self.eps) * scale:
+        if not abs(float((forms[0] - forms[1]).detach())) <= common.tolerance(self.eps) * scale:  # NaN, too, is a no
             return False
         return not self.differentiable or self._derivatives_agree(*forms)
 
@@ -173,7 +199,8 @@ class TorchJacobian(te.Operator):
         # Found out only when asked for: a forward side costs a graph of the backward pass.
         if name in ("matmat", "gram_matmat") and self._has_forward:
             return getattr(self, f"_{name}")
-        raise AttributeError(f"TorchJacobian has no {name}; the model's backward pass may not be differentiable")
+        why = self.__dict__.get("_no_forward", "; the model's backward pass may not be differentiable")
+        raise AttributeError(f"TorchJacobian has no {name}{why}")
 
     @memory.recovering
     @in_full
@@ -262,12 +289,27 @@ class TorchJacobian(te.Operator):
 
     # -- one batched pass -----------------------------------------------------------------------------
     def _vjp(self, U: torch.Tensor) -> list[torch.Tensor]:
-        return vjp([self._state], list(self.params.values()), [U], self.differentiable)
+        return self._look.vjp(U, self.params, self.differentiable)
 
     def _jvp(self, T: list[torch.Tensor]) -> torch.Tensor:
+        """J of (c, …) tangents, (n, c), a batched pass; looked at once for each number of probes."""
+        look, c = self._look, len(T[0])
+        out = self._through_transpose(T) if look.may_batch("jvps") else self._jvp_one_by_one(T)
+        if c > 1 and look.may_batch("jvps") and look.due(("jvps", c)):
+            (plain,) = self._through_transpose([look.combined(t)[None] for t in T])
+            if look.wrong({"": look.combined(out)}, {"": plain.detach()}):
+                look.plainer("jvps", c)
+                out = self._jvp_one_by_one(T)
+            look.findings.looked.add(("jvps", c))
+        return out.reshape(c, -1).T.to(self.dtype)
+
+    def _through_transpose(self, T: list[torch.Tensor]) -> torch.Tensor:
         u, grads = self._transposed
         (out,) = vjp(list(grads.values()), [u], [T[i] for i in grads], self.differentiable)
-        return out.reshape(len(out), -1).T.to(self.dtype)
+        return out
+
+    def _jvp_one_by_one(self, T: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([self._through_transpose([t[i : i + 1] for t in T]) for i in range(len(T[0]))])
 
     # -- columns ----------------------------------------------------------------------------------------
     def _cotangents(self, V: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -77,14 +78,18 @@ def fields(state: Any) -> dict[str, Any]:
 
 @contextmanager
 def _outputs_of(module: torch.nn.Module | None) -> Iterator[list[Any]]:
-    """What each call of `module` returns, copied: what comes next may overwrite it."""
+    """What each call of `module` in this thread returns, copied: what comes next may overwrite it."""
     seen: list[Any] = []
     if module is None:
         yield seen
         return
-    handle = module.register_forward_hook(
-        lambda layer, inputs, output: seen.append(pytree.tree_map_only(torch.Tensor, torch.clone, output))
-    )
+    here = get_ident()
+
+    def note(layer: Any, inputs: Any, output: Any) -> None:
+        if get_ident() == here:
+            seen.append(pytree.tree_map_only(torch.Tensor, torch.clone, output))
+
+    handle = module.register_forward_hook(note)
     try:
         yield seen
     finally:

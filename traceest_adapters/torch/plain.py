@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
+from threading import Lock, get_ident
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
+import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from traceest._sources import made_of
@@ -53,6 +55,59 @@ def graphs_allowed() -> AbstractContextManager[Any]:
     return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
+class Off:
+    """A switch of PyTorch's, one for all threads, that is off while any of them wants it so, and then as it was."""
+
+    def __init__(self, get: Callable[[], bool], set_to: Callable[[bool], Any]) -> None:
+        self._get, self._set_to = get, set_to
+        self._wanted, self._before, self._turn = 0, True, Lock()
+
+    def begin(self) -> None:
+        """One more wants it off."""
+        with self._turn:
+            if not self._wanted:
+                self._before = self._get()
+                self._set_to(False)
+            self._wanted += 1
+
+    def end(self) -> None:
+        """One less."""
+        with self._turn:
+            self._wanted -= 1
+            if not self._wanted:
+                self._set_to(self._before)
+
+
+FAST_ATTENTION = Off(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled)
+FUSED = (
+    Off(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    Off(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+)
+"""Libraries whose cells have no second derivative. `set_flags` of either would set a precision beside."""
+
+
+def _checkpoint_kept(on: bool) -> None:
+    kept = torch.utils.checkpoint.CheckpointFunction
+    if on:
+        del kept.apply
+    else:
+        kept.apply = staticmethod(lambda run, preserve_rng_state, *args: run(*args))
+
+
+CHECKPOINTS = Off(lambda: True, _checkpoint_kept)
+"""Reentrant checkpoints, which run the model again in a backward pass to all leaves, and refuse any other."""
+
+
+@contextmanager
+def checkpoints_off() -> Iterator[None]:
+    """What a reentrant checkpoint would make again is kept instead."""
+    CHECKPOINTS.begin()
+    try:
+        yield
+    finally:
+        CHECKPOINTS.end()
+
+
 @contextmanager
 def plainly(module: torch.nn.Module | None) -> Iterator[None]:
     """Run what can be so uncompiled, unfused and unpadded.
@@ -60,13 +115,12 @@ def plainly(module: torch.nn.Module | None) -> Iterator[None]:
     Compiled code has no second derivative. `nn.TransformerEncoder` has a fast path that it takes only where nothing is
     differentiated, and which answers zero for padded positions: the state would not be the one that has the gradient.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    FAST_ATTENTION.begin()
     try:
-        with uncompiled(), plain_recurrence(module):
+        with uncompiled(), checkpoints_off(), plain_recurrence(module):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        FAST_ATTENTION.end()
 
 
 def uncompiled() -> AbstractContextManager[Any]:
@@ -88,22 +142,22 @@ def plain_recurrence(module: torch.nn.Module | None) -> Iterator[None]:
     write the examples' states into it; zeros made *like the input* are mapped as the input is. And the fused
     libraries' cells (oneDNN's LSTM, cuDNN's) have no batched or second derivative, PyTorch's own have.
     """
-    fused: list[tuple[bool, bool]] = []
+    here = get_ident()
 
     def before(layer: Any, args: Any, kwargs: Any = None) -> Any:
-        if not isinstance(layer, torch.nn.RNNBase):
+        if not isinstance(layer, torch.nn.RNNBase) or get_ident() != here:
             return None
-        fused.append((torch.backends.mkldnn.set_flags(False)[0], torch.backends.cudnn.set_flags(False)[0]))
+        for switch in FUSED:
+            switch.begin()
         if len(args) != 1 or "hx" in (kwargs or {}) or not isinstance(args[0], torch.Tensor):
             return None  # a state was given, or a packed sequence, which brings its own batch sizes
         new = (args[0], initial_state(layer, args[0]))
         return new if kwargs is None else (new, kwargs)
 
     def after(layer: Any, *_: Any) -> None:
-        if isinstance(layer, torch.nn.RNNBase):
-            mkldnn, cudnn = fused.pop()
-            torch.backends.mkldnn.set_flags(mkldnn)
-            torch.backends.cudnn.set_flags(cudnn)
+        if isinstance(layer, torch.nn.RNNBase) and get_ident() == here:
+            for switch in FUSED:
+                switch.end()
 
     if module is None:  # a function may call any layer
         every = torch.nn.modules.module

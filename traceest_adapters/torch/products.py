@@ -31,34 +31,40 @@ def grads(
     Inputs are tensors or edges of the graph; those that no output depends on get None. With `create_graph` the results
     can be differentiated in turn.
     """
-    options = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
-
+    if len(cotangents[0]) == 1:
+        return one_by_one(outputs, inputs, cotangents, create_graph)
     reached: list[int] = []  # by `torch.func.vmap` only tensors come out, so that None has to be remembered
 
-    def grad(*v: torch.Tensor) -> list[torch.Tensor | None]:
-        found = torch.autograd.grad(outputs, inputs, v, **options)
-        return [None if g is None else as_dense(g) for g in found]
-
     def some(*v: torch.Tensor) -> list[torch.Tensor]:
-        found = grad(*v)
+        found = _plain(outputs, inputs, v, create_graph)
         reached[:] = [i for i, g in enumerate(found) if g is not None]
         return [g for g in found if g is not None]
 
-    def one_by_one() -> list[torch.Tensor | None]:
-        rows = [grad(*(v[i] for v in cotangents)) for i in range(len(cotangents[0]))]
-        return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
-
-    if len(cotangents[0]) == 1:
-        return one_by_one()
     try:  # unlike `is_grads_batched`, it asks functions with a backward pass of their own how they are batched
         with looping_quietly():
             found = torch.func.vmap(some)(*cotangents)
     except Exception as error:  # also of a backward pass by hand; what is wrong apart from batching is raised below
         if ran_out(error):
             raise
-        return one_by_one()
+        return one_by_one(outputs, inputs, cotangents, create_graph)
     at = dict(zip(reached, found, strict=True))
     return [at.get(i) for i in range(len(inputs))]
+
+
+def one_by_one(
+    outputs: list[torch.Tensor], inputs: list[Any], cotangents: list[torch.Tensor], create_graph: bool = False
+) -> list[torch.Tensor | None]:
+    """The same by a plain backward pass for each probe."""
+    rows = [_plain(outputs, inputs, tuple(v[i] for v in cotangents), create_graph) for i in range(len(cotangents[0]))]
+    return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _plain(
+    outputs: list[torch.Tensor], inputs: list[Any], v: tuple[torch.Tensor, ...], create_graph: bool
+) -> list[torch.Tensor | None]:
+    options = {"retain_graph": True, "allow_unused": True, "create_graph": create_graph}
+    found = torch.autograd.grad(outputs, inputs, v, **options)
+    return [None if g is None else as_dense(g) for g in found]
 
 
 @contextmanager

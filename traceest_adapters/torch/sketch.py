@@ -46,6 +46,10 @@ class Sketch:
         self._rest = {name: examples.params[name].numel() for name in ghost.rest}
         if self.B * self.k * sum(self._rest.values()) * self.dtype.itemsize <= memory.budget():
             self._kept |= self._formed_anew(list(self._rest))
+        elif self._rest:  # to be made later, without the graph: looked at now
+            for part in {len(part): part for part in U.split(chunk)}.values():
+                examples.grads(part, list(self._rest))
+        self._examples = examples.without_graph()
         self.nbytes = sum({x.data_ptr(): x.nbytes for x in [*held, *self._kept.values()]}.values())
 
     def gram(self, other: Sketch, groups: Groups) -> torch.Tensor:

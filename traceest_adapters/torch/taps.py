@@ -59,6 +59,8 @@ class Call:
     dtype: torch.dtype
     rows: int
     layout: Layout | None = None
+    at: int = -1
+    """Its place among the calls of the forward pass."""
 
 
 class Use(NamedTuple):

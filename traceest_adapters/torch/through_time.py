@@ -5,9 +5,9 @@ element-wise, for all steps together), and how the states depend on those before
 
     s_t = cell(gⁱ_t, gʰ_t, h₍t−1₎),   ∂/∂s₍t−1₎ = ∂/∂h₍t−1₎ + P_tᵀ ∂/∂s_t.
 
-P_t, of an example and a step, is no larger than W_hh. With several gates and more than a few probes, those of earlier
-passes counted, it is made once, and a step is a product with it; with few, or where all of them would take too much
-room, a step is a product with W_hh and a few element-wise ones.
+P_t, of an example and a step, is no larger than W_hh. With several gates and more than a few probes it is made once,
+and a step is a product with it; with few, or where all of them would take too much room, a step is a product with W_hh
+and a few element-wise ones.
 
 What goes back is linear in ∂/∂h, and its transpose goes forward: ḣ_t = ṡ_t + P_t ḣ₍t−1₎, ṡ being what the steps make of
 ġⁱ and ġʰ. So the derivative of a vjp by its cotangent, which is a jvp, is as little work.
@@ -30,6 +30,10 @@ State = tuple[torch.Tensor, ...]
 WORTH = 2**20
 """Numbers that are worth making, and holding, for each probe whose pass is the faster for them."""
 
+LATER = 3
+"""Probes that are expected to follow those of a pass of several. Those that did are not counted: equal products are to
+be the same to the last bit, however often they are asked for."""
+
 
 class Adjoint(NamedTuple):
     """What the adjoint of a step is made of, a value a time step: (T, B, …).
@@ -51,15 +55,15 @@ class Adjoint(NamedTuple):
 
 
 def worth(numbers: int, c: int, itemsize: int) -> bool:
-    """Whether so many numbers, made and held once, are few enough for c probes."""
-    return c > 1 and numbers <= WORTH * c and numbers * itemsize <= memory.budget() // 4
+    """Whether so many numbers, made and held once, are few enough for passes of c probes."""
+    return c > 1 and numbers <= WORTH * (c + LATER) and numbers * itemsize <= memory.budget() // 4
 
 
 class Steps:
     """All steps of one layer in one direction."""
 
     def __init__(self, W: torch.Tensor, adjoint: Adjoint) -> None:
-        self.W, self.adjoint, self.probes = W, adjoint, 0
+        self.W, self.adjoint = W, adjoint
 
     def by_states(self, d: list[torch.Tensor]) -> State:
         """(c, T, B, H) by the states → by s, (c, T, B, H), and by the first state, (c, B, H)."""
@@ -120,8 +124,7 @@ class Steps:
 
     def _are_worth_transitions(self, parts: list[torch.Tensor]) -> bool:
         (T, B, gates, H), c = self.adjoint.C.shape, len(parts[0])
-        self.probes += c
-        return min(gates, c) > 1 and worth(T * B * len(parts) * H * H, self.probes, self.W.itemsize)
+        return min(gates, c) > 1 and worth(T * B * len(parts) * H * H, c, self.W.itemsize)
 
     def _forward_by_transitions(self, v: list[torch.Tensor], start: list[torch.Tensor]) -> State:
         _, keep, _, along = self.adjoint

@@ -43,7 +43,7 @@ class Units:
         T, B, gates, H = self.layer.steps.adjoint.C.shape
         if min(gates, c) == 1 or gates * (self.layer.x.shape[-1] + H) < T:
             return False
-        return worth(B * len(self.calls) * H * T * T, self.layer.steps.probes + c, self.dtype.itemsize)
+        return worth(B * len(self.calls) * H * T * T, c, self.dtype.itemsize)
 
     @cached_property
     def _forms(self) -> list[torch.Tensor]:
@@ -67,9 +67,12 @@ class Units:
         return a @ a.mT + (bias is not None)
 
     def sqnorms(self, deltas: dict[Call, torch.Tensor]) -> torch.Tensor:
-        """The squared norms of the gradients by all of the layer's weights, added up: (B, c)."""
-        B = self.layer.s[0].shape[1]
-        found = [_quadratic(N, deltas[call]) for N, call in zip(self._forms, self.calls, strict=True)]
+        """The squared norms of the gradients by all of the layer's weights, added up: (B, c).
+
+        Of fewer examples, the first ones, where `deltas` are of these.
+        """
+        B, H = deltas[self.calls[0]].shape[2:]
+        found = [_quadratic(N[: B * H], deltas[call]) for N, call in zip(self._forms, self.calls, strict=True)]
         return torch.stack(found).sum(0).unflatten(0, (B, -1)).sum(1)
 
 
