@@ -263,3 +263,47 @@ def test_a_look_that_sees_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
         test_a_wrong_rule_for_several_columns_is_left_for_one_at_a_time()
     with pytest.raises(pytest.fail.Exception):
         test_a_second_derivative_that_is_not_symmetric_is_refused(4)
+
+
+# -- models of which PyTorch's batched forms are wrong ----------------------------------------------------------------
+class Last(nn.Module):
+    """A function of a linear layer's output and of six prototypes."""
+
+    def __init__(self, f: Any, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, width, dtype=torch.float64)
+        self.rows, self.f = nn.Parameter(torch.randn(6, 4, dtype=torch.float64)), f
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.f(self.layer(x), self.rows)
+
+
+def square(z: torch.Tensor) -> torch.Tensor:
+    return z.reshape(-1, 3, 3) + 4 * torch.eye(3, dtype=torch.float64)
+
+
+BATCHED_WRONGLY: dict[str, Any] = {
+    "prelu, one output": nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 1)).double(),
+    "prelu, outputs as many as examples": nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 6)).double(),
+    "cdist": Last(lambda z, rows: -torch.cdist(z, rows), 4),
+    "slogdet": Last(lambda z, rows: torch.linalg.slogdet(square(z))[1][:, None], 9),
+    "det": Last(lambda z, rows: torch.linalg.det(square(z))[:, None], 9),
+    "solve": Last(lambda z, rows: torch.linalg.solve(square(z), z[:, :3]), 9),
+    "logcumsumexp": Last(lambda z, rows: torch.logcumsumexp(z, 1), 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:a batched form|this model cannot be mapped|an example by itself:RuntimeWarning")
+@pytest.mark.parametrize("name", BATCHED_WRONGLY)
+def test_curvature_of_a_model_that_is_batched_wrongly_is_right(name: str) -> None:
+    model = BATCHED_WRONGLY[name]
+    z = model(X)
+    t, params = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape), list(model.parameters())
+    rows = [torch.autograd.grad(v, params, retain_graph=True, materialize_grads=True) for v in z.reshape(-1)]
+    J = torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]).detach()
+    g = ((z - t)[:, :, None] * J.reshape(*z.shape, -1)).sum(1).detach() * 2 / z.shape[1]  # of each example's mean
+    G, E = in_torch.gauss_newton(model, nn.MSELoss(), X, t), in_torch.empirical_fisher(model, nn.MSELoss(), X, t)
+    for A, K in ((G, 2 / z.numel() * J @ J.T), (E, g @ g.T / 6)):
+        assert float(te.trace(A)) == pytest.approx(float(K.trace()), rel=1e-9)
+        assert float(te.frobenius_norm(A, method="exact")) == pytest.approx(float(K.norm()), rel=1e-9)
