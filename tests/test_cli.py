@@ -1,13 +1,22 @@
 """The console command: what it prints, what it writes, how it fails."""
 
+import contextlib
 import importlib
 import json
+import os
+import re
+import struct
+import subprocess
 import sys
 
 import pytest
 
 import traceest
 from traceest_adapters.cli import main
+
+with contextlib.suppress(ImportError):  # of Unix alone
+    import fcntl
+    import termios
 
 STATISTICS = ["trace", "Frobenius norm", "effective rank"]
 ROWS = [("before", s) for s in STATISTICS] + [("after", s) for s in STATISTICS] + [("before and after", "alignment")]
@@ -188,11 +197,53 @@ def test_version_and_help(capsys):
 
 
 def test_the_command_imports_no_framework_before_it_needs_one(tmp_path):
-    import subprocess
-
     code = (
         "import sys, traceest_adapters.cli as c; c.main([]);"
         "sys.exit(bool({'jax', 'torch', 'rich', 'sklearn', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+NUMBERS = [1.0, 0.0, 153712.6, 1.23456e6, 9.99995e5, 1.5e-7, 0.00123456, 0.0512345, 0.98765, -0.0123456, -1.23456e-8]
+SECONDS = [3e-7, 9.96e-7, 4.2e-5, 9.94e-4, 9.96e-4, 0.00123, 0.0996, 0.5, 0.994, 0.996, 59.9, 4321.0]
+
+
+def test_no_number_is_too_wide_for_its_column():
+    report = pytest.importorskip("traceest_adapters.demo.report")
+    measure = pytest.importorskip("traceest_adapters.demo.measure")
+    for i, value in enumerate(NUMBERS):
+        for spread in (0.0, abs(value) * 0.1, 10 * abs(value)):
+            e = traceest.Estimate(value, spread, 3.0, n_rmatvecs=16)
+            x = traceest.Estimate(NUMBERS[i - 1], 0.0, 1.0, n_rmatvecs=384)
+            for j, seconds in enumerate(SECONDS):
+                c = measure.Comparison("after", "effective rank", e, x, seconds, SECONDS[j - 1])
+                cells = [cell.replace("\\[", "[") for cell in report._cells(c)]
+                widths = dict(zip(report.COLUMNS, map(len, cells), strict=True))
+                assert all(n <= report.COLUMNS[name] for name, n in widths.items()), cells
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no terminals here")
+def test_a_terminal_of_eighty_columns_shows_every_line_whole(framework, tmp_path):
+    """In a terminal, where rich looks at its size and at COLUMNS."""
+    code = (
+        "import sys; from traceest_adapters.demo import data; data.N_PROBED = 6\n"
+        f"import traceest_adapters.cli as c; sys.exit(c.main(['demo', '--backend', '{framework}', '--steps', '2', "
+        "'--no-plot']))"
+    )
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shell = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=theirs, stderr=subprocess.DEVNULL)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the terminal's other end is gone
+        while part := os.read(ours, 2**16):
+            shown += part
+    os.close(ours)
+    assert shell.wait() == 0
+    lines = re.sub("\x1b\\[[0-9;]*m", "", shown.decode()).replace("\r", "").splitlines()
+    assert max(map(len, lines)) == 80
+    assert "…" not in "".join(lines)
+    assert sum(line.rstrip().endswith("×") for line in lines) == 14
+    assert sum(line.rstrip().endswith("speed-up") for line in lines) == 2

@@ -117,12 +117,14 @@ class Case:
         return J.T @ H @ J
 
     def empirical_fisher(self) -> np.ndarray:
-        """From the loss's gradient by the outputs, which a mean divides by N: (1/N) Σ (N r_nᵀJ_n)ᵀ(N r_nᵀJ_n)."""
+        """Σ c_n g_n g_nᵀ from the loss's gradient r = c_n g_n by the outputs; a mean's shares are c_n = w_n/Σw."""
         J = torch.autograd.functional.jacobian(self.outputs, self.vector).numpy()  # (N, CLASSES, P)
         z = self.outputs(self.vector).detach().requires_grad_()
         (r,) = torch.autograd.grad(self.loss(z, self.t), z)
         g = np.einsum("nc,ncp->np", r.numpy(), J)
-        return (N if self.reduction == "mean" else 1) * g.T @ g
+        weights = WEIGHTS[self.t].numpy() if "weighted" in self.name else np.ones(N)
+        shares = weights / weights.sum() if self.reduction == "mean" else weights
+        return (g.T / shares) @ g
 
 
 def host(x: Any) -> np.ndarray:
@@ -456,7 +458,7 @@ def test_a_square_root_taken_twice_is_caught(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_forgotten_number_of_examples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = _curvature.empirical_fisher
-    monkeypatch.setattr(_curvature, "empirical_fisher", lambda J, r, scale: honest(J, r, 1.0))
+    monkeypatch.setattr(_curvature, "empirical_fisher", lambda J, r, shares: honest(J, r, 1.0))
     with pytest.raises(AssertionError):
         test_the_empirical_fisher_is_exact_from_one_vjp("cross-entropy", "jax")
 

@@ -106,3 +106,42 @@ def test_low_precision_models_have_float32_kernels() -> None:
     e = te.effective_rank(K, 8, rng=0)
     exact = np.sum(D**2) ** 2 / np.linalg.norm(D @ D.T) ** 2
     assert abs(float(e) - exact) <= 4 * float(e.stderr) + 2e-2 * exact
+
+
+def clip() -> tuple[Any, dict[str, torch.Tensor]]:
+    """A small CLIP, and four pairs of an image and a text."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 30, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 8, "patch_size": 4}, projection_dim=6)
+    words = torch.tensor([[3, 4, 5, 2], [6, 7, 8, 2], [9, 3, 4, 2], [5, 5, 6, 2]])
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words), "pixel_values": torch.randn(4, 3, 8, 8)}
+    return CLIPModel(config).eval(), batch
+
+
+@pytest.mark.parametrize("output", ["logits_per_image", "logits_per_text"])
+def test_logits_of_every_image_with_every_text_are_told_from_those_of_one_example(output: str) -> None:
+    model, batch = clip()
+    with pytest.raises(ValueError, match=r"4 entries in the batch of 4, and 1 by itself.*image_embeds"):
+        jacobian(model, kwargs=batch, output=output)
+    assert jacobian(model, kwargs=batch, output="image_embeds").shape[0] == 4 * 6
+    assert jacobian(model, kwargs=batch, output=output, batch_axis=None).shape[0] == 16
+
+
+def test_a_mask_in_a_closure_is_told_and_one_among_the_inputs_is_silent() -> None:
+    model = gpt2("sdpa").model
+    with pytest.raises(ValueError, match=r"closes over an array of the whole batch \(a mask.*kwargs="):
+        jacobian(model, WORDS, kwargs={"attention_mask": MASK}, output=lambda o: o.logits * MASK[..., None])
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = model
+
+        def forward(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.inside(words, attention_mask=mask).logits * mask[..., None]
+
+    K = te.gram(jacobian(Masked(), WORDS, MASK))
+    assert float(te.effective_rank(K, 4, rng=0)) > 1

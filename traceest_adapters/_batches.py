@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import traceest as te
 from traceest_adapters import _state as common
+from traceest_adapters._calls import OURS
 
 Blocks = Literal["example", "batch"]
 
@@ -38,7 +39,7 @@ class Batches:
                 "again; give list(...) of it, or a data loader."
             )
         self.data, self.convert, self.digest = data, convert, digest
-        self.select = common.selector(input, "input")
+        self.input, self.select = input, common.selector(input, "input")
         self.held = isinstance(data, (list, tuple))
         self.seen: list[Any] = []
         self.complete = False
@@ -60,6 +61,12 @@ class Batches:
         if not self.held and self.complete and p != len(self.seen):
             raise _changed(p)
         self.complete = True
+
+    def given_to_the_model(self) -> int:
+        """How many inputs by position a batch gives where `input` picks none of them; else 0."""
+        first = next(iter(self._raw(0)), None) if self.input is None else None
+        several = isinstance(first, (tuple, list)) and not hasattr(first, "_fields")
+        return len(first) if several and first is not None else 0
 
     def _raw(self, p: int) -> Iterator[Any]:
         if _indexed(self.data):
@@ -100,8 +107,15 @@ def stacked(parts: Parts, blocks: Blocks, progress: bool) -> te.Stack:
     ------
     ValueError
         If batches are to be blocks and differ in size.
+    TypeError
+        If a batch is several inputs, which the model does not take.
     """
-    J = te.Stack(parts, progress)
+    try:
+        J = te.Stack(parts, progress)
+    except Exception as error:
+        if (given := parts.batches.given_to_the_model()) > 1 and not OURS.match(str(error)):
+            raise _pairs(given, error) from error
+        raise
     if J.n_blocks is None and blocks == "batch":
         raise ValueError(
             "blocks='batch' needs batches of equal size, and these differ (the last is smaller, probably); choose a "
@@ -132,6 +146,15 @@ def check_arguments(inputs: tuple[Any, ...], batches: Any, input: Any, blocks: s
 
 def _indexed(data: Any) -> bool:
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+def _pairs(n: int, error: Exception) -> TypeError:
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return TypeError(
+        f"batches: each batch is a tuple of {n}, all given to the model as inputs, and it fails ({said}). "
+        "Where a loader yields (input, target) pairs give input=0, which picks the input; of others an index, a key, "
+        "or a function of the batch."
+    )
 
 
 def _changed(p: int) -> ValueError:

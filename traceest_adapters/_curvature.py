@@ -76,10 +76,13 @@ def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
     return te.Operator((P, P), like=J, matmat=sides, rmatmat=sides, psd=True, name="JᵀHJ", parameters=J.parameters)
 
 
-def empirical_fisher(J: Any, gradient: Any, scale: float) -> Any:
-    """The sum over examples of scale · g_b g_bᵀ, g_b = J_bᵀr_b, for r the loss's gradient at the outputs, (n,)."""
+def empirical_fisher(J: Any, gradient: Any, shares: Any) -> Any:
+    """Σ_b c_b g_b g_bᵀ, where c_b g_b = J_bᵀr_b, for r the loss's gradient at the outputs, example first.
+
+    `shares` are the c_b, one number or (B, 1).
+    """
     xp, B = aa.namespace(gradient), J.n_blocks or 1
-    r = xp.reshape(gradient, (B, -1)) * scale**0.5
+    r = xp.reshape(gradient, (B, -1)) * shares**-0.5
 
     def times(V: Any) -> Any:
         return xp.reshape(r[:, :, None] * V[:, None, :], (-1, V.shape[1]))
@@ -103,19 +106,6 @@ def of_one_batch(J: Any, caller: str) -> Any:
             f"{caller}: batches= is not taken here, since each has targets of its own; add up what the batches give."
         )
     return J
-
-
-def check_reduction(share: float | None, reduction: str, caller: str) -> None:
-    """Raise unless a batch beside a copy of itself leaves of each example's gradient what `reduction` says."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{caller}: reduction must be 'mean' or 'sum', got {reduction!r}.")
-    expected, other = (0.5, "sum") if reduction == "mean" else (1.0, "mean")
-    if share is not None and not abs(share - expected) < 0.1:  # None: all gradients are zero, and nothing is told
-        raise ValueError(
-            f"{caller}: the loss is not the {reduction} of its examples' losses: with every example given twice, an "
-            f"example's gradient is {share:.3g} of what it was, expected {expected}; give reduction={other!r}, or a "
-            "loss that is a mean or a sum over examples."
-        )
 
 
 def _gram(J: Any, form: Form) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from traceest_adapters._memory import budget
@@ -25,7 +25,16 @@ def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
 
         def select(state: Any) -> Any:
             by_attribute = isinstance(output, str) and hasattr(state, output)
-            return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
+            try:
+                return getattr(state, str(output)) if by_attribute else operator.getitem(state, output)
+            except (TypeError, KeyError, IndexError) as error:
+                there = f" with {', '.join(map(str, state))}" if isinstance(state, Mapping) else ""
+                there += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
+                kind = type(state).__name__
+                raise ValueError(
+                    f"{name}={output!r}: there is no such part in {'a batch' if name == 'input' else 'the output'}, a "
+                    f"{kind}{there}; give an index, a key, an attribute's name or a function of it."
+                ) from error
 
         return select
     of = "the model's output" if name == "output" else "a batch"
@@ -115,6 +124,34 @@ def not_independent(axis: int, why: str, also: str = "") -> ValueError:
         "(call model.eval(), or use running statistics), a time-major layout (batch_axis=1), or a layer that mixes "
         f"examples{also and ', or ' + also}. Give the right axis, or batch_axis=None to treat the whole state as one "
         "block."
+    )
+
+
+def closes_over(axis: int, why: str) -> ValueError:
+    """The error for a model that holds a tensor of the whole batch, and needs all of it."""
+    return ValueError(
+        f"batch_axis={axis}: the model, or output=, closes over an array of the whole batch (a mask, say): {why}. Give "
+        "it to the model as an input with the examples along the batch axis (for an nn.Module also by kwargs=); where "
+        "only output= uses it, wrap the model in a function or module that takes it and returns the state."
+    )
+
+
+def other_size(axis: int, n: int, alone: int, B: int) -> ValueError:
+    """The error for an example whose state has another size by itself."""
+    return ValueError(
+        f"batch_axis={axis}: an example's state has {n} entries in the batch of {B}, and {alone} by itself: it is made "
+        "with the other examples, as CLIP's logits_per_image are of every image with every text. Select what is of one "
+        "example alone with output= (of CLIP, 'image_embeds' or 'text_embeds'), or give batch_axis=None to treat the "
+        "whole state as one block."
+    )
+
+
+def fails_alone(axis: int, why: str) -> ValueError:
+    """The error for a model that cannot be run on a batch of one."""
+    return ValueError(
+        f"batch_axis={axis}: the model cannot be run on one example by itself ({why}), so that its examples cannot be "
+        "told apart. Of a batch norm in training mode call model.eval(); else give the right axis, make the model take "
+        "batches of one, or give batch_axis=None to treat the whole state as one block."
     )
 
 

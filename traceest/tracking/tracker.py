@@ -12,6 +12,7 @@ from os import PathLike
 from typing import Any
 
 from traceest import _validation as check
+from traceest._sources import door
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
@@ -148,6 +149,7 @@ class Tracker:
     def __getitem__(self, i: int) -> Checkpoint:
         return self.checkpoints[i]
 
+    @door
     def update(self, K: Any, step: float | None = None) -> Checkpoint:
         """Look at the kernel as it is now.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from traceest_adapters.demo.measure import Comparison
 from traceest_adapters.demo.run import ModelResults, Results
 
 WIDTH = 80
-COLUMNS = {"": 15, "estimate": 8, "95 % interval": 16, "exact": 7, "passes": 7, "time": 11, "speed-up": 8}
+COLUMNS = {"": 17, "estimate": 8, "95 % interval": 16, "exact": 7, "passes": 7, "time": 11, "speed-up": 8}
 NAMES = {"jax": "JAX", "torch": "PyTorch"}
 WHENS = {"before": "before training", "after": "after training", "before and after": "before with after"}
 
@@ -58,7 +59,7 @@ def _print_model(console: Console, model: ModelResults, steps: int) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0, pad_edge=False)
     for header, width in COLUMNS.items():
-        table.add_column(header, justify="right" if header else "left", min_width=width, no_wrap=True)
+        table.add_column(header, justify="right" if header else "left", width=width, no_wrap=True)
     when = None
     for c in model.comparisons:
         if c.when != when:
@@ -70,15 +71,22 @@ def _print_model(console: Console, model: ModelResults, steps: int) -> None:
 
 def _cells(c: Comparison) -> tuple[str, ...]:
     low, high = c.estimate.confidence_interval()
+    mark = "" if c.holds else "!"
     return (
         f" {c.statistic}",
-        number(float(c.estimate)),
-        rf"\[{number(low)}, {number(high)}]",
-        number(float(c.exact)) + ("" if c.holds else "!"),
+        fitting(lambda digits: number(float(c.estimate), digits), "estimate"),
+        fitting(lambda digits: f"[{number(low, digits)}, {number(high, digits)}]", "95 % interval").replace("[", r"\["),
+        fitting(lambda digits: number(float(c.exact), digits) + mark, "exact"),
         f"{c.estimate.n_products}/{c.exact.n_products}",
         f"{duration(c.seconds)}/{duration(c.exact_seconds)}",
         f"{number(c.speed_up, 2)}×",
     )
+
+
+def fitting(cell: Callable[[int], str], column: str) -> str:
+    """`cell` of as many significant digits, at most four, as fit the column: a number cut off would be another one."""
+    texts = [cell(digits) for digits in (4, 3, 2, 1)]
+    return next((text for text in texts if len(text) <= COLUMNS[column]), texts[-1])
 
 
 def number(x: float, digits: int = 4) -> str:
@@ -91,22 +99,27 @@ def number(x: float, digits: int = 4) -> str:
     """
     if not math.isfinite(x) or x == 0:
         return f"{x:g}"
+    mantissa, exponent = f"{x:.{digits - 1}e}".split("e")  # of the rounded number: 0.996 to two digits is 1.0
     if not 1e-3 <= abs(x) < 999_950:
-        mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
         return f"{mantissa}e{int(exponent)}"
-    places = digits - 1 - math.floor(math.log10(abs(x)))
+    places = digits - 1 - int(exponent)
     return f"{round(x, places):.{max(0, places)}f}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best.
+    """Seconds in the unit that reads best, in at most five characters up to a day.
 
     Examples
     --------
-    >>> duration(0.0123), duration(4.567)
-    ('12ms', '4.6s')
+    >>> duration(0.0123), duration(4.567), duration(0.00095)
+    ('12ms', '4.6s', '950µs')
     """
-    return f"{number(1e3 * seconds, 2)}ms" if seconds < 0.995 else f"{number(seconds, 2)}s"
+    if seconds < 0.995e-6:
+        return "<1µs"
+    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
+        if seconds < 995 * size:
+            return f"{number(seconds / size, 2)}{unit}"
+    return f"{number(seconds, 2)}s"
 
 
 def as_json(results: Results, plot: Path | None) -> str:

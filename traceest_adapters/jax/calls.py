@@ -8,12 +8,14 @@ from typing import Any
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
-from traceest_adapters.jax import checks, partition, placement
+from traceest_adapters._calls import clear
+from traceest_adapters.jax import arguments, checks, partition, placement
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 
 
+@clear("jacobian(fn, params, *inputs)")
 def jacobian(
     fn: Callable[..., Any],
     params: Any,
@@ -127,6 +129,7 @@ def jacobian(
     ('second',)
     """
     check_arguments(inputs, batches, input, blocks, progress)
+    arguments.check(fn, params, inputs, batch_axis, in_axes, chunk_size)
     parts, names, trained, fixed = partition.parameters(params, wrt)
     trained, fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
     axis = None if blocks == "batch" else batch_axis
@@ -163,6 +166,7 @@ def _hashable(f: Any) -> Any:
     return f
 
 
+@clear("ntk(fn, params, *inputs)", jacobian)
 def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:
     """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
     return te.gram(jacobian(fn, params, *inputs, **options))

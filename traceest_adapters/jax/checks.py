@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceest_adapters import _state as common
-from traceest_adapters.jax import compiling, steps
+from traceest_adapters.jax import compiling, diagnosis, steps
 from traceest_adapters.jax.model import Model
 
 SMALL = 2**12
@@ -38,6 +38,8 @@ def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[in
                 "select or convert a part of it with output=."
             )
     found = [a.shape for a in arrays]
+    if not sum(a.size for a in arrays):
+        raise ValueError(f"jacobian: the state is empty, of shape {' and '.join(map(str, found))}; give examples.")
     if model.batch_axis is None:
         return found
     B_out = common.batch_size(found, model.batch_axis, "the state")
@@ -53,7 +55,8 @@ def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
     """The number of examples that the inputs agree on."""
     if not inputs:
         raise ValueError(
-            "jacobian: there are no inputs with a batch axis, hence no batch; give batch_axis=None, or check in_axes=."
+            "jacobian: there are no inputs with a batch axis, hence no batch; call it as jacobian(fn, params, "
+            "*inputs), give batch_axis=None, or check in_axes=."
         )
     for x, axis in zip(inputs, axes, strict=True):
         if not -x.ndim <= axis < x.ndim:
@@ -66,6 +69,11 @@ def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
         raise ValueError(
             f"jacobian: the lengths {lengths} of the inputs along their batch axes differ; give in_axes= with the axis "
             f"of each, and {SHARED}, or batch_axis=None."
+        )
+    if not lengths[0]:
+        raise ValueError(
+            f"jacobian: the batch is empty, inputs are of shape {' and '.join(str(x.shape) for x in inputs)}; give "
+            "at least one example."
         )
     return int(lengths[0])
 
@@ -88,9 +96,11 @@ def values(J: Any) -> None:
             optimise = not compiling.few(arrays, SMALL)
             both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
         except (TypeError, ValueError) as error:
+            diagnosis.shapes_alone(J)
             raise common.not_independent(axis, f"one by itself, the model fails ({error})", ALSO) from error
         difference, scale = map(float, both)
         if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
+            diagnosis.shapes_alone(J)
             why = f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
             raise common.not_independent(axis, why, ALSO)
     # At random: a layer norm or a softmax at the end leaves nothing of ones. By NumPy, which has nothing to compile.

@@ -6,7 +6,7 @@ that compiled steps are shared by models whose constants are equal, and by no ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, keystr
+
+from traceest_adapters._calls import chosen_by
 
 Wrt = str | Sequence[str] | type | Callable[[str, Any], bool] | None
 SHOWN = 12
@@ -127,8 +129,8 @@ def _chosen(params: Any, names: list[str], leaves: list[Any], wrt: Wrt) -> list[
             inside += [isinstance(node, wrt) and is_array(leaf) for leaf in jax.tree.leaves(node)]
         return inside
     if callable(wrt):
-        return [is_array(leaf) and bool(wrt(name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
-    asked = [wrt] if isinstance(wrt, str) else list(wrt)
+        return [is_array(leaf) and chosen_by(wrt, "wrt", name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    asked = [wrt] if isinstance(wrt, str) or not isinstance(wrt, Iterable) else list(wrt)
     if not all(isinstance(path, str) for path in asked):
         raise TypeError(f"wrt: expected dotted paths, a predicate of path and leaf, or a class, got {wrt!r}.")
     for path in asked:

@@ -9,6 +9,7 @@ from torch.utils import _pytree
 
 from traceest import _backends
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
+from traceest_adapters.torch import constants
 
 
 class TorchSource:
@@ -61,6 +62,9 @@ class _Backend:
 
     def random_source(self, rng: Any) -> TorchSource | None:
         return TorchSource(rng) if isinstance(rng, torch.Generator) else None
+
+    def marked(self, x: Any, sources: Any) -> Any:
+        return constants.marked(x, sources)
 
 
 backend = _Backend()

@@ -12,13 +12,16 @@ from torch.utils import _pytree as pytree
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters._calls import clear
 from traceest_adapters.torch.batches import batched
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.look import Findings, reference
 from traceest_adapters.torch.model import Inputs, Model, kept
 from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.plain import graphs_allowed
 
 
+@clear("jacobian(model, *inputs, kwargs={…})")
 def jacobian(
     model: torch.nn.Module | Callable[..., Any],
     *inputs: Any,
@@ -160,6 +163,7 @@ def jacobian(
     checks.parameters(chosen, (inputs, kwargs, wrapped.shared))
     with graphs_allowed():
         own, leaves = wrapped.own(chosen, differentiable)
+    source = Source.of_model(wrapped, chosen, (inputs, kwargs), differentiable)
     how = chunk_size, memory_budget, differentiable, check
 
     def of(batch: Inputs, look: bool, findings: Findings) -> TorchJacobian:
@@ -170,6 +174,7 @@ def jacobian(
                 first = reference(wrapped, chosen, batch, shapes)
                 checks.finite(first, axis)
             J = TorchJacobian(own, leaves, batch, *how, shapes, first, findings)
+            J.source = source
             J.state_shape = shape = common.example_first(J.shapes, axis)
             default = 1 if shape is not None and len(shape) > 3 else -1
             J.feature_axis = common.feature_axis(shape, feature_axis, axis, default)
@@ -201,6 +206,7 @@ def jacobian(
     return batched(of_batch, next(iter(chosen.values())).device, batches, input, blocks, progress)
 
 
+@clear("ntk(model, *inputs, kwargs={…})", jacobian)
 def ntk(model: torch.nn.Module | Callable[..., Any], *inputs: Any, **options: Any) -> te.Gram:
     """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
     return te.gram(jacobian(model, *inputs, **options))

@@ -11,8 +11,10 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from traceest_adapters import _foreign
 from traceest_adapters import _state as common
 from traceest_adapters._memory import ran_out
+from traceest_adapters.torch import diagnosis
 from traceest_adapters.torch.look import Reference
 from traceest_adapters.torch.model import Inputs, Model, Params
 
@@ -35,6 +37,7 @@ def parameters(params: Params, inputs: Any, caller: str = "jacobian") -> None:
         )
     for name, p in params.items():
         if not isinstance(p, torch.Tensor):
+            _foreign.check(p, f"parameter {name!r}", "torch", caller)
             raise TypeError(f"{caller}: parameter {name!r} must be a tensor, got a {type(p).__name__}.")
         if torch.nn.parameter.is_lazy(p):
             raise TypeError(
@@ -74,12 +77,22 @@ def inputs(batch: Inputs, model: Model) -> None:
                 "jacobian: the examples of a packed sequence have no axis of their own; give the padded tensor and the "
                 "lengths to a model that packs them itself, or batch_axis=None."
             )
-        if isinstance(x, np.ndarray):
+        if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray):
             raise TypeError("jacobian: an input is a NumPy array; make it a tensor with torch.as_tensor.")
         if isinstance(x, torch.Tensor) and x.is_nested:
             raise TypeError("jacobian: an input is a nested tensor, whose examples differ in shape; pad it, and mask.")
+        if isinstance(x, torch.Tensor) and x.layout != torch.strided and not _shared(x, model):
+            raise TypeError(
+                f"jacobian: an input is sparse ({x.layout}), and examples cannot be taken out of it; give "
+                "x.to_dense(), or shared= if all examples share it, as the edges of a graph, or batch_axis=None."
+            )
+        _foreign.check(x, "an input", "torch")
         if isinstance(x, torch.Tensor) and x.is_inference():
             raise TypeError(f"jacobian: an input {INFERENCE}")
+
+
+def _shared(x: torch.Tensor, model: Model) -> bool:
+    return model.batch_axis is None or any(x is leaf for leaf in pytree.tree_leaves(dict(model.shared)))
 
 
 def state(model: Model, inputs: Inputs, tensors: list[torch.Tensor]) -> list[tuple[int, ...]]:
@@ -168,9 +181,12 @@ def independent(J: Any) -> None:
         except Exception as error:  # whatever the model says of a batch of one
             if ran_out(error):
                 raise
-            raise common.not_independent(axis, f"one by itself, the model fails ({error})") from error
-    difference = float((alone - together).abs().max()) if alone.shape == together.shape else float("inf")
+            raise diagnosis.fails_alone(J, error) from error
+    if alone.shape != together.shape:
+        raise diagnosis.other_size(J, alone.shape[1])
+    difference = float((alone - together).abs().max())
     if not difference <= common.tolerance(J.eps) * _scale(together):
+        diagnosis.closes_over_a_batch(J)
         raise common.not_independent(
             axis, f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
         )

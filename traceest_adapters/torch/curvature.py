@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,16 +10,23 @@ from torch.utils import _pytree as pytree
 
 import traceest as te
 from traceest_adapters import _curvature as curvature
+from traceest_adapters import _memory as memory
+from traceest_adapters import _reduction
+from traceest_adapters._calls import clear
+from traceest_adapters._symmetric import Symmetric, check_finite
 from traceest_adapters.torch import checks
 from traceest_adapters.torch.calls import jacobian
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.hessian import TorchHessian
 from traceest_adapters.torch.model import Inputs, Model
 from traceest_adapters.torch.operator import TorchJacobian
 from traceest_adapters.torch.products import vjp
 
 Loss = Callable[..., torch.Tensor]
+OF_A_FUNCTION = ", with params= if the model is a function (in PyTorch parameters are no argument by position)"
 
 
+@clear("hessian(model, loss, inputs, targets)" + OF_A_FUNCTION)
 def hessian(
     model: torch.nn.Module | Callable[..., Any],
     loss: Loss | Mapping[str, torch.Tensor] | None = None,
@@ -56,7 +62,8 @@ def hessian(
     params, output, chunk_size, memory_budget
         As in `jacobian`.
     check : bool
-        Verify that two evaluations agree.
+        Verify that two evaluations agree and are finite, compare the first product with that of one column by itself,
+        and look whether it is symmetric: one product more.
 
     Returns
     -------
@@ -68,7 +75,8 @@ def hessian(
     TypeError
         If there is no trainable parameter, devices are mixed, or the gradient cannot be differentiated.
     ValueError
-        If the loss is not a scalar, or random (dropout).
+        If the loss is not a scalar, not finite, or random (dropout), or the second derivative that PyTorch gives is
+        not symmetric.
 
     References
     ----------
@@ -83,22 +91,28 @@ def hessian(
     """
     if isinstance(loss, Mapping):
         params, loss = loss, None
+    elif loss is not None and not callable(loss):
+        raise _no_function(loss, "hessian")
     batch = Inputs(_arguments(inputs), dict(kwargs or {}))
     wrapped, chosen = Model.of(model, params, output, None, {})
     checks.parameters(chosen, [batch, targets], "hessian")
+    source = Source.of_model(wrapped, chosen, (batch, targets), differentiable=None)
     wrapped, chosen = wrapped.own(chosen, False)
 
     def scalar(p: Any) -> torch.Tensor:
         state = wrapped.state(p, batch)
         return _scalar(state if loss is None else loss(state, *_given(targets)), "hessian")
 
-    H = TorchHessian(scalar, chosen, chunk_size, memory_budget)
+    H = TorchHessian(scalar, chosen, chunk_size, memory_budget, check)
+    H.source = source
     if check:
+        check_finite(bool(H.value.isfinite()), "hessian", "the loss")
         with torch.no_grad():
             checks.same(H.value, scalar(H.params), "hessian")
     return H
 
 
+@clear("gauss_newton(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
 def gauss_newton(
     model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any, targets: Any = None, **options: Any
 ) -> te.Operator:
@@ -111,8 +125,9 @@ def gauss_newton(
     products with G. ``G.dual`` is R Rᵀ, (n, n): ``summary(G.dual, groups=True)`` tells the same for each parameter's
     own block of G.
 
-    H is found by products with it: diagonal, softmax cross-entropy, or one matrix an example, each verified; for
-    other losses (they couple examples, or are of very many outputs each) G is an operator of products with both sides.
+    H is found by products with it, which have to be symmetric: diagonal, softmax cross-entropy, or one matrix an
+    example, each verified; for other losses (they couple examples, or are of very many outputs each) G is an operator
+    of products with both sides.
 
     Parameters
     ----------
@@ -124,7 +139,7 @@ def gauss_newton(
     targets : optional
         Whatever `loss` takes.
     **options
-        As for `jacobian`.
+        As for `jacobian`, but for `batches` and `differentiable`.
 
     Returns
     -------
@@ -149,21 +164,35 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
+    _no_gradient(options, "gauss_newton")
+    if not callable(loss):
+        raise _no_function(loss, "gauss_newton")
     J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "gauss_newton")
     z, of = _at_outputs(J, loss, targets, "gauss_newton")
     with torch.enable_grad():
         z.requires_grad_()
-        (g,) = torch.autograd.grad(of(z), z, create_graph=True)
+        (g,) = torch.autograd.grad(_of_outputs(of(z), "gauss_newton"), z, create_graph=True)
+    check_finite(bool(g.isfinite().all()), "gauss_newton", "the loss's gradient at the outputs")
 
     def H(V: torch.Tensor) -> torch.Tensor:
         if not g.requires_grad:
             return torch.zeros_like(V, dtype=z.dtype)
-        (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
+        try:
+            (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
+        except RuntimeError as error:
+            if memory.ran_out(error):
+                raise
+            raise TypeError(
+                f"gauss_newton: the loss cannot be differentiated twice ({str(error).strip().splitlines()[0]}); ask "
+                "for empirical_fisher, or use operations that can."
+            ) from error
         return found.reshape(V.shape[1], -1).T
 
-    return curvature.gauss_newton(J, H, z.detach(), look=True)
+    checked = Symmetric(H, H, J, "gauss_newton", "empirical_fisher") if options.get("check", True) else H
+    return curvature.gauss_newton(J, checked, z.detach(), look=True)
 
 
+@clear("empirical_fisher(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
 def empirical_fisher(
     model: torch.nn.Module | Callable[..., Any],
     loss: Loss,
@@ -179,12 +208,17 @@ def empirical_fisher(
     of ‖g_n‖², its Frobenius norm and its effective rank are exact from one vjp with all examples, whose gradients are
     not formed. Choose it as a measure of gradient noise; as a curvature it is trustworthy near a minimum only.
 
+    Where the loss is a mean with weights, Σ w_n ℓ_n/Σ w_n, so is the matrix, Σ w_n g_n g_nᵀ/Σ w_n: an example whose
+    label is ignored, or whose mask is zero, is as if it were not there. The weights are found by taking the loss of
+    each example by itself, which has to be possible: masks and weights belong into `targets`, a tuple then.
+
     Parameters
     ----------
     model, loss, inputs, targets, **options
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
-        What `loss` does with its examples' losses. Verified.
+        What `loss` does with its examples' losses. Verified, as is that it couples no examples. With
+        ``check=False`` it is taken as given, and all examples weigh the same.
 
     Returns
     -------
@@ -193,7 +227,8 @@ def empirical_fisher(
     Raises
     ------
     TypeError, ValueError
-        As `gauss_newton`; if `reduction` is not what the loss does.
+        As `gauss_newton`; if `reduction` is not what the loss does, the loss couples examples, or it cannot be taken of
+        single ones.
 
     References
     ----------
@@ -208,25 +243,55 @@ def empirical_fisher(
     >>> bool(torch.isclose(te.trace(F).value, 4 / 3 * (model.weight**2).sum()))
     True
     """
-    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "empirical_fisher")
-    z, of = _at_outputs(J, loss, targets, "empirical_fisher")
+    caller = "empirical_fisher"
+    _reduction.check_name(reduction, caller)
+    _no_gradient(options, caller)
+    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), caller)
+    z, of = _at_outputs(J, loss, targets, caller)
     axis = J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient = _gradient(z, of)
+    gradient, shares = _gradient(z, of), _reduction.uniform(reduction, len(z))
     if options.get("check", True):
-        twice = partial(pytree.tree_map_only, torch.Tensor, lambda t: torch.cat([t, t], axis) if t.ndim > axis else t)
-        _, of_both = _at_outputs(J, loss, twice(targets), "empirical_fisher")
-        both = _gradient(torch.cat([z, z]), of_both)[: len(z)]
-        share = float((both * gradient).sum() / gradient.square().sum()) if bool(gradient.any()) else None
-        curvature.check_reduction(share, reduction, "empirical_fisher")
-    return curvature.empirical_fisher(J, gradient, len(z) if reduction == "mean" else 1.0)
+        _reduction.check_gradient(bool(gradient.isfinite().all()), caller)
+        shares = _shares(J, loss, z, targets, gradient, reduction)
+    return curvature.empirical_fisher(J, gradient, shares)
+
+
+def _shares(J: TorchJacobian, loss: Loss, z: torch.Tensor, targets: Any, gradient: torch.Tensor, reduction: str) -> Any:
+    """What `loss` makes of its examples' own losses; see `_reduction`."""
+    caller, axis, B = "empirical_fisher", J.model.batch_axis or 0, len(z)
+
+    def of_examples(rows: list[int]) -> tuple[torch.Tensor, Loss]:
+        """The outputs of some examples, and the loss of these."""
+        at = torch.tensor(rows, device=z.device)
+        chosen = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.index_select(axis, at) if t.ndim > axis and t.shape[axis] == B else t, targets
+        )
+        return z.detach()[at], _at_outputs(J, loss, chosen, caller)[1]
+
+    try:
+        both = _gradient(*of_examples([*range(B), *range(B)]))[:B]
+        alone = [of_examples([b, b]) for b in range(B)]
+        leaves = [pair.requires_grad_() for pair, _ in alone]
+        with torch.enable_grad():
+            total = torch.stack([of(pair) for pair, of in alone]).sum()
+        q = torch.stack(torch.autograd.grad(total, leaves)).sum(1) * (1.0 if reduction == "mean" else 0.5)
+    except Exception as error:  # whatever the loss says of another number of examples
+        if memory.ran_out(error):
+            raise
+        raise _reduction.failed_alone(error, caller) from error
+    _reduction.check(both, gradient, reduction, caller)
+    others = torch.arange(B, device=z.device) % 2 == 1
+    moved = torch.where(others.reshape(-1, *(1 for _ in z.shape[1:])), (z + z.roll(-1, 0)) / 2, z).detach()
+    _reduction.check_uncoupled(gradient, _gradient(moved, _at_outputs(J, loss, targets, caller)[1]), caller)
+    return _reduction.shares(gradient, q, reduction, caller)
 
 
 def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tuple[torch.Tensor, Loss]:
     """The outputs, example first and no coarser than float32, and the loss as a function of them."""
     if not callable(loss):
-        raise TypeError(f"{caller}: loss must be a function of the output and the targets, got {loss!r}.")
+        raise _no_function(loss, caller)
     if J.state_shape is None:
         raise TypeError(f"{caller}: the model returns several tensors; select the one that loss takes with output=.")
     checks.parameters(J.params, targets, caller)
@@ -239,10 +304,35 @@ def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tupl
     return z.to(torch.promote_types(z.dtype, torch.float32)), of
 
 
+def _no_function(loss: Any, caller: str) -> TypeError:
+    return TypeError(
+        f"{caller}: loss must be a function of the output and the targets, got a {type(loss).__name__}; call it as "
+        f"{caller}(model, loss, inputs, targets)."
+    )
+
+
+def _no_gradient(options: Mapping[str, Any], caller: str) -> None:
+    """Raise where statistics are to be differentiated: the loss's derivatives would be taken as fixed."""
+    if options.get("differentiable"):
+        raise TypeError(
+            f"{caller}: differentiable=True is for jacobian and ntk; the curvature of a loss is taken as a constant in "
+            "PyTorch. traceest_adapters.jax carries its gradient."
+        )
+
+
 def _gradient(z: torch.Tensor, of: Loss) -> torch.Tensor:
     with torch.enable_grad():
         z = z.requires_grad_()
-        return torch.autograd.grad(of(z), z)[0]
+        return torch.autograd.grad(_of_outputs(of(z), "empirical_fisher"), z)[0]
+
+
+def _of_outputs(value: torch.Tensor, caller: str) -> torch.Tensor:
+    if not value.requires_grad:
+        raise ValueError(
+            f"{caller}: the loss does not depend on the model's outputs, or is cut off from them (a detach, a no_grad, "
+            "or a conversion to a number)."
+        )
+    return value
 
 
 def _scalar(value: Any, caller: str) -> torch.Tensor:

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 
 import traceest as te
+from traceest._sources import made_of
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters._symmetric import Symmetric
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import MOST, flat, vjp
@@ -21,12 +24,16 @@ ONCE = getattr(torch.autograd.function.once_differentiable(lambda ctx: None), "_
 class TorchHessian(te.Operator):
     """∂²f/∂θ² of a scalar function, (P, P), by backward passes through its gradient; see `hessian`."""
 
+    source: Source = Source()
+    """What products depend on outside of the graph."""
+
     def __init__(
         self,
         f: Callable[[Params], torch.Tensor],
         params: Params,
         chunk_size: int | None = None,
         memory_budget: int | None = None,
+        check: bool = True,
     ) -> None:
         self.params = {name: p.detach().requires_grad_() for name, p in params.items()}
         leaves = list(self.params.values())
@@ -46,11 +53,14 @@ class TorchHessian(te.Operator):
         with memory.within(self.memory_budget):
             affordable = max(1, min(MOST, memory.budget() // (P * dtype.itemsize)))
         self.chunk_size = affordable if chunk_size is None else chunk_size
+        instead = "gauss_newton or empirical_fisher"
+        self._checked = Symmetric(self._product, self._product, self, "hessian", instead) if check else self._product
 
     @memory.recovering
     def matmat(self, X: torch.Tensor) -> torch.Tensor:
         """H X: (P, k) → (P, k)."""
-        return torch.cat([self._product(part) for part in X.split(self.chunk_size, dim=1)], dim=1)
+        made_of(self.source)
+        return torch.cat([self._checked(part) for part in X.split(self.chunk_size, dim=1)], dim=1)
 
     rmatmat = matmat
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
+from traceest_adapters._calls import chosen_by
 from traceest_adapters.torch.outputs import listed, select, steps
 from traceest_adapters.torch.plain import Autocast, plainly, uncompiled
 from traceest_adapters.torch.private import copied, left_as_it_was
@@ -65,7 +66,8 @@ class Model:
             raise TypeError(f"jacobian: expected an nn.Module or a function, got {what}.")
         elif not isinstance(params, Mapping):
             raise TypeError(
-                "jacobian: a function needs params=, a mapping from names to tensors that it is called with."
+                "jacobian: a function needs params=, a mapping from names to tensors that it is called with: "
+                "jacobian(fn, *inputs, params=params)."
             )
         else:
             chosen = dict(params)
@@ -201,16 +203,25 @@ def _select(module: torch.nn.Module, params: Any) -> Params:
     if params is None:
         return {name: p for name, p in everything.items() if p.requires_grad}
     if not isinstance(params, Mapping) and callable(params):
-        return {name: p for name, p in everything.items() if params(name, p)}
+        return {name: p for name, p in everything.items() if chosen_by(params, "params", name, p)}
+    if not isinstance(params, Iterable):
+        raise TypeError(f"params: expected names, a predicate or a mapping, got {params!r}.")
     names = [params] if isinstance(params, str) else list(_strings(params))
     tied = dict(module.named_parameters(remove_duplicate=False))
     if unknown := [name for name in names if name not in tied]:
         close = difflib.get_close_matches(unknown[0], tied)
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        if any(name.startswith(f"{unknown[0]}.") for name in tied):
+            hint = f"; for all of {unknown[0]!r} give params=lambda name, p: name.startswith('{unknown[0]}.')."
         raise ValueError(
             f"params: the module has no parameter {', '.join(unknown)}; it has {listed(list(everything))}{hint}"
         )
     if isinstance(params, Mapping):
+        for name, p in params.items():
+            if isinstance(p, torch.Tensor) and p.shape != tied[name].shape and not torch.nn.parameter.is_lazy(p):
+                raise ValueError(
+                    f"params: {name!r} has the shape {tuple(p.shape)}, in the module it has {tuple(tied[name].shape)}."
+                )
         return dict(params)
     return {name: tied[name] for name in names}
 
@@ -218,5 +229,8 @@ def _select(module: torch.nn.Module, params: Any) -> Params:
 def _strings(names: Iterable[Any]) -> Iterator[str]:
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"params: expected names, a predicate or a mapping, got an item of {type(name).__name__}.")
+            raise TypeError(
+                f"params: expected names, a predicate or a mapping, got an item of {type(name).__name__}; names are "
+                "those of model.named_parameters()."
+            )
         yield name

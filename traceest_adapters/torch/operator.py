@@ -13,6 +13,7 @@ import torch
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
+from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.examples import PerExample
 from traceest_adapters.torch.ghost import Ghost
 from traceest_adapters.torch.look import Findings, Look, Reference, Shapes
@@ -31,6 +32,9 @@ class TorchJacobian(te.Operator):
 
     feature_axis: int = -1
     """Of `state_shape`, that of units or channels."""
+
+    source: Source = Source()
+    """What products depend on outside of the graph."""
 
     def __init__(
         self,
@@ -255,6 +259,7 @@ class TorchJacobian(te.Operator):
                     total[g, :, Q, :, P] += G.permute(2, 3, 0, 1)
         return total.to(self.dtype)
 
+    @in_full
     def block_sketch(self, V: torch.Tensor) -> Sketch:
         """J_bᵀ v_b without the graph, for inner products with those of other batches."""
         return Sketch(self._ghost, self._examples, self._cotangents(V), self.chunk_size)

@@ -13,6 +13,8 @@ import torch
 import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from traceest._sources import made_of
+
 
 class Autocast(NamedTuple):
     """Whether, and to what, PyTorch casts the arguments of a model's functions."""
@@ -41,6 +43,7 @@ def in_full(product: Product) -> Product:
 
     @wraps(product)
     def uncast(J: Any, *args: Any) -> Any:
+        made_of(J.source)
         with Autocast(J.device.type, None)(), graphs_allowed():
             return product(J, *args)
 

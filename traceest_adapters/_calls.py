@@ -1,0 +1,88 @@
+"""Calls that say what is wrong with their arguments: a misspelt option, or one argument too many."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+SAME = {
+    "wrt": ("params",),
+    "params": ("wrt",),
+    "argnums": ("wrt", "params"),
+    "names": ("wrt", "params"),
+    "batch_dim": ("batch_axis",),
+    "batch_dims": ("batch_axis",),
+    "in_dims": ("batch_axis",),
+    "create_graph": ("differentiable",),
+    "dataloader": ("batches",),
+    "loader": ("batches",),
+    "data": ("batches",),
+    "weights": ("params", "wrt"),
+}
+"""Words of other libraries, or of the other framework, for an option."""
+
+
+def clear(order: str, *passed_on: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for calls in the given `order` that pass further options on to the functions named."""
+
+    def decorate(call: Callable[P, R]) -> Callable[P, R]:
+        name, own = call.__name__, inspect.signature(call).parameters.values()
+        options = {p.name for f in (call, *passed_on) for p in inspect.signature(f).parameters.values() if _named(p)}
+        open_ended = any(p.kind is p.VAR_POSITIONAL for p in own)
+        most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
+
+        @wraps(call)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not options.issuperset(kwargs):
+                unknown = next(key for key in kwargs if key not in options)
+                close = [same for same in SAME.get(unknown, ()) if same in options]
+                close += difflib.get_close_matches(unknown, options, n=1)
+                hint = f"did you mean {close[0]}=?" if close else f"there are {', '.join(sorted(options))}."
+                raise TypeError(f"{name}: there is no option {unknown}=; {hint} Call it as {order}.")
+            if len(args) > most and not open_ended:
+                raise TypeError(
+                    f"{name}: {len(args)} arguments by position, expected at most {most}; call it as {order}."
+                )
+            return call(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+OURS = re.compile(r"\w+(=.*)?: |batch_axis|the state|give ")
+"""How errors begin that tell the reason already."""
+
+
+@contextmanager
+def in_order(caller: str, order: str) -> Iterator[None]:
+    """What a function says of its arguments is told with the order that they are to come in."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if OURS.match(str(error)):
+            raise
+        raise TypeError(f"{caller}: the function failed ({error}). If its arguments are mixed up: {order}.") from error
+
+
+def chosen_by(predicate: Callable[..., Any], option: str, name: str, value: Any) -> bool:
+    """What a predicate of name and array says."""
+    try:
+        return bool(predicate(name, value))
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise TypeError(f"{option}: the predicate is called with a name and an array, and failed ({error}).") from error
+
+
+def _named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)

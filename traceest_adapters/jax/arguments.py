@@ -1,0 +1,45 @@
+"""What a JAX function and its arguments are not, said before they are traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from traceest_adapters import _foreign
+
+
+def check(fn: Any, params: Any, inputs: Any, batch_axis: Any, in_axes: Any, chunk_size: Any) -> None:
+    """Raise unless `fn` can be called, and all arrays are JAX's, or NumPy's without masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not, or an option is no integer; of a sparse input if it is to be cut into examples.
+    """
+    if not callable(fn) or isinstance(fn, type):
+        what = f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}"
+        raise TypeError(f"jacobian: fn must be a function of parameters and inputs, got {what}.")
+    if hasattr(fn, "named_parameters"):
+        raise TypeError(
+            f"jacobian: fn is a PyTorch module ({type(fn).__name__}); take traceest_adapters.torch.jacobian or .ntk."
+        )
+    for name, value, least in (("batch_axis", batch_axis, None), ("chunk_size", chunk_size, 1)):
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__")):
+            raise TypeError(f"jacobian: {name} must be an integer or None, got {value!r}.")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")
+    for what, tree in (("a leaf of params", params), ("an input", inputs)):
+        for leaf in jax.tree.leaves(tree):
+            _foreign.check(leaf, what, "jax")
+    if batch_axis is not None and in_axes == "batch_axis":
+        for x in jax.tree.leaves(inputs, is_leaf=_sparse):
+            if _sparse(x):
+                raise TypeError(
+                    f"jacobian: an input is sparse ({type(x).__name__}), and examples cannot be taken out of it; give "
+                    "x.todense(), or in_axes= with None for what all examples share, such as the edges of a graph."
+                )
+
+
+def _sparse(x: Any) -> bool:
+    return type(x).__module__.startswith("jax.experimental.sparse")
