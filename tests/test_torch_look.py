@@ -162,7 +162,7 @@ def test_examples_that_are_coupled_in_the_derivative_are_right_or_refused(name: 
 def test_a_parameter_with_a_row_an_example_is_refused() -> None:
     W, a = x(3, 3, seed=1), x(4, 3)
     perturbed = lambda p, a: torch.tanh((a + p["q"]) @ W)  # noqa: E731
-    with pytest.raises(ValueError, match="given one example, the model returns states of 4; does a parameter"):
+    with pytest.raises(ValueError, match="a parameter with a row for each example: given one example, it returns 4"):
         jacobian(perturbed, a, params={"q": torch.zeros(4, 3, **F64)})
     assert jacobian(perturbed, a, params={"q": torch.zeros(4, 3, **F64)}, batch_axis=None).shape == (12, 12)
 
@@ -365,6 +365,7 @@ OWN_WAYS: dict[str, Callable[[], nn.Module]] = {
         lambda m, a: m.plain_list[1](torch.tanh(m.plain_list[0](a))), **listed()
     ),
     "a bound method kept as an attribute": lambda: Bound(),
+    "traced by torch.fx": lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))),
 }
 
 

@@ -17,8 +17,8 @@ Blocks = Literal["example", "batch"]
 class Batches:
     """The inputs in each batch of an iterable: what `input` selects of it, as `convert` makes them.
 
-    `digest` of the inputs tells whether a later pass yields the same batches as the first. A list or tuple holds its
-    batches and is not asked.
+    `digest` of the inputs tells whether a later pass yields the same batches as the first. A list or tuple is not asked
+    twice for its first one before that, but what it holds may be overwritten.
 
     Raises
     ------
@@ -40,25 +40,23 @@ class Batches:
             )
         self.data, self.convert, self.digest = data, convert, digest
         self.input, self.select = input, common.selector(input, "input")
-        self.held = isinstance(data, (list, tuple))
         self.seen: list[Any] = []
         self.complete = False
-        if not self.held and (first := self._look()) is not None and self._look() != first:
+        if not isinstance(data, (list, tuple)) and (first := self._look()) is not None and self._look() != first:
             raise _changed(0)  # before any work is done in vain
 
     def starting_at(self, p: int) -> Iterator[Any]:
         """The inputs of batch p and of those after it."""
         for batch in self._raw(p):
             inputs = self.convert(self.select(batch))
-            if not self.held:
-                self._recognise(p, inputs)
+            self._recognise(p, inputs)
             del batch
             yield inputs
             del inputs  # before the next is made
             p += 1
         if p == 0:
             raise ValueError("batches: there is no batch; give at least one, of at least one example.")
-        if not self.held and self.complete and p != len(self.seen):
+        if self.complete and p != len(self.seen):
             raise _changed(p)
         self.complete = True
 

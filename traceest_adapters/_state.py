@@ -130,9 +130,10 @@ def not_independent(axis: int, why: str, also: str = "") -> ValueError:
 def closes_over(axis: int, why: str) -> ValueError:
     """The error for a model that holds a tensor of the whole batch, and needs all of it."""
     return ValueError(
-        f"batch_axis={axis}: the model, or output=, closes over an array of the whole batch (a mask, say): {why}. Give "
-        "it to the model as an input with the examples along the batch axis (for an nn.Module also by kwargs=); where "
-        "only output= uses it, wrap the model in a function or module that takes it and returns the state."
+        f"batch_axis={axis}: the model, or output=, closes over an array of the whole batch (a mask, say), or has a "
+        f"parameter with a row for each example: {why}. Give an array to the model as an input with the examples along "
+        "the batch axis (for an nn.Module also by kwargs=); where only output= uses it, wrap the model in a function "
+        "or module that takes it and returns the state. With such a parameter, batch_axis=None makes one block of all."
     )
 
 

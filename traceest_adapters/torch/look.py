@@ -115,7 +115,7 @@ class Look:
         if not left:
             return
         expected = {name: self._of_owner.pop(name) for name in left}
-        if wrong := self.wrong(self.plain(self.r * self.v, left), expected):
+        if wrong := self.wrong(self.plain(self.r * self.v, left), expected, OTHER_KERNELS):
             raise ValueError(
                 f"jacobian: by parameter {wrong[0]!r} a copy of the model has another derivative than the model as it "
                 "is. Probably it uses modules or tensors that are not inside of it (in a closure, a hook, or a global "
@@ -157,7 +157,7 @@ class Look:
         """Jᵀ(r ∘ Σ_i a_i u_i) for U of shape (c, B, n_b)."""
         return self.plain(self.r * self.combined(U), names)
 
-    def wrong(self, found: Grads, expected: Grads) -> list[str]:
+    def wrong(self, found: Grads, expected: Grads, slack: float = 1.0) -> list[str]:
         """Names of the parameters by which the two differ, each in proportion to its own size."""
         names, ours, plain = [], [], []
         for name, g in expected.items():
@@ -174,7 +174,7 @@ class Look:
             for x in (torch._foreach_sub(ours, plain), ours, plain)
         )
         size = torch.maximum(size, other)
-        bound = common.tolerance(self.eps) * size + ROUNDING * self.eps * size.max()
+        bound = slack * common.tolerance(self.eps) * size + ROUNDING * self.eps * size.max()
         return [name for name, fine in zip(names, (errors <= bound).tolist(), strict=True) if not fine]
 
     def plainer(self, kind: str, c: int) -> None:
@@ -190,6 +190,9 @@ class Look:
 WRONG_BATCHING = (
     "a batched form of PyTorch's, of a function in this model's backward pass, gives another result than a plain pass"
 )
+OTHER_KERNELS = 8.0
+"""So many times more may the user's module differ from its copy, of which recurrent layers run in other code."""
+
 ONE_BY_ONE = "probes are taken one by one, which gives the right result more slowly."
 
 

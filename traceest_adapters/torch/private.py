@@ -38,7 +38,7 @@ def _copied(module: torch.nn.Module, tensors: dict[int, torch.Tensor]) -> torch.
     made: dict[int, torch.nn.Module] = {}
     for m in module.modules():
         kind: Any = _AsWritten if "_orig_mod" in m._modules else type(m)
-        made[id(m)] = kind.__new__(kind)
+        made[id(m)] = object.__new__(kind)  # GraphModule's own makes a class that has lost its code
 
     def own(value: Any) -> Any:
         if id(value) in tensors:
