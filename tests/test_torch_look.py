@@ -458,6 +458,36 @@ def test_the_module_is_left_as_it_was() -> None:
     assert float(model.aux) == float(model.seen[0])
 
 
+def test_what_hooks_keep_can_be_used() -> None:
+    model, a, kept = made(WithAll).eval(), x(5, 4), {}
+    model.a.register_forward_hook(lambda layer, inputs, output: kept.update(last=output))
+    model.out.register_forward_hook(lambda layer, inputs, output: 3 * output)
+    D = dense(model, a)
+    check(ntk(model, a), D, 5)
+    np.testing.assert_allclose(kept["last"].detach(), model.a(a).detach())
+
+
+def test_inputs_that_a_model_overwrites_are_given_anew() -> None:
+    model = made(lambda: Of(lambda m, a: m.out(a.mul_(2).sin_()) * torch.sin(m.w), out=nn.Linear(4, 3), w=parameter(3)))
+    a = x(5, 4)
+    before, D = a.clone(), dense(model, a.clone())
+    K = ntk(model, a)
+    assert torch.equal(a, before)
+    for _ in range(2):
+        check(K, D, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.*more slowly:RuntimeWarning")
+def test_threads_may_share_a_kernel() -> None:
+    model, a = made(WithAll).eval(), x(5, 4)
+    K, D = ntk(model, a), dense(model, a)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda k: K.factor.block_rmatmat(x(15, k)), [1, 2, 3, 4] * 4):
+            k = found.shape[1]
+            blocks = [d.T @ v for d, v in zip(D.split(3), x(15, k).split(3), strict=True)]
+            np.testing.assert_allclose(found, torch.stack(blocks).transpose(1, 2), atol=1e-10)
+
+
 @pytest.mark.parametrize("fails", [1, 2, 3])
 def test_the_module_is_left_as_it_was_whatever_is_raised(fails: int) -> None:
     runs = [0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -173,7 +174,8 @@ def jacobian(
             if look:
                 first = reference(wrapped, chosen, batch, shapes)
                 checks.finite(first, axis)
-            J = TorchJacobian(own, leaves, batch, *how, shapes, first, findings)
+            model = own if first is None or not first.overwrites else replace(own, overwrites=True)
+            J = TorchJacobian(model, leaves, batch, *how, shapes, first, findings)
             J.source = source
             J.state_shape = shape = common.example_first(J.shapes, axis)
             default = 1 if shape is not None and len(shape) > 3 else -1

@@ -202,6 +202,8 @@ class Reference(NamedTuple):
     shapes: list[tuple[int, ...]]
     state: torch.Tensor
     grads: Grads
+    overwrites: bool
+    """Whether the run changed its inputs."""
 
 
 def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> Reference:
@@ -216,7 +218,7 @@ def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> R
         own = dict(model.owner.named_parameters(remove_duplicate=False))
         mine = {name: p for name, p in chosen.items() if p.requires_grad and _free(p) and own.get(name) is p}
     with torch.enable_grad(), checkpoints_off():
-        tensors = model.as_its_owner_runs_it(mine, inputs)
+        tensors, overwrites = model.as_its_owner_runs_it(mine, inputs)
         found = shapes(tensors)
         state = model.as_rows(tensors)
         v, r = cotangents(state)
@@ -224,7 +226,7 @@ def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> R
         if mine and state.requires_grad:
             grads = list(torch.autograd.grad(state, list(mine.values()), r * v, allow_unused=True))
     by = {name: None if g is None else as_dense(g) for name, g in zip(mine, grads, strict=True)}
-    return Reference(found, state.detach(), by)
+    return Reference(found, state.detach(), by, overwrites)
 
 
 def _free(p: torch.Tensor) -> bool:

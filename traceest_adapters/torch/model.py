@@ -40,6 +40,8 @@ class Model:
     batch_axis: int | None
     shared: Mapping[str, Any]
     autocast: Autocast
+    overwrites: bool = False
+    """Whether a run changes its inputs, which are copied for each then."""
 
     @classmethod
     def of(
@@ -95,16 +97,32 @@ class Model:
     def state(self, params: Params, inputs: Inputs) -> Any:
         """The part of what passes through the model that is the state."""
         with plainly(self.module), self.autocast():
-            kwargs = {**inputs.kwargs, **self.shared}
-            return select(self.module, self.path, lambda: self.call(params, *inputs.args, **kwargs))
+            args, kwargs = self._arguments(inputs, self.overwrites)
+            return select(self.module, self.path, lambda: self.call(params, *args, **kwargs))
 
-    def as_its_owner_runs_it(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
-        """The state's tensors by the user's own module with its own parameters; of a function, by `params`."""
-        if self.owner is None:
-            return self.tensors(params, inputs)
-        module, kwargs = self.owner, {**inputs.kwargs, **self.shared}
-        with left_as_it_was(module), uncompiled(), self.autocast():
-            return _tensors(select(module, self.path, lambda: module(*inputs.args, **kwargs)))
+    def as_its_owner_runs_it(self, params: Params, inputs: Inputs) -> tuple[list[torch.Tensor], bool]:
+        """The state's tensors by the user's own module with its own parameters, and whether its inputs were changed.
+
+        Of a function, by `params`.
+        """
+        args, kwargs = self._arguments(inputs, True)
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        versions = [x._version for x in given]
+        module = self.owner
+        if module is None:
+            with plainly(None), self.autocast():
+                found = _tensors(select(None, self.path, lambda: self.call(params, *args, **kwargs)))
+        else:
+            with left_as_it_was(module), uncompiled(), self.autocast():
+                found = _tensors(select(module, self.path, lambda: module(*args, **kwargs)))
+        return found, versions != [x._version for x in given]
+
+    def _arguments(self, inputs: Inputs, fresh: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = inputs.args, {**inputs.kwargs, **self.shared}
+        if not fresh:
+            return args, kwargs
+        copied: tuple[Any, Any] = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+        return copied
 
     def tensors(self, params: Params, inputs: Inputs) -> list[torch.Tensor]:
         """The state's tensors as they are in the model."""

@@ -59,8 +59,27 @@ def _copied(module: torch.nn.Module, tensors: dict[int, torch.Tensor]) -> torch.
 
     for m in module.modules():
         attributes = {name: own(value) for name, value in m.__dict__.items() if name not in COMPILED}
+        hooks = attributes["_forward_hooks"].items()
+        attributes["_forward_hooks"] = OrderedDict((i, _Hook(hook)) for i, hook in hooks)
         made[id(m)].__dict__.update(attributes)
     return made[id(module)]
+
+
+class _Hook:
+    """A forward hook of the user's, which is not shown values inside of `torch.func`'s transforms if it only looks on.
+
+    What it keeps would be of no use outside, where the user finds it.
+    """
+
+    def __init__(self, hook: Any) -> None:
+        self.hook, self.looks_on = hook, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.looks_on and torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        found = self.hook(*args, **kwargs)
+        self.looks_on = found is None
+        return found
 
 
 class _AsWritten(torch.nn.Module):  # type: ignore[misc]
