@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 import traceest as te
 from traceest_adapters import _curvature as curvature
+from traceest_adapters.jax import program
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 from traceest_adapters.jax.partition import Wrt
+from traceest_adapters.jax.program import Program, registered
 
 Loss = Callable[..., Any]
 
@@ -126,7 +128,8 @@ def gauss_newton(
     """
     J = curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), "gauss_newton")
     z = _outputs(J, loss, targets, "gauss_newton")
-    jvp = _linearise(loss, J.model.batch_axis, z, targets)
+    of_loss, consts = _gradient(loss, J.model.batch_axis, z, targets)
+    jvp = _linearise(of_loss, consts, z, targets)
 
     def H(V: Any) -> Any:
         return _products(jvp, jnp.reshape(V.T, (V.shape[1], *z.shape)).astype(z.dtype))
@@ -181,10 +184,13 @@ def empirical_fisher(
     z, axis = _outputs(J, loss, targets, "empirical_fisher"), J.model.batch_axis
     if axis is None:
         raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient = _gradient(loss, axis, z, targets)
+    of_loss, consts = _gradient(loss, axis, z, targets)
+    gradient = _run(of_loss, consts, z, targets)
     if options.get("check", True) and not traced((J.trained, J.fixed, J.inputs, targets)):
         twice = jax.tree.map(lambda t: jnp.concatenate([t, t], axis) if jnp.ndim(t) > axis else t, targets)
-        both = _gradient(loss, axis, jnp.concatenate([z, z]), twice)[: len(z)]
+        z2 = jnp.concatenate([z, z])
+        of_both, consts = _gradient(loss, axis, z2, twice)
+        both = _run(of_both, consts, z2, twice)[: len(z)]
         share = float(jnp.vdot(both, gradient) / jnp.vdot(gradient, gradient)) if jnp.any(gradient) else None
         curvature.check_reduction(share, reduction, "empirical_fisher")
     return curvature.empirical_fisher(J, gradient, len(z) if reduction == "mean" else 1.0)
@@ -211,22 +217,35 @@ def _value(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
     return loss(output) if targets is None else loss(output, targets)
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def _rows(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     return model.rows(trained, fixed, inputs)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _gradient(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
-    return jax.grad(lambda z: _value(loss, axis, z, targets))(z)
+def _gradient(loss: Loss, axis: int | None, z: Any, targets: Any) -> tuple[Program, list[Any]]:
+    """The loss's gradient by the outputs, as a program of them and the targets, and what it closes over."""
+    return program.trace(jax.grad(lambda z, targets: _value(loss, axis, z, targets)), z, targets)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _linearise(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
+@registered
+@partial(jax.jit, static_argnums=0)
+def _run(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
+    return of_loss(consts, z, *_arrays(targets))[0]
+
+
+@registered
+@partial(jax.jit, static_argnums=0)
+def _linearise(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
     """The pushforward of the loss's gradient by the outputs."""
-    return jax.linearize(jax.grad(lambda z: _value(loss, axis, z, targets)), z)[1]
+    return jax.linearize(lambda z: of_loss(consts, z, *_arrays(targets))[0], z)[1]
 
 
+def _arrays(targets: Any) -> list[Any]:
+    return jax.tree.leaves(targets)
+
+
+@registered
 @jax.jit
 def _products(jvp: Any, T: Any) -> Any:
     """(c, …) → (n, c)."""

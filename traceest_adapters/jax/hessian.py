@@ -10,6 +10,7 @@ import jax
 import traceest as te
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.operator import JaxJacobian
+from traceest_adapters.jax.program import registered
 
 
 class JaxHessian(te.Operator):
@@ -32,12 +33,14 @@ class JaxHessian(te.Operator):
     rmatmat = matmat
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def linearise_gradient(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     """The pushforward of the gradient, residuals included."""
     return jax.linearize(jax.grad(lambda p: model.rows(p, fixed, inputs)[0, 0]), trained)[1]
 
 
+@registered
 @jax.jit
 def products(jvp: Any, T: Any) -> Any:
     """A (c, …) tangent for each parameter → the same of H times it."""
