@@ -132,7 +132,8 @@ class Ghost:
         reached = {call: d for call, d in self._of_v.items() if call not in set(layer_calls)}
         first = self.look.first()
         depended_on = {name for name, g in first.items() if g is not None}
-        top = max((float(largest(g)) for g in first.values() if g is not None), default=0.0)
+        sizes = [largest(g) for g in first.values() if g is not None]
+        top = float(torch.stack(sizes).max()) if sizes else 0.0
         understood = set()
         for name in params:
             g, chosen = first[name], [use for use in uses[name] if use.call in reached]

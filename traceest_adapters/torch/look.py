@@ -14,6 +14,7 @@ of one kernel and for nothing else: other values may do otherwise.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -158,17 +159,23 @@ class Look:
 
     def wrong(self, found: Grads, expected: Grads) -> list[str]:
         """Names of the parameters by which the two differ, each in proportion to its own size."""
-        pairs = {name: (found[name], g) for name, g in expected.items() if not (found[name] is None and g is None)}
-        if not pairs:
+        names, ours, plain = [], [], []
+        for name, g in expected.items():
+            f = found[name]
+            some = f if g is None else g
+            if some is not None and some.numel():
+                names.append(name)
+                ours.append(torch.zeros_like(some).reshape(-1) if f is None else f.detach().reshape(-1))
+                plain.append(torch.zeros_like(some).reshape(-1) if g is None else g.detach().reshape(-1))
+        if not names:
             return []
-        errors, sizes = [], []
-        for f, g in pairs.values():
-            one, other = (torch.zeros(()) if x is None else x.detach() for x in (f, g))
-            errors.append(largest(one.reshape(-1).to(self.state.device) - other.reshape(-1).to(self.state.device)))
-            sizes.append(torch.maximum(largest(one), largest(other)).to(self.state.device))
-        error, size = torch.stack(errors).double(), torch.stack(sizes).double()
+        errors, size, other = (
+            torch.stack(torch._foreach_norm(x, math.inf)).double()
+            for x in (torch._foreach_sub(ours, plain), ours, plain)
+        )
+        size = torch.maximum(size, other)
         bound = common.tolerance(self.eps) * size + ROUNDING * self.eps * size.max()
-        return [name for name, fine in zip(pairs, (error <= bound).tolist(), strict=True) if not fine]
+        return [name for name, fine in zip(names, (errors <= bound).tolist(), strict=True) if not fine]
 
     def plainer(self, kind: str, c: int) -> None:
         """Take passes of this kind with one probe at a time from now on."""

@@ -89,8 +89,7 @@ class Model:
         made |= {id(tied[name]): leaves[name] for name in chosen if name in tied}
         for p in tied.values():
             made.setdefault(id(p), torch.nn.Parameter(p.detach().clone(), requires_grad=False))
-        with left_as_it_was(self.owner):  # no other thread is running it
-            module = copied(self.owner, made)
+        module = copied(self.owner, made)
         return replace(self, call=_functional(module, leaves), module=module, shared=shared), leaves
 
     def state(self, params: Params, inputs: Inputs) -> Any:

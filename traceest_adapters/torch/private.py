@@ -30,6 +30,11 @@ _owners_turn = RLock()
 
 def copied(module: torch.nn.Module, tensors: dict[int, torch.Tensor]) -> torch.nn.Module:
     """The module and all inside it, with other tensors in place of those whose id is in `tensors`."""
+    with _owners_turn:
+        return _copied(module, tensors)
+
+
+def _copied(module: torch.nn.Module, tensors: dict[int, torch.Tensor]) -> torch.nn.Module:
     made: dict[int, torch.nn.Module] = {}
     for m in module.modules():
         kind: Any = _AsWritten if "_orig_mod" in m._modules else type(m)
@@ -66,6 +71,8 @@ class _AsWritten(torch.nn.Module):  # type: ignore[misc]
 
 
 def _rebuilt(container: Any, own: Any) -> Any:
+    if not container:
+        return container.copy() if not isinstance(container, tuple) else container
     if len(container) > LOOKED_THROUGH:
         return container if isinstance(container, tuple) else container.copy()
     if isinstance(container, dict):
@@ -97,11 +104,16 @@ def left_as_it_was(module: torch.nn.Module) -> Iterator[None]:
 
 def _contents(m: torch.nn.Module) -> list[tuple[Any, list[Any]]]:
     """What lists, mappings and the like among the attributes hold."""
-    kinds = tuple(kind for kind in CONTAINERS if kind is not tuple)
-    return [(v, list(v.items() if isinstance(v, dict) else v)) for v in m.__dict__.values() if type(v) in kinds]
+    return [
+        (v, list(v.items() if isinstance(v, dict) else v) if v else [])
+        for v in m.__dict__.values()
+        if type(v) in CONTAINERS and type(v) is not tuple
+    ]
 
 
 def _refill(container: Any, held: list[Any]) -> None:
+    if not container and not held:
+        return
     is_mapping = isinstance(container, dict)
     now = list(container.items() if is_mapping else container)
     flat = lambda entries: [part for entry in entries for part in entry] if is_mapping else entries  # noqa: E731
