@@ -268,7 +268,7 @@ REASONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: in_torch.ntk(M, X, output=lambda z: z * MASK[:, None]),
         r"closes over.*returns 6 of shape \(6, 3\).*kwargs="),
     "JAX, a mask in output=": (
-        lambda: in_jax.ntk(apply, JW, JX, output=lambda z: z * JMASK[:, None]), r"closes over.*returns 6 of shape"),
+        lambda: in_jax.ntk(apply, JW, JX, output=lambda z: z * JMASK[:, None]), "has 6 rows.*closes over"),
     "PyTorch, a mask that does not broadcast": (
         lambda: in_torch.ntk(M, X, output=lambda z: torch.addcmul(torch.zeros(6, 3), z, MASK[:, None])[:, :2]),
         "closes over"),

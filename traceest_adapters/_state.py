@@ -147,7 +147,7 @@ def other_size(axis: int, n: int, alone: int, B: int) -> ValueError:
     )
 
 
-def fails_alone(axis: int, why: str) -> ValueError:
+def fails_alone(axis: int | None, why: str) -> ValueError:
     """The error for a model that cannot be run on a batch of one."""
     return ValueError(
         f"batch_axis={axis}: the model cannot be run on one example by itself ({why}), so that its examples cannot be "

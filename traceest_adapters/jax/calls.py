@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import traceest as te
@@ -11,8 +11,9 @@ from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters._calls import clear
 from traceest_adapters.jax import arguments, checks, partition, placement
 from traceest_adapters.jax.batches import batched
-from traceest_adapters.jax.model import Model, traced
+from traceest_adapters.jax.model import Function, Model, Traced, traced
 from traceest_adapters.jax.operator import JaxJacobian
+from traceest_adapters.jax.routes import Routes
 
 
 @clear("jacobian(fn, params, *inputs)")
@@ -25,6 +26,7 @@ def jacobian(
     batch_axis: int | None = 0,
     feature_axis: int | None = None,
     in_axes: Any = "batch_axis",
+    kwargs: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
@@ -130,40 +132,39 @@ def jacobian(
     """
     check_arguments(inputs, batches, input, blocks, progress)
     arguments.check(fn, params, inputs, batch_axis, in_axes, chunk_size)
+    if batches is not None and kwargs:
+        raise TypeError(
+            "jacobian: kwargs= beside batches=; keyword inputs come in the batches, flags are bound into fn."
+        )
     parts, names, trained, fixed = partition.parameters(params, wrt)
     trained, fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
     axis = None if blocks == "batch" else batch_axis
+    programs: dict[Any, Traced] = {}  # read once for all batches of a shape
+    routes: dict[Model, Routes] = {}
 
-    def of(inputs: Any, check: bool, seen: bool = False) -> JaxJacobian:
-        inputs_parts, axes, split, shared = partition.batch(inputs, axis, in_axes)
-        model = Model(_hashable(fn), _hashable(output), axis, parts, inputs_parts, axes)
+    def of(inputs: Any, check: bool, look: bool) -> JaxJacobian:
+        inputs_parts, axes, split, shared = partition.batch(inputs, dict(kwargs or {}), axis, in_axes)
         split, shared = ([placement.automatic(x) for x in part] for part in (split, shared))
-        arrays = trained, fixed + shared, split
-        state_shapes = None if seen else checks.shapes(model, *arrays)
-        J = JaxJacobian(model, names, *arrays, chunk_size, memory_budget)
-        if state_shapes is None:
-            return J
-        J.state_shape = common.example_first(state_shapes, axis)
+        key = inputs_parts, axes, tuple((x.shape, x.dtype) for x in (*split, *shared))
+        if key not in programs:
+            function = Function(fn, output, axis, parts, inputs_parts, axes)
+            programs[key] = Model.of(function, trained, fixed + shared, split)
+        model, consts, shapes, not_alone = programs[key]
+        arrays = trained, fixed + shared + consts, split
+        J = JaxJacobian(model, names, *arrays, chunk_size, memory_budget, not_alone)
+        J.routes = routes.setdefault(model, J.routes).of(J, check, look)
+        J.state_shape = common.example_first(shapes, axis)
         J.feature_axis = common.feature_axis(J.state_shape, feature_axis, axis, -1)
         if check:
             checks.modes(J)
-            if not traced(arrays):
-                checks.values(J)
+        if look and not traced(arrays):
+            (checks.values if check else checks.look)(J)
         return J
 
     if batches is None:
-        return of(inputs, check)
-    make = lambda inputs, first, seen: of(inputs, check and first, seen)  # noqa: E731
+        return of(inputs, check, check)
+    make = lambda inputs, first, seen: of(inputs, check and first, check and not seen)  # noqa: E731
     return batched(make, batches, input, blocks, progress)
-
-
-def _hashable(f: Any) -> Any:
-    """`f` as part of a static argument: of a callable without a hash (a module that holds arrays), itself alone."""
-    try:
-        hash(f)
-    except TypeError:
-        return partition.Constant(f)
-    return f
 
 
 @clear("ntk(fn, params, *inputs)", jacobian)

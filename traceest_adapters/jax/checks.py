@@ -4,78 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from traceest_adapters import _state as common
-from traceest_adapters.jax import compiling, diagnosis, steps
+from traceest_adapters.jax import compiling, diagnosis, steps, verify
 from traceest_adapters.jax.model import Model
 
 SMALL = 2**12
 """Numbers of a model and its batch for which no program is optimised."""
-
-SHARED = "None for what all examples share (in_axes=(0, None))"
-ALSO = "dropout that draws one mask for the whole batch (switch it off, or give each example a key of its own)"
-
-
-def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[int, ...]]:
-    """The shapes of the state's arrays.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Unless the state is real floating, and inputs and state share their batch axis.
-    """
-    B = None if model.batch_axis is None else _batch_size(inputs, model.axes)
-    arrays = jax.tree.leaves(jax.eval_shape(model.state, trained, fixed, inputs))
-    if not arrays:
-        raise TypeError("jacobian: the state holds no array; fn must return arrays (see output=).")
-    for a in arrays:
-        if not jnp.issubdtype(a.dtype, jnp.floating):
-            raise TypeError(
-                f"jacobian: the state has dtype {a.dtype}, derivatives are defined for real floating states only; "
-                "select or convert a part of it with output=."
-            )
-    found = [a.shape for a in arrays]
-    if not sum(a.size for a in arrays):
-        raise ValueError(f"jacobian: the state is empty, of shape {' and '.join(map(str, found))}; give examples.")
-    if model.batch_axis is None:
-        return found
-    B_out = common.batch_size(found, model.batch_axis, "the state")
-    if B_out != B:
-        raise ValueError(
-            f"batch_axis={model.batch_axis}: {B} examples go in and {B_out} come out; give the right axis, select a "
-            "part of the output with output=, or give batch_axis=None."
-        )
-    return found
-
-
-def _batch_size(inputs: list[Any], axes: tuple[int, ...]) -> int:
-    """The number of examples that the inputs agree on."""
-    if not inputs:
-        raise ValueError(
-            "jacobian: there are no inputs with a batch axis, hence no batch; call it as jacobian(fn, params, "
-            "*inputs), give batch_axis=None, or check in_axes=."
-        )
-    for x, axis in zip(inputs, axes, strict=True):
-        if not -x.ndim <= axis < x.ndim:
-            raise ValueError(
-                f"batch_axis={axis}: an input of shape {x.shape} has no such axis; give the axis of independent "
-                f"examples, batch_axis=None if there is none, or in_axes= with {SHARED}."
-            )
-    lengths = sorted({x.shape[axis] for x, axis in zip(inputs, axes, strict=True)})
-    if len(lengths) > 1:
-        raise ValueError(
-            f"jacobian: the lengths {lengths} of the inputs along their batch axes differ; give in_axes= with the axis "
-            f"of each, and {SHARED}, or batch_axis=None."
-        )
-    if not lengths[0]:
-        raise ValueError(
-            f"jacobian: the batch is empty, inputs are of shape {' and '.join(str(x.shape) for x in inputs)}; give "
-            "at least one example."
-        )
-    return int(lengths[0])
 
 
 def modes(J: Any) -> None:
@@ -88,27 +25,31 @@ def modes(J: Any) -> None:
 
 
 def values(J: Any) -> None:
-    """Raise unless examples are independent and the state depends on the parameters."""
+    """Raise unless examples are independent and the state depends on the parameters; look at what is known of them."""
     axis = J.model.batch_axis
+    if J.not_alone is not None:
+        raise diagnosis.not_alone(axis, J.not_alone)
     if axis is not None and J._B > 1:
-        try:
-            arrays = J.trained, J.fixed, J.inputs, J._examples
-            optimise = not compiling.few(arrays, SMALL)
-            both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
-        except (TypeError, ValueError) as error:
-            diagnosis.shapes_alone(J)
-            raise common.not_independent(axis, f"one by itself, the model fails ({error})", ALSO) from error
+        diagnosis.same_size(J)
+        arrays = J.trained, J.fixed, J.inputs, J._examples
+        optimise = not compiling.few(arrays, SMALL)
+        both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
         difference, scale = map(float, both)
         if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
-            diagnosis.shapes_alone(J)
             why = f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
-            raise common.not_independent(axis, why, ALSO)
+            raise common.not_independent(axis, why, verify.ALSO)
+    if not J.lacking("reverse"):
+        look(J)
+        return
     # At random: a layer norm or a softmax at the end leaves nothing of ones. By NumPy, which has nothing to compile.
-    forward = bool(J.lacking("reverse"))
-    v = jnp.asarray(np.random.default_rng(0).standard_normal((J.shape[int(forward)], 1)), J.dtype)
-    derivatives = J.matmat(v) if forward else J.block_sqnorms(v)
-    if not np.any(np.asarray(derivatives) != 0):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((J.shape[1], 1)), J.dtype)
+    if not np.any(np.asarray(J.matmat(w)) != 0):
         raise common.no_dependence()
+
+
+def look(J: Any) -> None:
+    """What is known of the model's parameters, compared with a plain pass (`verify`)."""
+    J._understood  # noqa: B018 — found out when it is asked for
 
 
 def _alone_and_together(model: Model, lanes: int, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest_adapters.jax.model import traced
+from traceest_adapters.jax.program import registered
 
 
 def run(f: Callable[..., Any], static: tuple[Any, ...], arrays: tuple[Any, ...], *, optimise: bool) -> Any:
@@ -30,6 +31,7 @@ def few(arrays: Any, most: int) -> bool:
     return sum(jnp.size(x) for x in jax.tree.leaves(arrays)) <= most
 
 
+@registered
 @lru_cache(maxsize=256)
 def _jitted(f: Callable[..., Any], n_static: int, optimise: bool) -> Callable[..., Any]:
     options = None if optimise else {"xla_backend_optimization_level": 0}

@@ -15,11 +15,13 @@ from traceest_adapters import _reduction
 from traceest_adapters._calls import clear, in_order
 from traceest_adapters._state import selector
 from traceest_adapters._symmetric import Symmetric, check_finite
+from traceest_adapters.jax import program
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 from traceest_adapters.jax.partition import Wrt
+from traceest_adapters.jax.program import Program, registered
 
 Loss = Callable[..., Any]
 HESSIAN = (
@@ -198,7 +200,7 @@ def gauss_newton(
     """
     J = _jacobian(fn, loss, params, inputs, options, "gauss_newton")
     z = _outputs(J, loss, targets, "gauss_newton")
-    g, jvp = _linearise(loss, J.model.batch_axis, z, targets)
+    g, jvp = _linearise(*_traced(loss, J.model.batch_axis, z, targets), z, targets)
 
     def H(V: Any) -> Any:
         return _products(jvp, jnp.reshape(V.T, (V.shape[1], *z.shape)).astype(z.dtype))
@@ -305,13 +307,18 @@ def _examples(axis: int, z: Any, targets: Any, rows: Any) -> tuple[Any, Any]:
     return z[rows], jax.tree.map(chosen, targets)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
 def _alone(loss: Loss, axis: int, z: Any, targets: Any) -> Any:
     """The gradient of each example's loss by itself, the example being given twice; one by one, without batching."""
+    of_pair, consts = _traced(loss, axis, *_examples(axis, z, targets, jnp.array([0, 0])))
+    return _run_alone(of_pair, axis, consts, z, targets)
 
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1))
+def _run_alone(of_pair: Program, axis: int, consts: list[Any], z: Any, targets: Any) -> Any:
     def of(b: Any) -> Any:
         pair, chosen = _examples(axis, z, targets, jnp.stack([b, b]))
-        return jnp.sum(jax.grad(lambda z: _value(loss, axis, z, chosen))(pair), axis=0)
+        return jnp.sum(of_pair(consts, pair, *_arrays(chosen))[0], axis=0)
 
     return jax.lax.map(of, jnp.arange(len(z)))
 
@@ -346,22 +353,39 @@ def _value(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
     return loss(output) if targets is None else loss(output, targets)
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def _rows(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     return model.rows(trained, fixed, inputs)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+def _traced(loss: Loss, axis: int | None, z: Any, targets: Any) -> tuple[Program, list[Any]]:
+    """The loss's gradient by the outputs, as a program of them and the targets, and what it closes over."""
+    return program.trace(jax.grad(lambda z, targets: _value(loss, axis, z, targets)), z, targets)
+
+
 def _gradient(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
-    return jax.grad(lambda z: _value(loss, axis, z, targets))(z)
+    return _run(*_traced(loss, axis, z, targets), z, targets)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _linearise(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
+@registered
+@partial(jax.jit, static_argnums=0)
+def _run(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
+    return of_loss(consts, z, *_arrays(targets))[0]
+
+
+@registered
+@partial(jax.jit, static_argnums=0)
+def _linearise(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
     """The loss's gradient by the outputs, and its pushforward."""
-    return jax.linearize(jax.grad(lambda z: _value(loss, axis, z, targets)), z)
+    return jax.linearize(lambda z: of_loss(consts, z, *_arrays(targets))[0], z)
 
 
+def _arrays(targets: Any) -> list[Any]:
+    return jax.tree.leaves(targets)
+
+
+@registered
 @jax.jit
 def _products(jvp: Any, T: Any) -> Any:
     """(c, …) → (n, c)."""
@@ -369,6 +393,7 @@ def _products(jvp: Any, T: Any) -> Any:
     return jnp.reshape(out, (out.shape[0], -1)).T
 
 
+@registered
 @jax.jit
 def _product(jvp: Any, t: Any) -> Any:
     """One tangent → (n, 1), without `jax.vmap`."""

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from traceest_adapters import _state as common
+from traceest_adapters.jax.states import FAILS
 
 
-def shapes_alone(J: Any) -> None:
-    """Raise if the shapes of one example's state tell that it is made of more than that example.
-
-    Raises
-    ------
-    ValueError
-        If the model fails on a batch of one, makes several examples of it, or a state of another size.
-    """
-    model, axis, B = J.model, J.model.batch_axis, J._B
-    one = [jax.ShapeDtypeStruct((*x.shape[:a], 1, *x.shape[a:][1:]), x.dtype) for x, a in _with_axes(J)]
-    try:
-        arrays = jax.tree.leaves(jax.eval_shape(model.state, J.trained, J.fixed, one))
-        n = sum(a.size for a in arrays)
-        made = max((a.shape[axis] for a in arrays if -a.ndim <= axis < a.ndim), default=1)
-    except (TypeError, ValueError, IndexError) as error:
-        what = str(error).strip().splitlines()[0]
-        if f"({B}," in what or f"{B})" in what:
-            raise common.closes_over(axis, f"given one example, it fails ({what})") from error
-        raise common.fails_alone(axis, what) from error
-    if made != 1:
-        shapes = " and ".join(str(a.shape) for a in arrays)
-        raise common.closes_over(axis, f"given one example, it returns {made} of shape {shapes}")
-    if n != J.shape[0] // B:
-        raise common.other_size(axis, J.shape[0] // B, n, B)
+def not_alone(axis: int | None, why: str) -> ValueError:
+    """The error for a model of which there is no state of one example, for the reason found when it was traced."""
+    if why.startswith(FAILS):
+        return common.fails_alone(axis, why.removeprefix(FAILS).strip(" ()"))
+    return ValueError(f"batch_axis={axis}: {why}.")
 
 
-def _with_axes(J: Any) -> list[tuple[Any, int]]:
-    return [(x, a % x.ndim) for x, a in zip(J.inputs, J.model.axes, strict=True)]
+def same_size(J: Any) -> None:
+    """Raise if an example's state has another size by itself than in the batch."""
+    alone, n = J.model.alone.jaxpr.outvars[0].aval.shape[1], J.shape[0] // J._B
+    if alone != n:
+        raise common.other_size(J.model.batch_axis, n, alone, J._B)

@@ -23,6 +23,7 @@ from traceest_adapters import _memory as memory
 from traceest_adapters.jax import layers, steps, units
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.plan import Plan, sorted_out
+from traceest_adapters.jax.program import registered
 from traceest_adapters.jax.pullback import BranchError, count, pulled, row, tapped
 from traceest_adapters.jax.rules import Use
 from traceest_adapters.jax.tape import Tape
@@ -35,6 +36,7 @@ def plan(model: Model, trained: list[Any], fixed: list[Any], examples: Any) -> P
     return _plan(model, tuple(leaves), treedef, memory.budget())
 
 
+@registered
 @lru_cache(maxsize=64)
 def _plan(model: Model, leaves: tuple[Any, ...], treedef: Any, budget: int) -> Plan:
     """For this budget, which what is worth holding depends on."""
@@ -60,29 +62,85 @@ def _new(tapes: list[Tape], examples: int) -> Tape:
 
 
 # -- compiled steps ---------------------------------------------------------------------------------------------
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def sqnorms(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], forms: list[units.Forms], U: Any) -> Any:
     """Σ over the parameters understood of ‖g_{b,i}‖²: (B, c), of (c, B, n_b), or where cells have forms of (n, c)."""
     if U.ndim == 2:  # what goes through the loop one step at a time need not be turned around before
         U = steps.probes_first(U, len(forms[0].N))
-    taps, copies, states = pulled(pullback, U)
+    cells, of_leaves = _apart(plan, dtype, pullback, operands, forms, U)
     total: Any = jnp.zeros((U.shape[1], U.shape[0]), dtype)
-    for squares in of_cells(plan, dtype, forms, states):
-        total = total + squares
+    for found in (*cells, *of_leaves.values()):
+        total = total + found
+    return total
+
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1))
+def gaps(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], U: Any, signs: Any, expected: list[Any]) -> Any:
+    """How far every parameter's gradients are from what they are known to be: (leaves, 3, 2).
+
+    Of the largest entries, the difference and what it is to be compared with: for Σ_b s_b J_bᵀu_b of one probe u,
+    (1, B, n_b), `expected` in the parameters' own shapes; and for norms and inner products of two examples, as they are
+    found from factors, those of gradients that are formed.
+    """
+    taps, copies, _ = pulled(pullback, U)
+    found = []
+    for leaf in plan.weights:
+        f = _of_leaf(plan, leaf, dtype, operands, taps)
+        total = layers.signed(f, signs)
+        right = layers.as_formed(plan.uses[plan.of(leaf)[0]], expected[leaf]).astype(dtype)
+        found.append(jnp.stack([_gap(total, right), *_gaps_of_two(f)]))
+    for leaf, g in zip(plan.small, copies, strict=True):
+        total = jnp.tensordot(signs.astype(dtype), g[:, 0].astype(dtype), 1)
+        gap = _gap(total, jnp.reshape(expected[leaf], total.shape).astype(dtype))
+        found.append(jnp.stack([gap, *[jnp.zeros_like(gap).at[1].set(1)] * 2]))
+    return jnp.stack(found)
+
+
+def _gap(found: Any, expected: Any) -> Any:
+    return jnp.stack([jnp.max(jnp.abs(found - expected)), jnp.max(jnp.abs(expected))])
+
+
+def _gaps_of_two(f: layers.Outer) -> list[Any]:
+    """Of the first and the last example."""
+    left, right = (x[:: max(1, len(x) - 1)][:2] for x in (f.left, f.right))
+    s = layers.largest(left)  # no square leaves the range of numbers
+    two = layers.Outer(left / s, right, f.table)
+    g = jax.vmap(lambda a, b: layers.formed(layers.Outer(a, b, f.table)))(two.left, two.right)
+    g = jnp.reshape(g, (*g.shape[:2], -1))
+    squares = jax.vmap(lambda a, b: layers.sqnorms(layers.Outer(a, b, f.table)))(two.left, two.right)
+    return [_gap(squares, jnp.sum(jnp.square(g), -1)), _gap(layers.gram(two, two), layers.inner(g, g))]
+
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1))
+def squares_apart(
+    plan: Plan, dtype: Any, pullback: Any, operands: list[Any], forms: list[units.Forms], U: Any
+) -> tuple[list[Any], dict[int, Any]]:
+    """‖g_{b,i}‖² of each cell's parameters together, and of each other parameter understood: (B, c) each."""
+    return _apart(plan, dtype, pullback, operands, forms, U)
+
+
+def _apart(
+    plan: Plan, dtype: Any, pullback: Any, operands: list[Any], forms: list[units.Forms], U: Any
+) -> tuple[list[Any], dict[int, Any]]:
+    taps, copies, states = pulled(pullback, U)
+    of_leaves = {}
     for leaf in plan.weights:
         if any(leaf in cell.leaves for cell in plan.cells):
             continue
         at = plan.of(leaf)
         uses, arrays = [plan.uses[i] for i in at], ([operands[i] for i in at], [taps[i] for i in at])
-
-        def norms(arrays: Any, uses: list[Use] = uses) -> Any:
-            return layers.sqnorms(factors(uses, dtype, *arrays))
-
         size = _held(uses, dtype, arrays)
-        total = total + layers.over_examples(norms, arrays, size)
-    for g in copies:
-        total = total + jnp.sum(jnp.square(jnp.reshape(g.astype(dtype), (*g.shape[:2], -1))), -1)
-    return total
+        of_leaves[leaf] = layers.over_examples(partial(_squares, uses, dtype), arrays, size)
+    for leaf, g in zip(plan.small, copies, strict=True):
+        of_leaves[leaf] = jnp.sum(jnp.square(jnp.reshape(g.astype(dtype), (*g.shape[:2], -1))), -1)
+    return of_cells(plan, dtype, forms, states), of_leaves
+
+
+def _squares(uses: list[Use], dtype: Any, arrays: Any) -> Any:
+    return layers.sqnorms(factors(uses, dtype, *arrays))
 
 
 def of_cells(plan: Plan, dtype: Any, forms: list[units.Forms], states: list[Any]) -> list[Any]:
@@ -101,6 +159,7 @@ def _held(uses: list[Use], dtype: Any, arrays: Any) -> int:
     return found[0] * jnp.dtype(dtype).itemsize
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def deltas(plan: Plan, some: Plan, pullback: Any, U: Any) -> Any:
     """What the probes U, (c, B, n_b), give at the taps of `some` parameters: (B, c, …) each."""
@@ -113,12 +172,14 @@ def of_some(plan: Plan, some: Plan, taps: list[Any], copies: list[Any]) -> tuple
     return plan.at(taps, some.weights), [g for g, leaf in zip(copies, plan.small, strict=True) if leaf in some.small]
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def gram(some: Plan, dtype: Any, operands: list[Any], P: Any, Q: Any) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩, summed over some parameters, from two pieces' `deltas`: (B, c, B, c)."""
     return _gram((some, some), dtype, (operands, operands), (P, Q))
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def cross_gram(both: tuple[Plan, Plan], dtype: Any, operands: tuple[Any, Any], deltas: tuple[Any, Any]) -> Any:
     """The same of two batches, each with a plan for the same parameters, operands and `deltas`: (B, c, B′, c)."""
@@ -153,6 +214,7 @@ def better_formed(some: Plan, dtype: Any, operands: list[Any], taps: list[Any]) 
     return found
 
 
+@registered
 @lru_cache(maxsize=256)
 def _better_formed(uses: tuple[Use, ...], dtype: Any, xs: Any, ds: Any, budget: int) -> int | None:
     found = []
@@ -165,6 +227,7 @@ def _better_formed(uses: tuple[Use, ...], dtype: Any, xs: Any, ds: Any, budget: 
     return found[0]
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def formed(some: Plan, dtype: Any, tiles: int, operands: list[Any], tile: Any, taps: list[Any]) -> Any:
     """One of `tiles` parts of the gradients of some weights, from a piece's `deltas`: (B, c, P / tiles)."""

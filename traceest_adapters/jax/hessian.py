@@ -11,6 +11,7 @@ import traceest as te
 from traceest_adapters._symmetric import Symmetric
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
+from traceest_adapters.jax.program import registered
 
 
 class JaxHessian(te.Operator):
@@ -42,18 +43,21 @@ class JaxHessian(te.Operator):
         return self._of._columns(lambda T: product(self._jvp, T), self._of._tangents(X), 1)
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def linearise_gradient(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     """The pushforward of the gradient, residuals included."""
     return jax.linearize(jax.grad(lambda p: model.rows(p, fixed, inputs)[0, 0]), trained)[1]
 
 
+@registered
 @jax.jit
 def products(jvp: Any, T: Any) -> Any:
     """A (c, …) tangent for each parameter → the same of H times it."""
     return jax.vmap(jvp)(T)
 
 
+@registered
 @jax.jit
 def product(jvp: Any, T: Any) -> Any:
     """The same of one tangent, (1, …) for each parameter, without `jax.vmap`."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def branches(jaxpr: Any) -> bool:
@@ -18,6 +19,13 @@ def largest(jaxpr: Any) -> int:
     made = [out.aval for eqn in jaxpr.eqns for out in eqn.outvars]
     sizes = [a.size * a.dtype.itemsize for a in made if hasattr(a, "size")]
     return max([0, *sizes, *map(largest, inner(jaxpr))])
+
+
+def coarsest(jaxpr: Any) -> float:
+    """The largest rounding, relative, of the floating values that are made in it."""
+    made = [out.aval.dtype for eqn in jaxpr.eqns for out in eqn.outvars if hasattr(out.aval, "dtype")]
+    rounded = [float(jnp.finfo(dtype).eps) for dtype in set(made) if jnp.issubdtype(dtype, jnp.floating)]
+    return max([0.0, *rounded, *map(coarsest, inner(jaxpr))])
 
 
 def inner(jaxpr: Any) -> Iterator[Any]:

@@ -180,6 +180,31 @@ def formed(f: Outer) -> Any:
     return g if both else g[None]
 
 
+def signed(f: Outer, signs: Any) -> Any:
+    """Σ_b s_b g_b of all examples' factors, for one probe: (G, o, i)."""
+    left = f.left[:, 0] * signs.astype(f.left.dtype)[:, None, None, None]
+    if f.table is None:
+        return jnp.einsum("btgo,btgi->goi", left, f.right[:, 0])
+    at = jnp.where(f.right[:, 0] < 0, f.table, f.right[:, 0])
+    zeros = jnp.zeros((f.table, left.shape[-1]), left.dtype)
+    return zeros.at[at].add(left[:, :, 0], mode="drop").T[None]
+
+
+def as_formed(use: Use, g: Any) -> Any:
+    """A gradient in the shape of its weight, as `formed` has it: (G, o, i)."""
+    g = jnp.reshape(g, use.shape)
+    n = 1 if use.conv is None else use.conv.groups
+    if n > 1:  # a convolution in groups has them among its channels, before those of one group
+        (axis, _), *_ = use.out
+        g = jnp.moveaxis(jnp.reshape(g, (*g.shape[:axis], n, -1, *g.shape[axis + 1 :])), axis, 0)
+    shift = int(n > 1)
+    groups = sorted(axis for axis, *_ in use.groups if axis >= 0)
+    sides = [sorted(a for a, _ in pairs if a is not None) for pairs in (use.out, use.into)]
+    order = [*range(shift), *(shift + a for a in (*groups, *sides[0], *sides[1]))]
+    lengths = [prod(use.shape[a] for a in axes) for axes in (groups, sides[1])]
+    return jnp.reshape(jnp.transpose(g, order), (n * lengths[0], -1, lengths[1]))
+
+
 # -- Gram matrices ------------------------------------------------------------------------------------------------
 def gram(P: Outer, Q: Outer) -> Any:
     """⟨g_{b,i}, g_{c,j}⟩ for the probes i of P and j of Q, each of all examples of a batch: (B, c, C, d)."""

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import ghost, modes, placement, pullback, steps, verify
+from traceest_adapters.jax import diagnosis, ghost, modes, placement, pullback, steps, verify
 from traceest_adapters.jax.grams import Grams
 from traceest_adapters.jax.model import Model, has_tracers, traced
 from traceest_adapters.jax.plan import Plan
+from traceest_adapters.jax.routes import Routes
 from traceest_adapters.jax.sketch import Sketch, Sketched
 
 MOST = 4
@@ -71,6 +72,7 @@ class JaxJacobian(te.Operator):
         inputs: Any,
         chunk_size: int | None = None,
         memory_budget: int | None = None,
+        not_alone: str | None = None,
     ) -> None:
         self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
         state = jax.eval_shape(model.rows, trained, fixed, inputs)
@@ -85,10 +87,11 @@ class JaxJacobian(te.Operator):
         self.memory_budget = memory.given(memory_budget)
         self.chunk_size = self._affordable() if chunk_size is None else chunk_size
         self._B, self._state_dtype = state.shape[0], state.dtype
-        self._lacks: dict[modes.Mode, str | None] = {}
+        self._modes: dict[modes.Mode, modes.Found] = {}
+        self.not_alone, self.routes = not_alone, Routes(self)
 
     def _affordable(self) -> int:
-        largest = self.model.largest(self.trained, self.fixed, self.inputs)
+        largest = self.model.largest
         gradient = sum(p.nbytes for p in self.trained)
         with memory.within(self.memory_budget):
             return memory.probes_to_a_pass(gradient + 4 * largest, largest, CACHE, MOST)
@@ -115,14 +118,21 @@ class JaxJacobian(te.Operator):
     def _lanes(self) -> int:
         return placement.lanes(self._examples)
 
+    @property
+    def _way(self) -> int:
+        """Runs side by side in which examples are gone through one after another."""
+        return self._lanes if self.routes.maps("examples") else 1
+
     @once
     def _understood(self) -> Plan:
+        if self.not_alone is not None:
+            raise diagnosis.not_alone(self.model.batch_axis, self.not_alone)
         arrays = self.trained, self.fixed, self._examples
         with memory.within(self.memory_budget):
             plan = ghost.plan(self.model, *arrays)
-        if traced(arrays) or not (plan.weights or plan.small):
-            return plan
-        return verify.verified(plan, self.model, *arrays, self.shape[0] // self._B)
+            if not self.routes.look or traced(arrays):
+                return self.routes.as_seen(plan)
+            return self.routes.seen(verify.verified(plan, self))
 
     @property
     def _plan(self) -> Plan:
@@ -140,6 +150,17 @@ class JaxJacobian(te.Operator):
     def _stepwise(self) -> Any:
         return self._tapped(self._simpler)
 
+    @cached_property
+    def _right_units(self) -> bool:
+        """Whether loops are to be taken unit by unit."""
+        if "units" in self.routes.unlooked and not traced((self.trained, self.inputs)):
+            self.routes.unlooked.discard("units")
+            self.routes.mapped["units"] = verify.units_are_right(self._understood, self)
+        right = self.routes.mapped.get("units", True)
+        if not right:
+            self.__dict__["_understood"] = self._understood.without_units
+        return right
+
     @once
     def _unrolled(self) -> Any:
         return self._tapped(self._understood)
@@ -152,29 +173,34 @@ class JaxJacobian(te.Operator):
 
     def lacking(self, mode: modes.Mode) -> str | None:
         """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
-        if mode not in self._lacks:  # asked before every product, and each time a walk over all arrays
-            self._lacks[mode] = modes.lacking(self.model, mode, self.trained, self.fixed, self.inputs)
-        return self._lacks[mode]
+        return self.found(mode).lacking
+
+    def found(self, mode: modes.Mode) -> modes.Found:
+        """What a trace tells of a mode."""
+        if mode not in self._modes:  # asked before every product, and each time a walk over all arrays
+            inputs = [x[0] for x in self._examples] if mode == "alone" else self.inputs
+            self._modes[mode] = modes.found(self.model, mode, self.trained, self.fixed, inputs)
+        return self._modes[mode]
 
     # -- products -----------------------------------------------------------------------------------
     @modes.needs("reverse")
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
-        return self._columns(lambda U: steps.vjps(self._vjp, U), self._cotangents(V), V.shape[1])
+        return self._columns(self.routes.reverse, self._cotangents(V), V.shape[1])
 
     @modes.needs("forward")
     @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
-        step = lambda T: steps.matmat(self._jvp, T).astype(self.dtype)  # noqa: E731
+        step = lambda T: self.routes.forward(T).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._tangents(W), W.shape[1])
 
     @modes.needs("reverse", "forward")
     @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
-        step = lambda U: steps.gram_matmat(self._vjp, self._jvp, U).astype(self.dtype)  # noqa: E731
+        step = lambda U: self.routes.gram(U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V), V.shape[1])
 
     @modes.needs("reverse")
@@ -182,7 +208,7 @@ class JaxJacobian(te.Operator):
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
         cells = bool(self._understood.cells)
-        unrolled = cells and V.shape[1] > FEW
+        unrolled = cells and V.shape[1] > FEW and self._right_units
         plan, tapped = (self._plan, self._unrolled) if unrolled else (self._step_plan, self._stepwise)
         pieces: Iterable[Any] = self._wide(V) if unrolled else self._cotangents(V, PAIR if cells else None)
         return self._by_chunks(lambda U: self._sqnorms(plan, tapped, U).astype(self.dtype), pieces, V.shape[1])
@@ -193,7 +219,7 @@ class JaxJacobian(te.Operator):
             parts.append(ghost.sqnorms(plan, self.dtype, *tapped, U))
         if plan.rest:
             arrays = self.trained, self.fixed, self._examples, steps.probes_first(U, self._B) if U.ndim == 2 else U
-            parts.append(steps.block_sqnorms(self.model, plan.rest, self._lanes, *arrays))
+            parts.append(steps.block_sqnorms(self.model, plan.rest, self._way, *arrays, self.routes.maps("examples")))
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
     @modes.needs("reverse")
@@ -227,7 +253,8 @@ class JaxJacobian(te.Operator):
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
         plan = self._step_plan
-        of_all = Sketched(self.model, plan, self._lanes, self.trained, self.fixed, self._examples, self.dtype)
+        way = self._way, self.routes.maps("examples")
+        of_all = Sketched(self.model, plan, way, self.trained, self.fixed, self._examples, self.dtype)
         return Sketch(of_all, self._stepwise, self._cotangents(V), V.shape[1])
 
     @property
@@ -247,7 +274,8 @@ class JaxJacobian(te.Operator):
         return steps.assembled(k, self.dtype, found)
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
-        return steps.block_grads(self.model, group, self._lanes, self.trained, self.fixed, self._examples, U)
+        arrays = self.trained, self.fixed, self._examples, U
+        return steps.block_grads(self.model, group, self._way, *arrays, self.routes.maps("examples"))
 
     # -- columns in chunks of one size, so that a new number of probes compiles no product ---------------
     def _cotangents(self, V: Any, most: int | None = None) -> list[Any]:

@@ -92,7 +92,7 @@ def parameters(params: Any, wrt: Wrt) -> tuple[Partition, list[str], list[Any], 
     paths, treedef = jax.tree.flatten_with_path(params)
     names, leaves = [dotted(path) for path, _ in paths], [leaf for _, leaf in paths]
     chosen = _chosen(params, names, leaves, wrt)
-    leaves = [jnp.asarray(x) if is_array(x) or (x_chosen and type(x) is float) else x
+    leaves = [_own(x) if is_array(x) or (x_chosen and type(x) is float) else x
               for x, x_chosen in zip(leaves, chosen, strict=True)]  # fmt: skip
     kinds = [_kind(leaf, c) for leaf, c in zip(leaves, chosen, strict=True)]
     partition, trained, fixed = Partition.of(leaves, treedef, kinds)
@@ -161,7 +161,7 @@ def _shown(wrt: Any) -> str:
 
 # -- inputs -------------------------------------------------------------------------------------------------
 def batch(
-    inputs: tuple[Any, ...], batch_axis: int | None, in_axes: Any
+    inputs: tuple[Any, ...], kwargs: dict[str, Any], batch_axis: int | None, in_axes: Any
 ) -> tuple[Partition, tuple[int, ...], list[Any], list[Any]]:
     """The static part of the inputs, the batch axes of the arrays that have one, these, and those that are shared.
 
@@ -172,17 +172,29 @@ def batch(
     ValueError
         If `in_axes` does not fit the inputs, or names axes where there is no batch axis.
     """
-    leaves, treedef = jax.tree.flatten(inputs)
-    leaves = [jnp.asarray(x) if is_array(x) else x for x in leaves]
+    leaves, treedef = jax.tree.flatten((inputs, kwargs))
+    leaves = [_own(x) if is_array(x) else x for x in leaves]
     if batch_axis is None:
         if in_axes not in ("batch_axis", None):
             raise ValueError(f"jacobian: in_axes={in_axes!r} with batch_axis=None; give the state's batch_axis too.")
         partition, whole, shared = Partition.of(leaves, treedef, [True if is_array(x) else None for x in leaves])
         return partition, (), whole, shared
-    axes = _axes(inputs, batch_axis if in_axes == "batch_axis" else in_axes)
+    given = isinstance(in_axes, (tuple, list)) and bool(kwargs)
+    if given and len(in_axes) == len(inputs) + 1:  # the last is for the keywords
+        axes = _axes(inputs, in_axes[:-1]) + _axes((kwargs,), (in_axes[-1],))
+    elif given:
+        axes = _axes(inputs, in_axes) + _axes((kwargs,), batch_axis)
+    else:
+        several = (*inputs, kwargs) if kwargs else inputs
+        axes = _axes(several, batch_axis if in_axes == "batch_axis" else in_axes)
     kinds = [(a is not None and x.ndim > 0) if is_array(x) else None for x, a in zip(leaves, axes, strict=True)]
     partition, batched, shared = Partition.of(leaves, treedef, kinds)
     return partition, tuple(a for a, kind in zip(axes, kinds, strict=True) if kind and a is not None), batched, shared
+
+
+def _own(x: Any) -> Any:
+    """As an array that nobody changes: those of NumPy are copied, for JAX may go on using their memory."""
+    return jnp.array(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
 
 
 def _axes(inputs: tuple[Any, ...], in_axes: Any) -> list[int | None]:

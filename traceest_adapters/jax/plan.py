@@ -55,6 +55,16 @@ class Plan(NamedTuple):
         loops = tuple(loop.chosen(among) for loop in self.loops if among & set(loop.leaves))
         return Plan(uses, pick(self.weights), pick(self.small), pick(self.rest), loops, self.budget)
 
+    def without(self, leaves: set[int]) -> Plan:
+        """The plan with some parameters left to be treated example by example."""
+        kept = self.chosen({*self.weights, *self.small} - leaves)
+        return kept._replace(rest=tuple(sorted({*self.rest, *leaves})))
+
+    @property
+    def without_units(self) -> Plan:
+        """The same with all loops gone through step by step."""
+        return self._replace(loops=tuple(loop.with_units(set()) for loop in self.loops))
+
 
 def sorted_out(tape: Tape, sizes: list[int]) -> Plan:
     """The plan that a walk's tape amounts to, for parameters of these sizes."""

@@ -12,6 +12,7 @@ from traceest_adapters.jax import layers, units
 from traceest_adapters.jax.jaxprs import branches
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.plan import Plan
+from traceest_adapters.jax.program import registered
 from traceest_adapters.jax.rules import View
 from traceest_adapters.jax.tape import Known, Prepared, Ready, Tape
 from traceest_adapters.jax.taps import walk
@@ -41,6 +42,7 @@ def _view(leaf: int, p: Any) -> View:
     return View(leaf, shape, tuple(None if n == 1 else next(axes) for n in p.shape))
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def prepare(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any) -> tuple[list[Ready], list[units.Forms]]:
     """What is needed of the loops whose transitions are made, before there are taps, and the forms of their cells."""
@@ -52,6 +54,7 @@ def prepare(model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any) -
     return [made.ready for made in prepared], [_forms(plan, dtype, cell, made, operands) for cell, made in both]
 
 
+@registered
 @partial(jax.jit, static_argnums=(0, 1))
 def linearise(
     model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, ready: list[Ready]

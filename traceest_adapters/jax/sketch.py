@@ -21,7 +21,7 @@ class Sketched(NamedTuple):
 
     model: Model
     plan: Plan
-    lanes: int
+    way: tuple[int, bool]  # runs side by side, and whether probes go through at once
     trained: list[Any]
     fixed: list[Any]
     examples: Any
@@ -33,7 +33,8 @@ class Sketched(NamedTuple):
 
     def grads(self, leaves: tuple[int, ...], U: Any) -> list[Any]:
         """Gradients by some parameters, formed: (B, c, P_leaf) each."""
-        g, found, start = steps.block_grads(self.model, leaves, self.lanes, *self._arrays, U), [], 0
+        lanes, mapped = self.way
+        g, found, start = steps.block_grads(self.model, leaves, lanes, *self._arrays, U, mapped), [], 0
         for i in leaves:
             found.append(g[:, :, start : start + self.trained[i].size])
             start += self.trained[i].size

@@ -12,24 +12,55 @@ import jax.numpy as jnp
 
 from traceest_adapters.jax import layers
 from traceest_adapters.jax.model import Model
+from traceest_adapters.jax.program import registered
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def linearise_reverse(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     """The pullback of the whole batch's state, residuals included."""
     return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1]
 
 
+@registered
 @partial(jax.jit, static_argnums=0)
 def linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
     """The pushforward of the whole batch's state, residuals included."""
     return jax.linearize(lambda p: model.rows(p, fixed, inputs), trained)[1]
 
 
+@registered
+@partial(jax.jit, static_argnums=0)
+def plain(model: Model, trained: Any, fixed: Any, inputs: Any, u: Any) -> list[Any]:
+    """Jᵀu by one backward pass of the model as it is, u of (B, n_b): a gradient for each parameter."""
+    return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1](u)[0]
+
+
+@registered
 @jax.jit
-def vjps(vjp: Any, U: Any) -> Any:
+def vjp(vjp: Any, u: Any) -> list[Any]:
+    """(B, n_b) → a gradient for each parameter, nothing being mapped."""
+    found: list[Any] = vjp(u)[0]
+    return found
+
+
+@registered
+@jax.jit
+def jvp(jvp: Any, t: list[Any]) -> Any:
+    """A tangent for each parameter → (n,), nothing being mapped."""
+    return jnp.ravel(jvp(t))
+
+
+@registered
+@partial(jax.jit, static_argnums=2)
+def vjps(vjp: Any, U: Any, mapped: bool = True) -> Any:
     """(c, B, n_b) → a (c, …) gradient for each parameter."""
-    return jax.vmap(vjp)(U)[0]
+    return over(mapped)(vjp, U)[0]
+
+
+def over(mapped: bool) -> Callable[[Callable[..., Any], Any], Any]:
+    """All probes at once, or, for what has no batching rule or a wrong one, one after another."""
+    return (lambda f, xs: jax.vmap(f)(xs)) if mapped else jax.lax.map
 
 
 @jax.jit
@@ -40,38 +71,25 @@ def columns(pieces: list[list[Any]]) -> Any:
     return jnp.concatenate([jnp.concatenate(list(map(rows, leaf))).T for leaf in zip(*pieces, strict=True)])
 
 
-@jax.jit
-def matmat(jvp: Any, T: Any) -> Any:
+@registered
+@partial(jax.jit, static_argnums=2)
+def matmat(jvp: Any, T: Any, mapped: bool = True) -> Any:
     """A (c, …) tangent for each parameter → (n, c)."""
-    out = jax.vmap(jvp)(T)
+    out = over(mapped)(jvp, T)
     return jnp.reshape(out, (out.shape[0], -1)).T
 
 
-@jax.jit
-def gram_matmat(vjp: Any, jvp: Any, U: Any) -> Any:
+@registered
+@partial(jax.jit, static_argnums=3)
+def gram_matmat(vjp: Any, jvp: Any, U: Any, mapped: bool = True) -> Any:
     """(c, B, n_b) → (n, c)."""
-    out = jax.vmap(lambda u: jvp(*vjp(u)))(U)
+    out = over(mapped)(lambda u: jvp(*vjp(u)), U)
     return jnp.reshape(out, (out.shape[0], -1)).T
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@registered
+@partial(jax.jit, static_argnums=(0, 1, 2, 7))
 def block_sqnorms(
-    model: Model, group: tuple[int, ...], lanes: int, trained: Any, fixed: Any, examples: Any, U: Any
-) -> Any:
-    """(c, B, n_b) → (B, c), of the parameters in `group`: a scan over examples, the probes mapped inside."""
-    return _by_example(squares, model, group, lanes, trained, fixed, examples, U)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def block_grads(
-    model: Model, group: tuple[int, ...], lanes: int, trained: Any, fixed: Any, examples: Any, U: Any
-) -> Any:
-    """Gradients of the parameters in `group`, (B, c, P_group)."""
-    return _by_example(flat, model, group, lanes, trained, fixed, examples, U)
-
-
-def _by_example(
-    of: Callable[[list[Any]], Any],
     model: Model,
     group: tuple[int, ...],
     lanes: int,
@@ -79,20 +97,77 @@ def _by_example(
     fixed: Any,
     examples: Any,
     U: Any,
+    mapped: bool = True,
 ) -> Any:
+    """(c, B, n_b) → (B, c), of the parameters in `group`: a scan over examples, the probes mapped inside."""
+    grads = _of_one(model, group, trained, fixed, mapped)
+    return scanned(lambda x: squares(grads(*x)), (examples, jnp.swapaxes(U, 0, 1)), lanes)
+
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1, 2, 7))
+def block_grads(
+    model: Model,
+    group: tuple[int, ...],
+    lanes: int,
+    trained: Any,
+    fixed: Any,
+    examples: Any,
+    U: Any,
+    mapped: bool = True,
+) -> Any:
+    """Gradients of the parameters in `group`, (B, c, P_group)."""
+    grads = _of_one(model, group, trained, fixed, mapped)
+    return scanned(lambda x: flat(grads(*x)), (examples, jnp.swapaxes(U, 0, 1)), lanes)
+
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1, 2, 8))
+def signed_grads(
+    model: Model,
+    group: tuple[int, ...],
+    lanes: int,
+    trained: Any,
+    fixed: Any,
+    examples: Any,
+    U: Any,
+    signs: Any,
+    mapped: bool = True,
+) -> list[Any]:
+    """Σ_b s_b J_bᵀu_b of one probe u, (1, B, n_b), of each parameter in `group`, by the same passes."""
+    grads = _of_one(model, group, trained, fixed, mapped)
+
+    def add(total: list[Any], x: Any) -> tuple[list[Any], None]:
+        example, u, s = x
+        return [t + s.astype(t.dtype) * g[0] for t, g in zip(total, grads(example, u), strict=True)], None
+
+    def run(xs: Any) -> list[Any]:
+        return jax.lax.scan(add, [jnp.zeros_like(trained[i]) for i in group], xs)[0]
+
+    xs = examples, jnp.swapaxes(U, 0, 1), signs
+    if lanes == 1:
+        return run(xs)
+    runs = jax.tree.map(lambda x: jnp.reshape(x, (lanes, -1, *x.shape[1:])), xs)
+    return [jnp.sum(g, 0) for g in jax.vmap(run)(runs)]
+
+
+def _of_one(
+    model: Model, group: tuple[int, ...], trained: Any, fixed: Any, mapped: bool
+) -> Callable[[Any, Any], list[Any]]:
+    """The gradients of an example for its probes, (c, n_b) → (c, …) for each parameter in `group`."""
+
     def some(p: Any) -> Any:
         everything = list(trained)
         for i, leaf in zip(group, p, strict=True):
             everything[i] = leaf
         return everything
 
-    def one(example_and_probes: Any) -> Any:
-        example, u = example_and_probes
+    def one(example: Any, u: Any) -> list[Any]:
         chosen = [trained[i] for i in group]
-        (grads,) = jax.vmap(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1])(u)
-        return of(grads)
+        found: list[Any] = over(mapped)(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1], u)[0]
+        return found
 
-    return scanned(one, (examples, jnp.swapaxes(U, 0, 1)), lanes)
+    return one
 
 
 def scanned(f: Callable[[Any], Any], xs: Any, lanes: int) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Literal
 
 from traceest_adapters.jax import loops
+from traceest_adapters.jax.program import evaluated
 from traceest_adapters.jax.rules import RULES, View
 from traceest_adapters.jax.tape import Known, Tape, known_of, sources_of
 
@@ -50,7 +51,7 @@ def _step(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
         return loops.checkpoint(walk, eqn, inputs, tape) if again else walk(inner.jaxpr, inner.consts, inputs, tape)
     if followed and name == "scan":
         return loops.scan(walk, eqn, inputs, tape)
-    out = _evaluate(eqn, [known.value for known in inputs])
+    out = evaluated(eqn, [known.value for known in inputs])
     view = _reordered(eqn, inputs) if followed else None
     if followed and view is None:
         if name in RULES:
@@ -58,14 +59,6 @@ def _step(eqn: Any, inputs: list[Known], tape: Tape) -> list[Known]:
         else:
             tape.spoil(*inputs)
     return known_of(out, inputs, tape, view)
-
-
-def _evaluate(eqn: Any, values: list[Any]) -> list[Any]:
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # up to JAX 0.9, functions come apart
-    with eqn.ctx.manager:
-        out = eqn.primitive.bind(*functions, *values, **params)
-    return list(out) if eqn.primitive.multiple_results else [out]
 
 
 def _tapped(eqn: Any, inputs: list[Known], z: Any, tape: Tape) -> Any:
