@@ -85,3 +85,24 @@ def test_a_parameter_that_is_not_used_beside_one_that_is_is_no_error() -> None:
         lambda p, x: x @ p["w"] + 0 * p["v"], normal(0, 4, 3), params={"w": normal(1, 3, 2), "v": normal(2, 2)}
     )
     assert float(J.rmatmat(normal(3, 8, 1))[6:].abs().max()) == 0
+
+
+class Positions(nn.Module):
+    """A table of positions that all examples share, and words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(5, 3, **F64), nn.Embedding(4, 3, **F64)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.words(words) + self.positions(torch.arange(words.shape[1])))
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_tables_are_multiplied_across_batches(length: int) -> None:
+    words = torch.randint(0, 5, (5, length), generator=torch.Generator().manual_seed(0))
+    model = Positions()
+    batches = [words[:2], words[2:]]
+    D = torch.cat([dense(model(some), dict(model.named_parameters())) for some in batches])
+    found = compare(lambda: jacobian(model, batches=batches), D, 5)
+    assert not [outcome for outcome in found if outcome.wrong]

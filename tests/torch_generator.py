@@ -17,7 +17,8 @@ from torch_reference import Outcome, compare, dense
 from traceest_adapters.torch import jacobian
 
 HEADS = ("none", "pooled", "pooled to one", "zero", "zero, time-major")
-OUTPUTS = ("tensor", "tuple", "dict")
+OUTPUTS = ("tensor", "tuple", "dict", "both")
+"""Of which the first or "y" is the state; of "both" everything is, the second part a thousand million times larger."""
 ACTIONS = ("ask", "ask again", "step", "mode", "input", "buffers", "data", "ask of old")
 FEW = 3
 """Routes to a question: with as many as there are, most of the time would go into the first."""
@@ -34,6 +35,8 @@ class Program:
     batch_axis: int | None = 0
     sizes: Sizes = field(default_factory=lambda: Sizes(3, 2, 4))
     training: bool = False
+    batches: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
     actions: tuple[str, ...] = ("ask",)
     routes: int = 0
     seed: int = 0
@@ -64,7 +67,9 @@ class Generated(nn.Module):
             y, first = (x.transpose(0, 1) if x.ndim == 3 else x[None] for x in (y, first))
         if self.program.output == "tensor":
             return y
-        return (y, first) if self.program.output == "tuple" else {"y": y, "first": first}
+        if self.program.output == "dict":
+            return {"y": y, "first": first}
+        return y, first * (1e9 if self.program.output == "both" else 1.0)
 
     def _headed(self, h: torch.Tensor) -> torch.Tensor:
         if self.head is None:
@@ -111,15 +116,19 @@ class Session:
         """A new kernel."""
         if self.J is not None:
             self.old.append((self.J, self.D))
-        self.J, self.D = None, dense(self._state(), self._params())
+        self.J, self.D = None, torch.cat([dense(self._state(*some), self._params()) for some in self._batches()])
         if not bool(self.D.isfinite().all()) or float(self.D.norm()) > 1e6:
             self.tally["too large"] += 1
             return
         program = self.program
-        output = {"tensor": None, "tuple": 0, "dict": "y"}[program.output]
+        output = {"tuple": 0, "dict": "y"}.get(program.output)
+        options = {"output": output, "batch_axis": program.batch_axis, **dict(program.options)}
 
         def make() -> Any:
-            self.J = jacobian(self.model, *self.inputs, output=output, batch_axis=program.batch_axis)
+            if len(self._batches()) > 1:
+                self.J = jacobian(self.model, batches=self._batches(), **options)
+            else:
+                self.J = jacobian(self.model, *self.inputs, **options)
             return self.J
 
         self._compare(make, self.D, when)
@@ -154,17 +163,26 @@ class Session:
     def _params(self) -> dict[str, torch.Tensor]:
         return {name: x for name, x in self.model.named_parameters() if x.requires_grad}
 
-    def _state(self) -> torch.Tensor:
+    def _batches(self) -> list[tuple[torch.Tensor, ...]]:
+        """All of the examples, or their halves."""
+        axis = self.program.batch_axis
+        if not self.program.batches or axis is None:
+            return [self.inputs]
+        return list(zip(*(x.tensor_split(2, axis) for x in self.inputs), strict=True))
+
+    def _state(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Examples first, by a plain call of the module as it is."""
-        found = self.model(*self.inputs)
-        y = {"tensor": lambda: found, "tuple": lambda: found[0], "dict": lambda: found["y"]}[self.program.output]()
-        return y.transpose(0, 1) if self.program.batch_axis == 1 else y
+        found, kind = self.model(*inputs), self.program.output
+        parts = {"tensor": [found], "tuple": [found[0]], "both": found} if kind != "dict" else {"dict": [found["y"]]}
+        tensors = [y.transpose(0, 1) if self.program.batch_axis == 1 else y for y in parts[kind]]
+        rows = [y.reshape(1 if self.program.batch_axis is None else len(y), -1) for y in tensors]
+        return torch.cat(rows, 1)
 
     # -- what is changed -----------------------------------------------------------------------------------------
     def step(self, _: str) -> None:
         """Of training, in place."""
         optimiser = torch.optim.SGD(self.model.parameters(), 0.3)
-        y = self._state()
+        y = self._state(*self.inputs)
         (y * torch.randn(y.shape, **F64)).sum().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         optimiser.step()
@@ -205,6 +223,8 @@ def programs(names: list[str] | None = None) -> st.SearchStrategy[Program]:
         batch_axis=st.sampled_from([0, 0, 0, 1, None]),
         sizes=st.builds(Sizes, st.integers(2, 4), st.integers(1, 4), st.just(4)),
         training=st.booleans(),
+        batches=st.sampled_from([False, False, True]),
+        options=st.sampled_from([(), (), (("chunk_size", 1),), (("chunk_size", 2),), (("differentiable", True),)]),
         actions=st.lists(st.sampled_from(ACTIONS), max_size=5).map(lambda found: ("ask", *found, "ask")),
         routes=st.integers(0, 7),
         seed=st.integers(0, 3),

@@ -13,6 +13,9 @@ import traceest as te
 RTOL = 1e-5
 """Of a product's largest number. What is wrong is wrong by much more, float64's own error is much less."""
 
+LEAST = 1e-10
+"""What is smaller than this is rounding: of the derivative of a norm by a scale, say."""
+
 
 class Outcome(NamedTuple):
     """Of one route: a number that is right, or an error."""
@@ -83,7 +86,7 @@ def _outcome(J: Any, name: str, product: Route, expected: torch.Tensor) -> Outco
     if got.shape != expected.shape:
         return Outcome(name, wrong=f"shape {tuple(got.shape)}, not {tuple(expected.shape)}")
     error, scale = float((got - expected).abs().max()), float(expected.abs().max())
-    return Outcome(name, wrong=None if error <= RTOL * scale + 1e-12 else f"off by {error:.2g} of {scale:.2g}")
+    return Outcome(name, wrong=None if error <= RTOL * scale + LEAST else f"off by {error:.2g} of {scale:.2g}")
 
 
 def reason(error: Exception) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch_blocks import F64, Block, Context, Sizes, block, coupled, linear, p
+from torch.nn.utils import rnn
+from torch_blocks import F64, WORDS, Block, Context, Sizes, block, coupled, linear, p
 
 
 # -- zeros ------------------------------------------------------------------------------------------------------
@@ -95,6 +96,21 @@ def by_hand_of_old(s: Sizes) -> Block:
     return Block(lambda m, h, _: _Squared.apply(torch.tanh(m.f(h))), f=linear(s.C, s.C))
 
 
+@block
+def hooked(s: Sizes) -> Block:
+    """A forward hook of the layer's, and a hook by which the derivative is another than the function's."""
+
+    def body(m: Any, h: torch.Tensor, _: Context) -> torch.Tensor:
+        z = m.f(h)
+        if z.requires_grad:
+            z.register_hook(lambda g: 3 * g)
+        return z
+
+    found = Block(body, f=linear(s.C, s.C))
+    found.f.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return found
+
+
 # -- in place, buffers ----------------------------------------------------------------------------------------------
 @block
 def in_place(s: Sizes) -> Block:
@@ -162,6 +178,32 @@ def cumulated(s: Sizes) -> Block:
 @block
 def sorted_by_value(s: Sizes) -> Block:
     return Block(lambda m, h, _: m.f(h).sort(1)[0] * m.a, f=linear(s.C, s.C), a=p(s.T, 1))
+
+
+@block
+def indexed(s: Sizes) -> Block:
+    """A table that is read by indexing, not by a function for it."""
+    return Block(lambda m, h, c: h + m.w[c["words"]], w=p(WORDS, s.C))
+
+
+@block
+def chosen_by_mask(s: Sizes) -> Block:
+    return Block(lambda m, h, c: torch.where(c["mask"][..., None], m.f(h), m.w), f=linear(s.C, s.C), w=p(s.C))
+
+
+@block
+def matrix_and_vector(s: Sizes) -> Block:
+    return Block(lambda m, h, _: torch.nn.functional.linear(h, m.w) + h * m.w[0], w=p(s.C, s.C))
+
+
+@block
+def packed(s: Sizes) -> Block:
+    def body(m: Any, h: torch.Tensor, c: Context) -> torch.Tensor:
+        lengths = c["mask"].sum(1)
+        rows = rnn.pack_padded_sequence(h, lengths, batch_first=True, enforce_sorted=False)
+        return rnn.pad_packed_sequence(m.f(rows)[0], batch_first=True, total_length=s.T)[0]
+
+    return Block(body, f=torch.nn.GRU(s.C, s.C, batch_first=True, **F64))
 
 
 @block

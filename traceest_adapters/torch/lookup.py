@@ -73,7 +73,7 @@ def lookup_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
 def lookup_cross_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
     """⟨g_{b,i}, g_{c,j}⟩ of two batches, (B, c_I, C, c_J): rows of the words that both read, some words at a time."""
     read = torch.unique(P.words)
-    both = read[torch.isin(read, Q.words)]
+    both = read[torch.isin(read, Q.words.flatten())]
     (c, B, _, width), (d, C) = P.right.shape, Q.right.shape[:2]
     out = P.right.new_zeros(B * c, C * d)
     for words in both.split(max(1, most // ((B * c + C * d) * width))):
