@@ -35,12 +35,30 @@ class Dense(NamedTuple):
 
 
 def dense(rows: Callable[[list[Any]], Any], leaves: list[Any]) -> Dense:
-    """Of ``rows(leaves)``, the state as (B, n_b); one backward pass after another, none of them batched."""
-    state, pull = jax.vjp(rows, leaves)
+    """Of ``rows(leaves)``, the state as (B, n_b), by one backward pass after another, none of them batched.
+
+    By forward passes, where a loop until convergence has no backward pass.
+    """
+    sizes = tuple(leaf.size for leaf in leaves)
+    try:
+        state, pull = jax.vjp(rows, leaves)
+    except ValueError as error:
+        if "while_loop" not in str(error):
+            raise
+        columns = [_forward(rows, leaves, i) for i in range(len(leaves))]
+        return Dense(np.concatenate(columns).T, len(jax.eval_shape(rows, leaves)), sizes)
     units = jnp.eye(state.size, dtype=state.dtype).reshape(-1, *state.shape)
     found = jax.jit(lambda pull, units: jax.lax.map(lambda u: pull(u)[0], units))(pull, units)
     flat = [np.asarray(g, np.float64).reshape(len(units), -1) for g in found]
-    return Dense(np.concatenate(flat, 1), len(state), tuple(leaf.size for leaf in leaves))
+    return Dense(np.concatenate(flat, 1), len(state), sizes)
+
+
+def _forward(rows: Callable[[list[Any]], Any], leaves: list[Any], i: int) -> np.ndarray:
+    """The derivatives by the numbers of one parameter, (size, n)."""
+    one = lambda leaf: rows([*leaves[:i], leaf, *leaves[i + 1 :]])  # noqa: E731
+    units = jnp.eye(leaves[i].size).reshape(-1, *leaves[i].shape)
+    found = jax.lax.map(lambda t: jax.jvp(one, (leaves[i],), (t,))[1], units)
+    return np.asarray(found).reshape(len(units), -1)
 
 
 def normal(seed: int, *shape: int) -> Any:
