@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ class Program:
     output: str = "array"
     call: str = "method"
     batch_axis: int | None = 0
-    sizes: Sizes = Sizes(3, 2, 4)
+    sizes: Sizes = field(default_factory=lambda: Sizes(3, 2, 4))
     arrays: str = "jax"  # or "numpy": what the inputs are
     actions: tuple[str, ...] = ("ask",)
     probes: int = 3

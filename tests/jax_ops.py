@@ -159,7 +159,8 @@ def model(ops: list[Op], mapped: bool) -> Callable[[Any, Any], Any]:
 
     def stacked(params: Any, arrays: Any) -> Any:
         n = jax.tree.leaves(arrays)[0].shape[0]
-        return jnp.stack([example(params, jax.tree.map(lambda x: x[b], arrays)) for b in range(n)])
+        one = lambda b: jax.tree.map(lambda x: x[b], arrays)  # noqa: E731
+        return jnp.stack([example(params, one(b)) for b in range(n)])
 
     return stacked
 

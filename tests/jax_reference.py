@@ -39,18 +39,22 @@ def dense(rows: Callable[[list[Any]], Any], leaves: list[Any]) -> Dense:
 
     By forward passes, where a loop until convergence has no backward pass.
     """
-    sizes = tuple(leaf.size for leaf in leaves)
     try:
-        state, pull = jax.vjp(rows, leaves)
+        matrix, B = _backward(rows, leaves)
     except ValueError as error:
         if "while_loop" not in str(error):
             raise
         columns = [_forward(rows, leaves, i) for i in range(len(leaves))]
-        return Dense(np.concatenate(columns).T, len(jax.eval_shape(rows, leaves)), sizes)
+        matrix, B = np.concatenate(columns).T, len(jax.eval_shape(rows, leaves))
+    return Dense(matrix, B, tuple(leaf.size for leaf in leaves))
+
+
+def _backward(rows: Callable[[list[Any]], Any], leaves: list[Any]) -> tuple[np.ndarray, int]:
+    """The Jacobian, and the number of examples."""
+    state, pull = jax.vjp(rows, leaves)
     units = jnp.eye(state.size, dtype=state.dtype).reshape(-1, *state.shape)
     found = jax.jit(lambda pull, units: jax.lax.map(lambda u: pull(u)[0], units))(pull, units)
-    flat = [np.asarray(g, np.float64).reshape(len(units), -1) for g in found]
-    return Dense(np.concatenate(flat, 1), len(state), sizes)
+    return np.concatenate([np.asarray(g, np.float64).reshape(len(units), -1) for g in found], 1), len(state)
 
 
 def _forward(rows: Callable[[list[Any]], Any], leaves: list[Any], i: int) -> np.ndarray:
@@ -79,7 +83,7 @@ def routes(D: Dense, ks: tuple[int, ...] = (1, 2, 3), statistics: bool = False) 
         yield f"block_sqnorms, {k}", lambda J, V=V: J.block_sqnorms(V), np.square(G).sum(2)
         yield f"rmatmat, {k}", lambda J, V=V: J.rmatmat(V), A.T @ v
         yield f"sketch_gram, {k}", lambda J, V=V: J.sketch_gram(V), np.einsum("bip,cjp->bicj", G, G)
-        yield f"grouped_gram, {k}", lambda J, V=V: J.grouped_gram(V, single(D)), _by_leaf(D, G)
+        yield f"grouped_gram, {k}", lambda J, V=V: J.grouped_gram(V, groups(D)), _by_group(D, G)
         yield f"block_rmatmat, {k}", lambda J, V=V: J.block_rmatmat(V), G
         yield f"gram_matmat, {k}", lambda J, V=V: J.gram_matmat(V), A @ (A.T @ v)
         yield f"matmat, {k}", lambda J, W=W: J.matmat(W), A @ np.asarray(W)
@@ -89,13 +93,15 @@ def routes(D: Dense, ks: tuple[int, ...] = (1, 2, 3), statistics: bool = False) 
         yield "norm", lambda J: te.frobenius_norm(te.gram(J), n_probes=n // B, rng=0).value, norm
 
 
-def single(D: Dense) -> tuple[tuple[int, ...], ...]:
-    return tuple((i,) for i in range(len(D.sizes)))
+def groups(D: Dense) -> tuple[tuple[int, ...], ...]:
+    """Every second parameter, and the others."""
+    both = tuple(tuple(range(start, len(D.sizes), 2)) for start in (0, 1))
+    return tuple(group for group in both if group)
 
 
-def _by_leaf(D: Dense, G: np.ndarray) -> np.ndarray:
+def _by_group(D: Dense, G: np.ndarray) -> np.ndarray:
     parts = np.split(G, np.cumsum(D.sizes)[:-1], axis=2)
-    return np.stack([np.einsum("bip,cjp->bicj", g, g) for g in parts])
+    return np.stack([sum(np.einsum("bip,cjp->bicj", parts[i], parts[i]) for i in group) for group in groups(D)])
 
 
 def compare(make: Callable[[], Any], D: Dense, every: Iterator[Route]) -> list[Outcome]:
