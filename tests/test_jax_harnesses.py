@@ -1,0 +1,105 @@
+"""JAX's own primitive harnesses: kernels of y_b = op(x_b, w) by every route, against plain backward passes.
+
+A rule here that does not fit a primitive, or a batching rule of JAX that is wrong, makes a product wrong without a
+word. An error that says what is the matter is an answer, a wrong number is none. Several harnesses of one primitive are
+one model, each with a parameter of its own, for most of the time is compilation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+from jax_ops import FORMS, Op, chunks, harnesses, model, op, reference, together
+from jax_reference import Dense, compare, routes
+
+from traceest_adapters.jax import jacobian
+from traceest_adapters.jax.operator import JaxJacobian
+
+SHARDS, TOGETHER, EVERY = 16, 12, 6
+RULED = ("dot_general", "conv_general_dilated", "gather", "add", "sub", "mul", "div", "transpose", "reshape")
+"""Primitives that the adapter knows itself: tried in every run."""
+
+Tally = Counter[str]
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """What was compared, and what was not and why, told at the end."""
+    found: Tally = Counter()
+    yield found
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\nJAX's harnesses:", ", ".join(f"{n} {what}" for what, n in found.most_common()))
+
+
+def examine(some: list[Any], forms: tuple[str, ...], tally: Tally) -> list[str]:
+    """What is wrong of some harnesses, in words."""
+    found: list[tuple[Op, Dense]] = []
+    for harness in some:
+        for form in forms:
+            one = op(harness, form)
+            D = one if isinstance(one, str) else reference(one)
+            if isinstance(D, str):
+                tally[f"{D}"] += 1
+            elif isinstance(one, Op):
+                found.append((one, D))
+    tally["models"] += len(found)
+    wrong = []
+    for i, part in enumerate(chunks(found, TOGETHER)):
+        wrong += _compared(part, bool(i % 3 != 1), tally)
+    return wrong
+
+
+def _compared(found: list[tuple[Op, Dense]], mapped: bool, tally: Tally) -> list[str]:
+    """All as one model; where that is refused or wrong, in halves, and at last one by one."""
+    ops, D = [one for one, _ in found], together(*map(list, zip(*found, strict=True)))
+    params, inputs, fn = [one.parameter for one in ops], [one.inputs for one in ops], model(ops, mapped)
+    outcomes = compare(lambda: jacobian(fn, params, inputs), D, routes(D))
+    if len(found) > 1 and any(outcome != (outcome.route, None, None) for outcome in outcomes):
+        half = len(found) // 2
+        return [text for part in (found[:half], found[half:]) for text in _compared(part, mapped, tally)]
+    wrong = []
+    for outcome in outcomes:
+        if outcome.refused is not None:
+            tally[f"refused ({ops[0].name.split('_')[0]}, {outcome.route.split(',')[0]}: {outcome.refused})"] += 1
+        else:
+            tally["comparisons"] += len(found)
+        if outcome.wrong is not None:
+            how = "mapped" if mapped else "stacked"
+            wrong.append(f"{ops[0].name}, {ops[0].form}, {how}, {outcome.route}: {outcome.wrong}")
+    return wrong
+
+
+def told(wrong: list[str]) -> str:
+    return "\n".join([f"{len(wrong)} wrong:", *wrong[:200]])
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_primitives_that_are_understood(name: str, tally: Tally) -> None:
+    some = harnesses()[name]
+    wrong = examine(some[:: max(1, len(some) // 6)], FORMS, tally)
+    assert not wrong, told(wrong)
+
+
+def test_a_sample_of_all_primitives(tally: Tally) -> None:
+    chosen = [some[0] for name, some in harnesses().items() if name not in RULED]
+    wrong = [text for i in range(3) for text in examine(chosen[i::EVERY], (FORMS[i],), tally)]
+    assert not wrong, told(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_all_primitives(shard: int, tally: Tally) -> None:
+    names = sorted(harnesses())[shard::SHARDS]
+    wrong = [text for name in names for text in examine(harnesses()[name], FORMS, tally)]
+    jax.clear_caches()
+    assert not wrong, told(wrong)
+
+
+def test_a_wrong_product_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest: Any = JaxJacobian.rmatmat
+    monkeypatch.setattr(JaxJacobian, "rmatmat", lambda J, V: honest(J, V) * (1 + 1e-4))
+    assert any("rmatmat" in text for text in examine(harnesses()["tanh"], FORMS, Counter()))
