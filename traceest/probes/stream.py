@@ -125,6 +125,16 @@ class Probes:
         """How many probes were drawn, and the set that they are of."""
         return {"drawn": self.drawn} | ({} if self._set is None else self._set.state())
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays in `state`, by name."""
+        return HadamardSet.shapes(self.n, self.n_blocks, self._kinds) if self.goes_on else {}
+
+    def sound(self, name: str, x: np.ndarray) -> bool:
+        """Whether the array of that name in a state may hold these whole numbers."""
+        if name == "signs":
+            return bool(np.all(np.abs(x) == 1))
+        return bool(np.all((x >= 0) & (x < order(self.n // self.n_blocks))))
+
     def restore(self, state: dict[str, Any]) -> None:
         """Go on after those probes: with their set, whatever `rng` is now; or else without the same numbers again."""
         self._set = HadamardSet.of_state(self.n, self.n_blocks, state)
