@@ -13,7 +13,7 @@ from traceest import _validation as check
 from traceest._files import as_path
 from traceest._growth import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, same_probes, told
 from traceest.estimators._metering import chunk_columns
 from traceest.estimators.exact import Route, cheapest, exact
 from traceest.inner_product import inner_product, one_sided_pair
@@ -116,7 +116,8 @@ def trace(
         Print which rule chose the method and every decision after it, or hand each line to the callable.
     start : Estimate, optional
         Go on from this estimate of the same operator, of `hutchinson`, `rhutch` or `fhutch` (or of `trace` by one of
-        them) with other probes: give another `rng`. Its products count towards `max_matvecs`.
+        them) with other probes: give another `rng`. Its products count towards `max_matvecs`. Where its first probe can
+        be drawn again (it came from an int or a NumPy generator), it is multiplied once more, as with `checkpoint`.
     checkpoint : path, optional
         An ``.npz`` file that all that was paid for is written to at each look, in one step and never through a link. If
         it exists, the run goes on from it, with the same operator and method; an int as `rng` may stay the same. The
@@ -186,6 +187,7 @@ def trace(
     if saved is not None:
         kind = {"method": type(sampler).__name__, "law": sampler.stream.distribution}
         kept = Checkpoint(saved, kind | {"shape": list(A.shape), "dtype": str(A.dtype)})
+    own = sampler.stream.marks
     _take_up(sampler, start, kept, say)
     with _progress.bar(progress, total=budget, unit="product") as bar:
 
@@ -201,7 +203,7 @@ def trace(
         return replace(
             e, n_matvecs=e.n_matvecs + spent.n_matvecs, n_rmatvecs=e.n_rmatvecs + spent.n_rmatvecs, converged=True
         )
-    return replace(e, converged=target.met_by(e))
+    return told(replace(e, converged=target.met_by(e)), "trace", A, (() if start is None else start.probes) + own)
 
 
 def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None, say: Callable[[str], Any]) -> None:
@@ -217,7 +219,10 @@ def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None,
                 f"trace: start= is an estimate by {start.method!r}, which this run cannot go on from; only hutchinson, "
                 "rhutch and fhutch go on from an Estimate with samples (choose method=), all others from checkpoint=."
             )
+        if same_probes(start.probes + sampler.stream.marks):
+            raise ValueError("trace: start= rests on the probes that rng= would draw again; give another rng.")
         sampler.adopt(start)
+        sampler.verify()
         say(f"goes on from {start!r}")
 
 

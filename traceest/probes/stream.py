@@ -15,7 +15,7 @@ from traceest.operators.layout import Layout
 from traceest.probes import balanced_signs
 from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
 from traceest.probes.orthogonal_signs import HadamardSet, order
-from traceest.probes.sources import random_source
+from traceest.probes.sources import HostSource, mark_of, random_source
 
 
 class Probes:
@@ -66,6 +66,9 @@ class Probes:
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
         self._source = random_source(rng) if probes is None else None
+        # With the law, so that the first probe of all can be drawn again (`again`).
+        mark = mark_of(None if probes is None and rng is None else self._source, probes)
+        self.marks = () if mark is None else (f"{distribution}:{mark}",)
         self._set: HadamardSet | None = None
         self._used = 0  # columns of it
 
@@ -112,6 +115,19 @@ class Probes:
         """Pass over the next k probes, which a run before this one has used."""
         for i in range(0, k, 64):
             self.take(min(64, k - i))
+
+    def again(self, marks: tuple[str, ...]) -> Any:
+        """The first probe, (n, 1), of a stream for the same operator that had those marks; None if they do not tell."""
+        law, _, mark = marks[0].partition(":") if marks else ("", "", "")
+        source = HostSource.of_mark(mark) if law in get_args(Distribution) else None
+        if source is None:
+            return None
+        like: Any = self
+        other = Probes(self.n, like, rng=source, distribution=law, n_blocks=self.n_blocks, layout=self.layout)  # type: ignore[arg-type]
+        return next(other.chunks(1, 1))
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        return self.xp
 
     def chunks(self, m: int, chunk: int) -> Iterator[Any]:
         """The next m probes in pieces of at most `chunk` columns."""

@@ -132,17 +132,20 @@ class Sampler(ABC):
         if self.witness is None:
             return
         (V, before), spent = self.witness, self.spent
-        again = self.seen(V)
-        off = difference(self.xp, again, before)
+        self.compare(self.seen(V), before)
+        self.verified += self.spent - spent
+
+    def compare(self, again: Any, before: Any, size: Any = None) -> None:
+        """Raise unless the products, or what was seen of them, are the same to rounding, relative to `size`."""
+        off = difference(self.xp, again, before, size)
         allowed = float(self.xp.finfo(self.meter.op.dtype).eps) ** 0.5
         if not off <= allowed:
             raise ValueError(
                 f"trace: what was to be gone on from is of another operator: its first probe gives a product {off:.1e} "
                 f"off the one that was kept, relative to its size, where rounding excuses {allowed:.1e}. Has a "
-                "training step been made, or other data been taken? Start anew: without start=, and with another path as "
-                "checkpoint=, or none."
+                "training step been made, or other data been taken? Start anew: without start=, and with another path "
+                "as checkpoint=, or none."
             )
-        self.verified += self.spent - spent
 
     @property
     def spent(self) -> int:
@@ -192,7 +195,10 @@ class Sampler(ABC):
             If its parts do not fit together.
         """
         columns = {name: state[name].shape[1] if name in state else 0 for name in self.KEPT}
-        whole = all(name in state for name in ("witness", "witnessed")) and self.consistent(columns, state)
+        seen = [name in state for name in ("witness", "witnessed")]
+        # What an Estimate has brought may have had no probe that could be drawn again.
+        whole = all(seen) or (not any(seen) and state.get("adopted", 0) > 0 and not state["drawn"])
+        whole = whole and self.consistent(columns, state)
         if not whole or max(columns.values()) > state["n_matvecs"] + state["n_rmatvecs"]:
             raise ValueError(
                 "trace: the checkpoint is broken: its arrays do not belong to one run; delete the file, or give "
@@ -201,7 +207,8 @@ class Sampler(ABC):
         for name in self.KEPT:
             if name in state:
                 setattr(self, name, [state[name]])
-        self.witness, self.verified = (state["witness"], state["witnessed"]), state["verified"]
+        self.witness = (state["witness"], state["witnessed"]) if all(seen) else None
+        self.verified = state["verified"]
         self.stream.restore(state)
         self.meter.charge(state["n_matvecs"], state["n_rmatvecs"])
 
@@ -210,11 +217,11 @@ class Sampler(ABC):
         """Whether arrays with so many columns, and the state's counts, can be of one run."""
 
 
-def difference(xp: Any, again: Any, before: Any) -> float:
-    """How far two products of one probe are apart, relative to their size."""
+def difference(xp: Any, again: Any, before: Any, size: Any = None) -> float:
+    """How far two products of one probe are apart, relative to their size, or to `size`."""
     if again.shape != before.shape:
         return math.inf
     scale = aa.safe_scale(xp, before)
     a, b = again / scale, before / scale
-    top = xp.sqrt(xp.sum(aa.abs2(xp, b)))
+    top = xp.sqrt(xp.sum(aa.abs2(xp, b))) if size is None else xp.sum(size / scale)
     return float(xp.sqrt(xp.sum(aa.abs2(xp, a - b))) / xp.where(top > 0, top, 1.0))

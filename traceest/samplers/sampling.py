@@ -40,6 +40,7 @@ class Sampling(Sampler):
         super().__init__(A, stream, chunk)
         self.side, self.method, self.sample, self.bounds = side, method, sample, bounds
         self.adopted = 0
+        self.of_start: tuple[Any, Any] = (None, None)  # the first probe of the Estimate gone on from, and its sample
 
     @property
     def population(self) -> int | None:
@@ -73,6 +74,22 @@ class Sampling(Sampler):
         self.samples.append(e.samples)
         self.adopted += e.samples.shape[1]
         self.meter.charge(e.n_matvecs, e.n_rmatvecs)
+        self.of_start = self.stream.again(e.probes), e.samples[:, :1]
+
+    def verify(self) -> None:
+        """Multiply the first probe anew, and compare; also that of an Estimate gone on from, if it can be drawn."""
+        super().verify()
+        V, before = self.of_start
+        if V is None:
+            return
+        spent = self.spent
+        x, seen = self.sample(self.meter.op, V)
+        self.checked(x, 1)
+        # A form of either sign may be small where what it is added up from is not.
+        size = self.xp.sqrt(self.xp.sum(aa.abs2(self.xp, V)) * self.xp.sum(aa.abs2(self.xp, seen)))
+        self.compare(x, before, None if self.bounds[0] == 0 else size)
+        self.remember(V, seen)
+        self.verified += self.spent - spent
 
     def estimate(self) -> Estimate:
         """The answer so far; the exact trace, if there are no more samples."""
