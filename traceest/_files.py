@@ -173,8 +173,8 @@ def archive(path: Path, caller: str, expected: str) -> Iterator[Archive]:
         try:
             with zipfile.ZipFile(file) as members:
                 yield Archive(members, status.st_size)
-        except Refused:
-            raise
+        except Refused as error:
+            raise ValueError(str(error)) from None
         except Exception as error:  # of zipfile, zlib, struct, json and NumPy, each of its own kind
             raise ValueError(
                 f"{caller}: {path} is broken, or no file of this library ({error or type(error).__name__}); "

@@ -82,10 +82,10 @@ def xtrace(
         return sketch
     meter, Omega, Y, chunk, marks = sketch
     xp = aa.namespace(Y)
-    Q, R, top = orth(Y, Omega)
+    Q, R, QY, top = orth(Y, Omega)
     scale = xp.where(top > 0, top, 1.0)
     H, T = _compressed(xp, meter.op, Q, Omega, scale, chunk)
-    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, H, T, top))
+    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, QY, H, T, top))
     e = Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
     return told(e, "trace", meter.op, marks)
 

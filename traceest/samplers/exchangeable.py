@@ -308,4 +308,4 @@ def _xtrace(normalise: bool, symmetric: bool, arrays: tuple[Any, ...]) -> leave_
     Z, Qh = Z / scale, aa.adjoint(xp, Q)
     R = xp.triu(Qh @ aa.touched(xp, Y, Omega, scale))
     T = None if symmetric else aa.adjoint(xp, Z) @ Omega
-    return leave_out.xtrace(normalise, (Omega, Q, R, Qh @ Z, T, aa.largest(xp, Y)))
+    return leave_out.xtrace(normalise, (Omega, Q, R, R, Qh @ Z, T, aa.largest(xp, Y)))

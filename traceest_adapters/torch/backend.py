@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from traceest import _backends
+from traceest.probes.sources import digest
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 
 
@@ -55,12 +57,25 @@ class TorchSource:
         seed = torch.empty((), dtype=torch.int64, device=g.device).random_(generator=g)
         return TorchSource(torch.Generator(g.device).manual_seed(int(seed)))
 
+    def mark(self) -> str:
+        """A digest of the generator's state."""
+        return digest(self.generator.get_state().numpy().tobytes())
+
 
 class _Backend:
     compiled = None
 
     def random_source(self, rng: Any) -> TorchSource | None:
         return TorchSource(rng) if isinstance(rng, torch.Generator) else None
+
+    def differentiated(self, x: Any) -> bool:
+        """Whether `x` has a graph, or is inside a transformation that may take derivatives."""
+        inside = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+        return bool(x.requires_grad) or inside
+
+    def constant(self, x: Any) -> Any:
+        """`x` without its graph."""
+        return x.detach()
 
 
 backend = _Backend()
