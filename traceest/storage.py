@@ -130,17 +130,17 @@ def _put_together(file: _files.Archive, text: Any, prefix: str, like: Any) -> Es
 
 def _estimate(file: _files.Archive, text: Any, prefix: str, like: Any) -> Estimate:
     static = _checked(text)
-    shape, _ = file.header(f"{prefix}value")
+    shape, kind = file.header(f"{prefix}value")
     if len(shape) > 8:
         raise ValueError(f"its value has {len(shape)} axes")
 
     def fits(name: str) -> Any:
         expected = {"value": shape, "stderr": shape, "df": shape, "reach": (*shape, 2, len(_tails.LEVELS))}
-        kinds = "fc" if name in ("value", "samples") else "f"
+        kinds = "fc" if name == "value" else "f"
 
         def of(found: tuple[int, ...], dtype: np.dtype) -> bool:
             if name == "samples":
-                return dtype.kind in kinds and found[:-2] == shape and len(found) == len(shape) + 2 and found[-1] > 0
+                return dtype == kind and found[:-2] == shape and len(found) == len(shape) + 2 and found[-1] > 0
             return dtype.kind in kinds and found == expected[name]
 
         return of

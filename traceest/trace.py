@@ -210,7 +210,12 @@ def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None,
     """Give the sampler what an earlier run has paid for, once a product of it has been made anew and compared."""
     state = saved.load(sampler, sampler.meter.op) if saved is not None else None
     if state is not None and saved is not None:
-        sampler.restore(state)
+        try:
+            sampler.restore(state)
+        except ValueError as error:
+            raise ValueError(
+                f"trace: the checkpoint {saved.path} is broken ({error}); delete the file, or give checkpoint= another."
+            ) from error
         sampler.verify()
         say(f"goes on from {saved.path}, whose first probe gives the same product")
     elif start is not None:

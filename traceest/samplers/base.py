@@ -198,12 +198,10 @@ class Sampler(ABC):
         seen = [name in state for name in ("witness", "witnessed")]
         # What an Estimate has brought may have had no probe that could be drawn again.
         whole = all(seen) or (not any(seen) and state.get("adopted", 0) > 0 and not state["drawn"])
+        whole = whole and (not state["drawn"] or all(name in state for name in self.stream.shapes()))
         whole = whole and self.consistent(columns, state)
         if not whole or max(columns.values()) > state["n_matvecs"] + state["n_rmatvecs"]:
-            raise ValueError(
-                "trace: the checkpoint is broken: its arrays do not belong to one run; delete the file, or give "
-                "checkpoint= another path."
-            )
+            raise ValueError("its arrays and counts do not belong to one run")
         for name in self.KEPT:
             if name in state:
                 setattr(self, name, [state[name]])
