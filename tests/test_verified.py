@@ -470,5 +470,7 @@ def test_a_large_file_is_not_read_for_what_it_does_not_hold(tmp_path: Path, monk
 
 
 def test_a_missing_file_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no regular file"):
+        te.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         te.load(tmp_path / "run.npz")

@@ -166,10 +166,11 @@ def archive(path: Path, caller: str, expected: str) -> Iterator[Archive]:
         If it is not what was expected.
     """
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
+        os.close(fd)
+        raise ValueError(f"{caller}: {path} is no regular file; expected {expected}.")
     with open(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
-            raise ValueError(f"{caller}: {path} is no regular file; expected {expected}.")
         try:
             with zipfile.ZipFile(file) as members:
                 yield Archive(members, status.st_size)
