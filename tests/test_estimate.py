@@ -6,10 +6,13 @@ import json
 import math
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import operators_zoo as zoo
 import pytest
 import scipy.stats
+import torch
 from assertions import assert_close
 
 import traceest as te
@@ -126,6 +129,102 @@ def test_estimates_of_different_blocks_do_not_merge():
     a = te.rhutch(te.aslinearoperator(J, n_blocks=10), 2, rng=0)
     with pytest.raises(ValueError, match=r"merge: the estimates hold samples of \[1, 10\] blocks"):
         a.merge(te.rhutch(J, 2, rng=1))
+
+
+NAMED = {
+    "trace": lambda seed: te.trace(A, method="hutchinson", rtol=1e-9, max_matvecs=8, rng=seed),
+    "hutchinson": lambda seed: te.hutchinson(A, 8, rng=seed),
+    "hutchpp": lambda seed: te.hutchpp(A, 9, rng=seed),
+    "xtrace": lambda seed: te.xtrace(A, 8, rng=seed),
+    "xnystrace": lambda seed: te.xnystrace(A, 8, rng=seed),
+    "nystrompp": lambda seed: te.nystrompp(A, 8, rng=seed),
+    "na_hutchpp": lambda seed: te.na_hutchpp(A, 9, rng=seed),
+    "rhutch": lambda seed: te.rhutch(A, 8, rng=seed),
+    "fhutch": lambda seed: te.fhutch(A, 8, rng=seed),
+    "rhutch, signs in sets": lambda seed: te.rhutch(A, 8, rng=seed, distribution="hadamard"),
+    "frobenius_norm": lambda seed: te.frobenius_norm(A, n_matvecs=8, rng=seed),
+    "effective_rank": lambda seed: te.effective_rank(A, n_matvecs=8, rng=seed),
+    "alignment": lambda seed: te.alignment(A, A + np.eye(60), n_matvecs=8, rng=seed),
+    "norm of a summary": lambda seed: te.summary(A, n_matvecs=8, rng=seed).frobenius_norm,
+}
+OF_TRACE = ("trace", "hutchinson", "hutchpp", "xtrace", "xnystrace", "nystrompp", "na_hutchpp", "rhutch", "fhutch")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_same_probes_do_not_merge_twice(name):
+    e = NAMED[name](0)
+    for other in (e, NAMED[name](0), te.merge([NAMED[name](0), NAMED[name](1)])):
+        with pytest.raises(ValueError, match="merge: two of the estimates rest on the same probes"):
+            e.merge(other)
+    merged = te.merge([e, NAMED[name](1), NAMED[name](2)])
+    assert merged.n_products == 3 * e.n_products
+    assert (merged.statistic, merged.shape) == (e.statistic, e.shape)
+    with pytest.raises(ValueError, match="the same probes"):
+        merged.merge(NAMED[name](1))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name not in OF_TRACE and not name.startswith("rhutch")])
+def test_different_statistics_do_not_merge(name):
+    statistic = "effective_rank" if name == "frobenius_norm" else "frobenius_norm"
+    for other in (te.hutchinson(A, 9, rng=1), te.exact(A), *([] if "norm" in name else [NAMED[statistic](1)])):
+        with pytest.raises(ValueError, match=r"of different statistics, .*; merge those of one and the same"):
+            NAMED[name](0).merge(other)
+        with pytest.raises(ValueError, match="of different statistics"):
+            other.merge(NAMED[name](0))
+
+
+def test_all_traces_merge():
+    e = te.merge([NAMED[name](seed) for seed, name in enumerate(OF_TRACE)])
+    assert abs(float(e) - np.trace(A)) < 4 * float(e.stderr)
+
+
+def test_operators_of_other_shapes_do_not_merge():
+    with pytest.raises(ValueError, match=r"of operators of shapes \(50, 50\), \(60, 60\)"):
+        te.hutchinson(A, 8, rng=0).merge(te.hutchinson(A[:50, :50], 8, rng=1))
+    with pytest.raises(ValueError, match="with values of shapes"):
+        te.diagonal(A, 8, rng=0).merge(te.diagonal(A[:50, :50], 8, rng=1))
+    both = te.rhutch(J, 8, rng=0).merge(te.fhutch(J, 8, rng=1))  # tr JJᴴ = tr JᴴJ
+    assert both.merge(te.hutchinson(J @ J.T, 8, rng=2)).merge(te.hutchinson(J.T @ J, 8, rng=3)).n_products == 32
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "MT19937", "Philox", "torch", "jax", "explicit", "short"])
+def test_whatever_probes_are_made_of_they_are_told_apart(kind):
+    made = {
+        "torch": lambda seed: torch.Generator().manual_seed(seed),
+        "jax": lambda seed: jax.random.key(seed),
+        "explicit": lambda seed: te.probes.rademacher(80, 5, rng=seed),
+        "short": lambda seed: te.probes.rademacher(10, 5, rng=seed),
+    }
+    make = made.get(kind, lambda seed: np.random.Generator(getattr(np.random, kind)(seed)))
+    n = {"explicit": 80, "short": 10}.get(kind, 60)
+    like = {"torch": torch.as_tensor, "jax": jnp.asarray}.get(kind, np.asarray)
+    operator = like(zoo.spectral("poly", n))
+
+    def run(seed):
+        given = {"probes": make(seed)} if n != 60 else {"n_matvecs": 5, "rng": make(seed)}
+        return te.hutchinson(operator, **given)
+
+    assert run(0).merge(run(1)).n_matvecs == 10
+    if kind == "short":  # of so few signs chance makes the same ones twice
+        assert run(0).merge(run(0)).n_matvecs == 10
+        return
+    with pytest.raises(ValueError, match="the same probes"):
+        run(0).merge(run(0))
+    if kind not in ("explicit", "jax"):  # a generator moves on
+        rng = make(0)
+        parts = [te.hutchinson(operator, 5, rng=rng) for _ in range(2)]
+        assert parts[0].merge(parts[1]).n_matvecs == 10
+
+
+def test_what_an_estimate_is_of_does_not_stand_in_the_way_of_transformations():
+    """Estimates of runs that differ in their probes alone are alike as pytrees."""
+    runs = [te.hutchinson(jnp.asarray(A), 5, rng=seed) for seed in range(3)]
+    mean = jax.tree.map(lambda *x: sum(x) / 3, *runs)
+    assert float(mean) == pytest.approx(np.mean([float(e) for e in runs]))
+    e = jax.jit(lambda A: te.hutchinson(A, 5, rng=0))(jnp.asarray(A))
+    assert (e.statistic, e.shape, e.probes) == ("trace", None, ())
+    with pytest.raises(ValueError, match="different statistics"):
+        e.merge(te.frobenius_norm(jnp.asarray(A), n_matvecs=8, rng=1))
 
 
 def test_nothing_does_not_merge():

@@ -30,6 +30,12 @@ class Backend(Protocol):
     def compiled(self) -> Compiled | None:
         """``compiled(f, static, arrays)`` is ``f(*static, arrays)`` as one program, kept for arrays of these shapes."""
 
+    def differentiated(self, x: Any) -> bool:
+        """Whether something may be differentiated by `x`, or by what it was made of."""
+
+    def constant(self, x: Any) -> Any:
+        """`x`, which nothing is differentiated by."""
+
 
 class Conversion(Protocol):
     """What the plug-in of a library of operators offers."""
@@ -75,6 +81,18 @@ def compiled(f: Callable[..., Any], static: tuple[Any, ...], arrays: Any, like: 
     plugin = find(like)
     run = None if plugin is None else plugin.compiled
     return f(*static, arrays) if run is None else run(f, static, arrays)
+
+
+def differentiated(x: Any) -> bool:
+    """Whether something may be differentiated by the array `x`, or by what it was made of."""
+    plugin = find(x)
+    return plugin is not None and hasattr(plugin, "differentiated") and plugin.differentiated(x)
+
+
+def constant(x: Any) -> Any:
+    """The array `x`, which nothing is differentiated by."""
+    plugin = find(x)
+    return x if plugin is None or not hasattr(plugin, "constant") else plugin.constant(x)
 
 
 def conversion(obj: Any) -> Conversion | None:

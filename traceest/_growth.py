@@ -59,7 +59,8 @@ class Growth:
     """Grow a sampler until the target is met or the budget spent.
 
     `best` is the exact way that may be taken instead; `look` is called with each estimate and stops the run by
-    returning True, `say` with a line on each decision.
+    returning True, `say` with a line on each decision. Products that verified what an earlier run had left are beyond
+    the budget, so that a run that goes on decides as if it had never been stopped.
     """
 
     target: Target
@@ -78,7 +79,7 @@ class Growth:
                 self.checkpoint.save(sampler.state())
             e = sampler.estimate()
             self.say(self._line(e))
-            spent = max(e.n_matvecs, e.n_rmatvecs)
+            spent = max(e.n_matvecs, e.n_rmatvecs) - sampler.verified
             if self.look(e):
                 return e
             if self.target.met_by(e):
@@ -89,7 +90,7 @@ class Growth:
             exact_cost = self._exact_cost(left, needed) if k >= sampler.patience else 0
             # A sketch is tried before the exact trace, and leaves room for it: few columns may hold all of a low rank.
             deflation = sampler.worth_deflating(exact_cost or min(needed, left), left - exact_cost)
-            spent = max(sampler.meter.n_matvecs, sampler.meter.n_rmatvecs)  # it may have cost something to find out
+            spent = sampler.spent - sampler.verified  # it may have cost something to find out
             left = self.budget - spent
             if deflation:
                 self.say(f"about {needed:.0f} more predicted: {deflation} turn the products made into a sketch")

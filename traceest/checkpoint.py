@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import os
-from os import PathLike
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest import _files
 from traceest.estimate import _to_host
+
+EXPECTED = "a checkpoint that trace(checkpoint=) wrote; give it a path of its own, or delete the file"
+
+
+class Layout(Protocol):
+    """What the state of a sampler consists of."""
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Names of its whole numbers."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of its arrays, of which some may be missing."""
+
+    def fits(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """Whether the array of this name may have this shape and dtype."""
+
+    def sound(self, name: str, x: np.ndarray) -> bool:
+        """Whether it may hold these numbers."""
 
 
 class Checkpoint:
@@ -19,42 +38,51 @@ class Checkpoint:
 
     Parameters
     ----------
-    path : path
-        The file; it need not exist yet.
+    path : Path
+        The file; it need not exist yet, its folder has to.
     run : dict
         What must be the same for the state to fit: method, shape, dtype and law of the probes.
     """
 
-    def __init__(self, path: str | PathLike[str], run: dict[str, Any]) -> None:
-        self.path, self.run = Path(path), run
+    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+        self.path, self.run = path, run
 
-    def load(self, like: Any) -> dict[str, Any] | None:
+    def load(self, layout: Layout, like: Any) -> dict[str, Any] | None:
         """The state, on the device of `like`, or None if there is no file yet.
+
+        Members are read by name, and each is looked at before it is: what a file says of itself is not believed.
 
         Raises
         ------
         ValueError
-            If the file is no checkpoint, or one of another run.
+            If the file is no checkpoint, is broken, or is one of another run.
         """
         if not self.path.exists():
             return None
-        with np.load(self.path) as file:
+        with _files.archive(self.path, "trace", EXPECTED) as file:
             if "run" not in file:
-                raise ValueError(f"trace: {self.path} is not a checkpoint; give checkpoint= a path of its own.")
-            run = json.loads(str(file["run"]))
-            arrays: dict[str, Any] = {name: file[name] for name in file.files if name != "run"}
-        for name, ours in self.run.items():
-            if run.get(name) != ours:
-                raise ValueError(
-                    f"trace: the checkpoint {self.path} is of another run: its {name} is {run.get(name)!r}, this one's "
-                    f"{ours!r}; give checkpoint= another path, or delete the file."
-                )
+                raise _files.Refused(f"trace: {self.path} is not a checkpoint; give checkpoint= a path of its own.")
+            self._check(file.text("run"))
+            state: dict[str, Any] = {name: file.number(name) for name in layout.counts}
+            arrays = {name: file.array(name, partial(layout.fits, name)) for name in layout.arrays if name in file}
+            for name, x in arrays.items():
+                if not layout.sound(name, x):
+                    raise ValueError(f"its {name!r} holds numbers that no run has written, NaN or infinity perhaps")
         xp, device = aa.namespace(like), aa.device(like)
-        return {name: x if x.ndim == 0 else xp.asarray(x, device=device) for name, x in arrays.items()}
+        return state | {name: xp.asarray(x, device=device) for name, x in arrays.items()}
 
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` in one step: a run killed meanwhile leaves the file as it was."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez(file, run=np.asarray(json.dumps(self.run)), **{k: _to_host(v) for k, v in state.items()})
-        os.replace(partial, self.path)
+        arrays = {name: _to_host(x) for name, x in state.items()}
+        _files.write_archive(self.path, "trace", {"run": self.run}, arrays)
+
+    def _check(self, run: Any) -> None:
+        """Raise unless `run` is this one."""
+        if not isinstance(run, dict):
+            raise ValueError("it does not say of which run it is")
+        for name, ours in self.run.items():
+            if run.get(name) != ours:
+                raise _files.Refused(
+                    f"trace: the checkpoint {self.path} is of another run: its {name} is {run.get(name)!r}, this one's "
+                    f"{ours!r}; give checkpoint= another path, or delete the file."
+                )

@@ -17,8 +17,11 @@ from traceest._errors import of_samples, welch_satterthwaite
 ARRAYS = ("value", "stderr", "df", "samples", "reach")
 """Fields of `Estimate` that are arrays."""
 
-STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds")
+STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds", "statistic")
 """Fields that are not, and stay outside of traces."""
+
+PROVENANCE = ("shape", "probes")
+"""Fields that tell runs apart, not results: they do not go through transformations, where two runs are to be alike."""
 
 
 class ConfidenceInterval(NamedTuple):
@@ -56,6 +59,13 @@ class Estimate:
         Which estimator gave the answer.
     bounds : (float, float)
         Natural bounds of the statistic; the interval is kept inside.
+    statistic : str
+        What is estimated: "trace", "frobenius_norm" and so on; empty where that is not known.
+    shape : (int, int) or None
+        Of the operator, or of the factor of a Gram operator, where that is known.
+    probes : tuple of str
+        Marks of the random numbers that the probes were made of, one a run, where they are known: by them `merge` sees
+        that two estimates rest on the same probes. They and `shape` do not go through `jax.jit` and `vmap`.
 
     Notes
     -----
@@ -80,6 +90,9 @@ class Estimate:
     method: str = ""
     bounds: tuple[float, float] = (-math.inf, math.inf)
     reach: Any = None
+    statistic: str = ""
+    shape: tuple[int, int] | None = None
+    probes: tuple[str, ...] = ()
 
     # -- as a number ---------------------------------------------------------------------------
     def __float__(self) -> float:
@@ -167,7 +180,9 @@ class Estimate:
         Raises
         ------
         ValueError
-            If the estimates come from different methods with samples of different block counts.
+            If the estimates are of different statistics, or of operators whose shapes have no side in common; hold
+            samples of different numbers of blocks; or rest on the same probes: the same estimate twice, or two runs
+            with the same `rng`, tell no more than one of them.
         """
         return merge((self, *others))
 
@@ -218,6 +233,7 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     if not estimates:
         raise ValueError("merge: give at least one estimate, got none.")
     first = estimates[0]
+    _check_alike(estimates)
     spent: dict[str, Any] = {
         "n_matvecs": sum(e.n_matvecs for e in estimates),
         "n_rmatvecs": sum(e.n_rmatvecs for e in estimates),
@@ -225,6 +241,12 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     for e in estimates:
         if e.exact:
             return replace(e, **spent)
+    _check_apart(estimates)
+    spent |= {
+        "statistic": first.statistic,
+        "shape": first.shape,
+        "probes": tuple(m for e in estimates for m in e.probes),
+    }
     if all(e.samples is not None for e in estimates):
         counts = {e.samples.shape[0] for e in estimates}
         if len(counts) > 1:
@@ -242,6 +264,39 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     stderr, df = welch_satterthwaite(xp, parts, xp.stack([e.df for e in estimates]))
     reach = _tails.joined(xp, w, [e.value for e in estimates], [e.reach for e in estimates])
     return Estimate(value, stderr, df, **spent, method=first.method, bounds=first.bounds, reach=reach)
+
+
+def _check_alike(estimates: Sequence[Estimate]) -> None:
+    """Raise where estimates are known to be of different things."""
+    statistics = {e.statistic for e in estimates}
+    if len(statistics) > 1:
+        names = ", ".join(name or "something unnamed" for name in sorted(statistics))
+        raise ValueError(f"merge: the estimates are of different statistics, {names}; merge those of one and the same.")
+    values = {np.shape(e.value) for e in estimates}
+    shapes = [set(e.shape) for e in estimates if e.shape is not None]
+    # K = JJᴴ, JᴴJ and J have the same trace: what they have in common is a side.
+    if len(values) > 1 or (shapes and not set.intersection(*shapes)):
+        found = sorted({str(e.shape) for e in estimates})
+        raise ValueError(
+            f"merge: the estimates are of operators of shapes {', '.join(found)}, with values of shapes "
+            f"{', '.join(map(str, sorted(values)))}; merge estimates of one operator."
+        )
+
+
+def same_probes(marks: tuple[str, ...]) -> bool:
+    """Whether two of these marks are of the same random numbers, whatever law was made of them."""
+    numbers = [mark.partition(":")[2] for mark in marks]
+    return len(set(numbers)) < len(numbers)
+
+
+def _check_apart(estimates: Sequence[Estimate]) -> None:
+    """Raise where two estimates are known to rest on the same probes."""
+    same = same_probes(tuple(mark for e in estimates for mark in e.probes))
+    if same or len({id(e) for e in estimates}) < len(estimates):
+        raise ValueError(
+            "merge: two of the estimates rest on the same probes, and tell no more than one of them; give each run "
+            "another rng, or one numpy.random.Generator to all, which moves on."
+        )
 
 
 def from_samples(samples: Any, *, population: int | None = None, **fields: Any) -> Estimate:
@@ -267,6 +322,12 @@ def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:
     xp = aa.namespace(value)
     zero = xp.zeros_like(aa.real(xp, value))
     return Estimate(value, zero, zero + 1, None, method=method, **fields)
+
+
+def told(e: Estimate, statistic: str, A: Any, marks: tuple[str, ...] = ()) -> Estimate:
+    """The estimate with what it is of: which statistic, of an operator of what shape, by which random numbers."""
+    rows, columns = getattr(A, "factor", A).shape
+    return replace(e, statistic=statistic, shape=(int(rows), int(columns)), probes=marks)
 
 
 def trace_bounds(A: Any) -> tuple[float, float]:

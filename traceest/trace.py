@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 from traceest import _progress
 from traceest import _validation as check
+from traceest._files import as_path
 from traceest._growth import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, same_probes, told
 from traceest.estimators._metering import chunk_columns
 from traceest.estimators.exact import Route, cheapest, exact
 from traceest.inner_product import inner_product, one_sided_pair
@@ -115,10 +116,13 @@ def trace(
         Print which rule chose the method and every decision after it, or hand each line to the callable.
     start : Estimate, optional
         Go on from this estimate of the same operator, of `hutchinson`, `rhutch` or `fhutch` (or of `trace` by one of
-        them) with other probes: give another `rng`. Its products count towards `max_matvecs`.
+        them) with other probes: give another `rng`. Its products count towards `max_matvecs`. Where its first probe can
+        be drawn again (it came from an int or a NumPy generator), it is multiplied once more, as with `checkpoint`.
     checkpoint : path, optional
-        An ``.npz`` file that all that was paid for is written to at each look. If it exists, the run goes on from
-        it, with the same operator and method; an int as `rng` may stay the same.
+        An ``.npz`` file that all that was paid for is written to at each look, in one step and never through a link. If
+        it exists, the run goes on from it, with the same operator and method; an int as `rng` may stay the same. The
+        first probe is then multiplied once more, whose product has to be what it was: one product, which is counted
+        and comes on top of `max_matvecs`.
 
     Returns
     -------
@@ -129,7 +133,10 @@ def trace(
     ------
     ValueError
         If A is not square, a product holds NaN or infinity (which product, which column), a tolerance
-        is negative, or `start` or `checkpoint` belong to another kind of run.
+        is negative, or `start` or `checkpoint` belong to another kind of run or to another operator, or the file of
+        `checkpoint` is broken.
+    OSError
+        If no file can be written where `checkpoint` says: before any product is made.
     TypeError
         If a product that `method` needs is missing.
 
@@ -142,6 +149,7 @@ def trace(
     (True, True)
     """
     A = check.operator(A, "trace")
+    saved = None if checkpoint is None else as_path(checkpoint, "trace")  # before anything is paid for
     if method in ("rhutch", "fhutch") or A.shape[0] != A.shape[1]:
         A = _as_gram(A, method)
     check.tolerance(rtol, atol, confidence, "trace")
@@ -175,11 +183,12 @@ def trace(
         say(f"exactly (samples are not expected to reach the tolerance by {best.cost} products)")
         return _exact(A, best, budget, chunk)
     say(f"by {rule}")
-    saved = None
-    if checkpoint is not None:
+    kept = None
+    if saved is not None:
         kind = {"method": type(sampler).__name__, "law": sampler.stream.distribution}
-        saved = Checkpoint(checkpoint, kind | {"shape": list(A.shape), "dtype": str(A.dtype)})
-    _take_up(sampler, start, saved, say)
+        kept = Checkpoint(saved, kind | {"shape": list(A.shape), "dtype": str(A.dtype)})
+    own = sampler.stream.marks
+    _take_up(sampler, start, kept, say)
     with _progress.bar(progress, total=budget, unit="product") as bar:
 
         def look(e: Estimate) -> Any:
@@ -187,29 +196,38 @@ def trace(
             return callback is not None and callback(e)
 
         target = Target(rtol, atol, confidence)
-        e = Growth(target, budget, best if method == "auto" else None, look, say, saved).run(sampler)
+        e = Growth(target, budget, best if method == "auto" else None, look, say, kept).run(sampler)
     if e is None:  # the exact trace is cheaper than going on
         spent = sampler.meter
         e = exact(A, chunk_size=chunk)
         return replace(
             e, n_matvecs=e.n_matvecs + spent.n_matvecs, n_rmatvecs=e.n_rmatvecs + spent.n_rmatvecs, converged=True
         )
-    return replace(e, converged=target.met_by(e))
+    return told(replace(e, converged=target.met_by(e)), "trace", A, (() if start is None else start.probes) + own)
 
 
 def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None, say: Callable[[str], Any]) -> None:
-    """Give the sampler what an earlier run has paid for."""
-    state = saved.load(sampler.meter.op) if saved is not None else None
+    """Give the sampler what an earlier run has paid for, once a product of it has been made anew and compared."""
+    state = saved.load(sampler, sampler.meter.op) if saved is not None else None
     if state is not None and saved is not None:
-        sampler.restore(state)
-        say(f"goes on from {saved.path}")
+        try:
+            sampler.restore(state)
+        except ValueError as error:
+            raise ValueError(
+                f"trace: the checkpoint {saved.path} is broken ({error}); delete the file, or give checkpoint= another."
+            ) from error
+        sampler.verify()
+        say(f"goes on from {saved.path}, whose first probe gives the same product")
     elif start is not None:
         if not isinstance(sampler, Sampling) or start.method != sampler.method or start.samples is None:
             raise ValueError(
                 f"trace: start= is an estimate by {start.method!r}, which this run cannot go on from; only hutchinson, "
                 "rhutch and fhutch go on from an Estimate with samples (choose method=), all others from checkpoint=."
             )
+        if same_probes(start.probes + sampler.stream.marks):
+            raise ValueError("trace: start= rests on the probes that rng= would draw again; give another rng.")
         sampler.adopt(start)
+        sampler.verify()
         say(f"goes on from {start!r}")
 
 

@@ -34,14 +34,38 @@ def deflate(xp: Any, Q: Any, G: Any) -> Any:
     return G - Q @ (aa.adjoint(xp, Q) @ G)
 
 
-def orth(Y: Any, Omega: Any) -> tuple[Any, Any, Any]:
-    """Q and R of Y = AΩ in units of max|Y|, and that, as one program where the framework compiles."""
-    found: tuple[Any, Any, Any] = _backends.compiled(_orth, (), (Y, Omega), Y)
+def orth(Y: Any, Omega: Any) -> tuple[Any, Any, Any, Any]:
+    """Q, R and QᴴY of Y = AΩ in units of max|Y|, and that, as one program where the framework compiles.
+
+    R is QᴴY, but that nothing is differentiated by it where Y has lost rank: see `_steady`.
+    """
+    found: tuple[Any, Any, Any, Any] = _backends.compiled(_orth, (_backends.differentiated(Y),), (Y, Omega), Y)
     return found
 
 
-def _orth(arrays: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+def _orth(differentiated: bool, arrays: tuple[Any, Any]) -> tuple[Any, Any, Any, Any]:
     Y, Omega = arrays
     xp = aa.namespace(Y)
     top = aa.largest(xp, Y)
-    return *aa.orth(xp, Y, Omega, xp.where(top > 0, top, 1.0)), top
+    Y = aa.touched(xp, Y, Omega, xp.where(top > 0, top, 1.0))
+    if differentiated:
+        return *_steady(xp, Y), top
+    Q, R = aa.tall_qr(xp, Y)
+    return Q, R, R, top
+
+
+def _steady(xp: Any, Y: Any) -> tuple[Any, Any, Any]:
+    """Q, R and QᴴY whose derivatives are those of what they are for, whatever the rank of Y.
+
+    Columns that the ones before them span but for rounding have a Q of their own all the same, that of their rounding,
+    and its derivative is what rounding makes of 0/0. What a sketch is for does not depend on them, as long as they
+    complete the others to an orthonormal basis: so they stay where they are, and follow the others as far as that
+    takes. R tells how Q was made, and which probe each direction comes from; of rounding, that is a constant.
+    """
+    known = xp.finfo(Y.dtype)
+    fixed, R = (_backends.constant(x) for x in aa.tall_qr(xp, _backends.constant(Y)))
+    size = xp.abs(xp.linalg.diagonal(R))
+    lost = size < known.eps**0.5 * (1 + xp.max(size))
+    Q, moving = aa.tall_qr(xp, xp.where(lost[None, :], fixed, Y))
+    turned = _backends.constant(aa.vdot(xp, Q, fixed))  # the same columns but for signs, which QR is free to choose
+    return Q, xp.where(xp.any(lost), turned[:, None] * R, moving), aa.adjoint(xp, Q) @ Y

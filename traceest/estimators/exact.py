@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, certain, trace_bounds
+from traceest.estimate import Estimate, certain, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
@@ -91,7 +91,8 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     for i in range(0, cost, chunk):
         E = unit_probes(target, i, min(i + chunk, cost), at_side)
         total = total + _contribution(xp, meter.op, E, at_side, as_factor)
-    return certain(total, bounds=(0.0, math.inf) if as_factor else trace_bounds(A), **meter.spent)
+    e = certain(total, bounds=(0.0, math.inf) if as_factor else trace_bounds(A), **meter.spent)
+    return told(e, "trace", A)
 
 
 def _contribution(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:

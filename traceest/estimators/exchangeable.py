@@ -11,7 +11,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest.estimate import Estimate, trace_bounds
+from traceest.estimate import Estimate, told, trace_bounds
 from traceest.estimators import leave_out
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import orth, products
@@ -80,13 +80,14 @@ def xtrace(
     sketch = _sketch(A, n_matvecs, 2, "xtrace", rng, distribution, probes, chunk_size)
     if isinstance(sketch, Estimate):
         return sketch
-    meter, Omega, Y, chunk = sketch
+    meter, Omega, Y, chunk, marks = sketch
     xp = aa.namespace(Y)
-    Q, R, top = orth(Y, Omega)
+    Q, R, QY, top = orth(Y, Omega)
     scale = xp.where(top > 0, top, 1.0)
     H, T = _compressed(xp, meter.op, Q, Omega, scale, chunk)
-    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, H, T, top))
-    return Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
+    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, QY, H, T, top))
+    e = Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
+    return told(e, "trace", meter.op, marks)
 
 
 def xnystrace(
@@ -143,9 +144,10 @@ def xnystrace(
     sketch = _sketch(A, n_matvecs, 1, "xnystrace", rng, law, probes, chunk_size)
     if isinstance(sketch, Estimate):
         return sketch
-    meter, Omega, Y, _ = sketch
+    meter, Omega, Y, _, marks = sketch
     found = _mean(leave_out.xnystrace, normalise, distribution, (Omega, Y))
-    return Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
+    e = Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
+    return told(e, "trace", meter.op, marks)
 
 
 def _sketch(
@@ -157,8 +159,11 @@ def _sketch(
     distribution: Distribution,
     probes: Any,
     chunk_size: int | None,
-) -> Estimate | tuple[Meter, Any, Any, int]:
-    """The meter, probes Ω, Y = AΩ and the chunk; or the exact trace, if m affords it. A probe costs `each` products."""
+) -> Estimate | tuple[Meter, Any, Any, int, tuple[str, ...]]:
+    """The meter, probes Ω, Y = AΩ, the chunk and the probes' marks; or the exact trace, if m affords it.
+
+    A probe costs `each` products.
+    """
     A = check.square(A, caller)
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
@@ -175,8 +180,9 @@ def _sketch(
     if probes is None and best is not None and each * k >= best.cost:
         return exact(A, chunk_size=chunk)
     meter, xp = Meter(A), aa.namespace(A)
-    Omega = Probes(A.shape[0], A, rng=rng, distribution=distribution, probes=probes).take(k)
-    return meter, Omega, products(xp, meter.op, Omega, chunk), chunk
+    stream = Probes(A.shape[0], A, rng=rng, distribution=distribution, probes=probes)
+    Omega = stream.take(k)
+    return meter, Omega, products(xp, meter.op, Omega, chunk), chunk, stream.marks
 
 
 def _mean(of: Any, normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]) -> leave_out.Mean:

@@ -6,7 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
 from traceest.estimators.exact import exact
@@ -86,10 +86,11 @@ def hutchinson(
     meter, xp = Meter(A), aa.namespace(A)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     samples = [form(xp, meter.op, V, meter.op.matmat(V)) for V in stream.chunks(m, chunk)]
-    return from_samples(
+    e = from_samples(
         aa.concat_columns(xp, samples)[None, :],
         population=stream.population,
         method="hutchinson",
         bounds=trace_bounds(A),
         **meter.spent,
     )
+    return told(e, "trace", A, stream.marks)

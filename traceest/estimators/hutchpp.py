@@ -8,7 +8,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import deflate, orth, products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
@@ -103,7 +103,8 @@ def hutchpp(
         on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
         off_sketch = quadratic_forms(xp, meter.op, left)
     residual = from_samples(off_sketch[None, :], method="hutchpp", **meter.spent)
-    return replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
+    e = replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
+    return told(e, "trace", A, stream.marks)
 
 
 def _left(length2: int | None, arrays: tuple[Any, Any]) -> Any:

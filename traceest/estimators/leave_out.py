@@ -132,17 +132,20 @@ class Basis(NamedTuple):
         return LeftOut(one, two, xp.sum(xp.abs(diagonal)))
 
 
-def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
-    """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = Qrᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with R."""
+def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, QY: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
+    """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = QQᴴyᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with QᴴY."""
     basis = Basis.of(xp, Omega, Q, R)
-    return basis.traces(xp, aa.vdot(xp, basis.W, R), R, T, H, normalise)
+    return basis.traces(xp, aa.vdot(xp, basis.W, QY), QY, T, H, normalise)
 
 
 def xtrace(normalise: bool, arrays: tuple[Any, ...]) -> Mean:
-    """XTrace's answer from Ω, Q, R, H and T, and what they are in units of; T is None, for R, of a self-adjoint A."""
-    Omega, Q, R, H, T, top = arrays
+    """XTrace's answer from Ω, Q, R, QᴴY, H and T, and what they are in units of.
+
+    T is None, for QᴴY, of a self-adjoint A.
+    """
+    Omega, Q, R, QY, H, T, top = arrays
     xp = aa.namespace(R)
-    left_out = xtrace_left_out(xp, Omega, Q, R, H, R if T is None else T, normalise)
+    left_out = xtrace_left_out(xp, Omega, Q, R, QY, H, QY if T is None else T, normalise)
     return (left_out.real(xp) if T is None else left_out).mean(xp, top)
 
 

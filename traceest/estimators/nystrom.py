@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples, trace_bounds
+from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
@@ -240,12 +240,13 @@ def _plus_residual(plan: _Plan, L: Any, R: Any, hermitian: bool, **fields: Any) 
     if law in ("sphere", "gaussian"):
         arrays = L, R, G, products(xp, op, G, plan.chunk)
         value, stderr, df = _backends.compiled(_mean, (law == "sphere", bool(hermitian)), arrays, G)
-        return Estimate(value, stderr, df, None, **plan.meter.spent, **fields)
+        return told(Estimate(value, stderr, df, None, **plan.meter.spent, **fields), "trace", op, plan.stream.marks)
     RG, LG = aa.adjoint(xp, R) @ G, aa.adjoint(xp, L) @ G
     chunks = (G[:, i : min(i + plan.chunk, plan.s)] for i in range(0, plan.s, plan.chunk))
     forms = _part(xp, quadratic_forms(xp, op, chunks) - aa.vdot(xp, LG, RG), hermitian)
     e = from_samples(forms[None, :], population=plan.stream.population, **plan.meter.spent, **fields)
-    return Estimate(_trace(xp, L, R, hermitian) + e.value, e.stderr, e.df, None, **plan.meter.spent, **fields)
+    e = Estimate(_trace(xp, L, R, hermitian) + e.value, e.stderr, e.df, None, **plan.meter.spent, **fields)
+    return told(e, "trace", op, plan.stream.marks)
 
 
 def _mean(sphere: bool, hermitian: bool, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:

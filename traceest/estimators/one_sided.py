@@ -7,7 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest.estimate import Estimate, from_samples
+from traceest.estimate import Estimate, from_samples, told
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
@@ -157,4 +157,5 @@ def fhutch(
 def _squared_norms(samples: list[Any], stream: Probes, method: str, meter: Meter) -> Estimate:
     """The estimate whose samples are squared norms, hence not negative."""
     x = aa.concat_columns(stream.xp, samples)
-    return from_samples(x, population=stream.population, method=method, bounds=(0.0, math.inf), **meter.spent)
+    e = from_samples(x, population=stream.population, method=method, bounds=(0.0, math.inf), **meter.spent)
+    return told(e, "trace", meter.op, stream.marks)

@@ -26,9 +26,9 @@ def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
     argument for the error (`leave_out`) is made of independence and zero means alone and holds entry by entry.
     """
     Y = products(xp, A, Omega, chunk)
-    Q, R, top = orth(Y, Omega)
+    Q, R, QY, top = orth(Y, Omega)
     Z = products(xp, A if A.symmetric else A.H, Q, chunk)
-    left_out = _backends.compiled(_left_out, (), (R, top), Y)
+    left_out = _backends.compiled(_left_out, (), (R, QY, top), Y)
     step = max(1, PAIRS // Omega.shape[1] ** 2)
     ends = [(a, min(a + step, Omega.shape[0])) for a in range(0, Omega.shape[0], step)]
     parts = [
@@ -38,13 +38,13 @@ def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
     return Estimate(value, stderr, df)
 
 
-def _left_out(arrays: tuple[Any, Any]) -> tuple[Any, ...]:
+def _left_out(arrays: tuple[Any, Any, Any]) -> tuple[Any, ...]:
     """What all rows share: S, ρ, C = SᴴS, the weights of pairs, C̄ρ, and the unit of Y."""
-    R, top = arrays
+    R, QY, top = arrays
     xp = aa.namespace(R)
     S = left_out_directions(xp, R)
     seen = xp.astype(top > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
-    rho = aa.vdot(xp, S, R) * seen
+    rho = aa.vdot(xp, S, QY) * seen
     C = aa.adjoint(xp, S) @ S
     return S, rho, C, pair_weights(xp, C), aa.conj(xp, C) * rho[:, None], xp.where(top > 0, top, xp.ones_like(top))
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from traceest._growth import Target
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, told
+from traceest.probes.sources import mark_of
 from traceest.sketches import Request, by_blocks, by_columns, exact_cost, fused, route, sketch
 from traceest.sketches.two_sided import LOW_RANK_FROM
 
@@ -25,13 +26,19 @@ def answer(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], 
     It is given the sketch and the options, which are hashable.
     """
     request = request.checked()
-    Ks = by_blocks(Ks, request)
+    K, Ks, marks = Ks[0], by_blocks(Ks, request), marks_of(request)
     if request.rtol is None:
-        return fused(statistic, sketch(Ks, request), *options)
+        return told(fused(statistic, sketch(Ks, request), *options), request.caller, K, marks)
     narrow = by_columns(Ks, request)
-    e = _grown(narrow, request, statistic, options)
+    e = told(_grown(narrow, request, statistic, options), request.caller, K, marks)
     # The products of the dual are those of J with the sides exchanged.
     return e if narrow is Ks else replace(e, n_matvecs=e.n_rmatvecs, n_rmatvecs=e.n_matvecs)
+
+
+def marks_of(request: Request) -> tuple[str, ...]:
+    """The marks of the probes that are going to be drawn."""
+    mark = mark_of(request.rng, request.probes)
+    return () if mark is None else (f"{request.distribution}:{mark}",)
 
 
 def _grown(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], options: tuple[Any, ...]) -> Estimate:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from traceest.estimate import Estimate
+from traceest.estimate import Estimate, told
 from traceest.kernels import statistics
+from traceest.kernels._answer import marks_of
 from traceest.kernels.alignments import targets
 from traceest.kernels.grouping import Grouping, groups_of
 from traceest.kernels.norms import largest_rank
@@ -82,6 +83,10 @@ class Summary:
         from traceest.kernels._table import table
 
         return table(self)
+
+
+ESTIMATES = tuple(f.name for f in fields(Summary) if f.name not in ("groups", "names"))
+"""Fields of `Summary` that are Estimates, where they are there."""
 
 
 def summary(
@@ -165,7 +170,16 @@ def summary(
     if names is None:
         names = [f"K{a + 1}" for a in range(len(Ks))] if len(Ks) > 1 else ["K"]
     psd, ranks = all(getattr(K, "psd", False) for K in Ks), tuple(largest_rank(K) for K in Ks)
-    return fused(_summary, sketch(Ks, request), psd, ranks, tuple(names), tuple(labels))
+    marks = marks_of(request)
+    return _told(fused(_summary, sketch(Ks, request), psd, ranks, tuple(names), tuple(labels)), Ks[0], marks, centred)
+
+
+def _told(s: Summary, K: Any, marks: tuple[str, ...], centred: bool) -> Summary:
+    """With what each Estimate is of."""
+    of = "centred_" if centred else ""
+    estimates: dict[str, Any] = {name: told(e, of + name, K, marks) for name, e in s.estimates.items()}
+    groups = OrderedDict((label, _told(part, K, marks, centred)) for label, part in s.groups.items())
+    return replace(s, **estimates, groups=groups)
 
 
 def _summary(
@@ -216,5 +230,6 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
         n_rmatvecs=first.n_rmatvecs,
         method=first.method,
         bounds=first.bounds,
+        statistic=first.statistic,
         reach=None if first.reach is None else joined("reach"),
     )

@@ -98,10 +98,18 @@ class HadamardSet:
         """What was drawn, by name."""
         return {name: getattr(self, name) for name in DRAWN}
 
+    @staticmethod
+    def shapes(n: int, n_blocks: int, n_signs: int) -> dict[str, tuple[int, ...]]:
+        """Of the arrays in `state`, by name."""
+        N = order(n // n_blocks)
+        p = N.bit_length() - 1
+        n_2 = 1 << (p - p // 2)
+        return dict(zip(DRAWN, ((n_signs, n), (N,), (2, n_blocks), (N // n_2, n_2)), strict=True))
+
     @classmethod
     def of_state(cls, n: int, n_blocks: int, state: dict[str, Any]) -> HadamardSet | None:
         """The set that was drawn, if `state` holds one."""
-        if DRAWN[0] not in state:
+        if not all(name in state for name in DRAWN):
             return None
         drawn = [state[name] for name in DRAWN]
         return cls(n, n_blocks, drawn[0].shape[0], drawn=drawn)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Protocol, cast
 
 import numpy as np
 
 from traceest import _backends
+from traceest.estimate import _to_host
+
+FEW = 64
+"""Entries of explicit probes, of which so many or more are never the same by chance, signs included."""
 
 
 class Source(Protocol):
@@ -23,6 +28,9 @@ class Source(Protocol):
 
     def child(self) -> Source:
         """Another one, whose numbers are independent of those that this one goes on to give."""
+
+    def mark(self) -> str | None:
+        """What tells the numbers to come from those of any other source or state; None where values are not known."""
 
 
 class HostSource:
@@ -53,6 +61,46 @@ class HostSource:
     def child(self) -> HostSource:
         """Another one, of a seed that this one draws."""
         return HostSource(np.random.default_rng(self.rng.integers(0, 2**63, size=4)))
+
+    def mark(self) -> str:
+        """The generator's state where that is short, so that `of_mark` can go back to it; else a digest."""
+        state = self.rng.bit_generator.state
+        if state["bit_generator"] != "PCG64":
+            return digest(repr(state).encode())
+        numbers = *state["state"].values(), state["has_uint32"], state["uinteger"]
+        return "-".join(["PCG64", *(f"{n:x}" for n in numbers)])
+
+    @classmethod
+    def of_mark(cls, mark: str) -> HostSource | None:
+        """The source that had that mark; None where it does not tell."""
+        kind, *digits = mark.split("-")
+        if kind != "PCG64" or len(digits) != 4:
+            return None
+        state, inc, has_uint32, uinteger = (int(x, 16) for x in digits)
+        generator = np.random.PCG64(0)
+        whole: Any = {"bit_generator": kind, "state": {"state": state, "inc": inc}}
+        generator.state = whole | {"has_uint32": has_uint32, "uinteger": uinteger}
+        return cls(np.random.Generator(generator))
+
+
+def digest(octets: bytes) -> str:
+    """32 hexadecimal digits for them."""
+    return hashlib.blake2b(octets, digest_size=16).hexdigest()
+
+
+def mark_of(rng: Any, probes: Any = None) -> str | None:
+    """What tells the probes to come from any others; None where that is not known, as inside of transformations.
+
+    Of explicit probes the first one is looked at, where it is so long that chance does not repeat it.
+    """
+    if probes is None:
+        return None if rng is None else getattr(random_source(rng), "mark", lambda: None)()
+    if probes.shape[0] < FEW:
+        return None
+    try:
+        return digest(np.ascontiguousarray(_to_host(probes[:, :1])).tobytes())
+    except Exception:  # inside a transformation there are no values, and each framework has its own error for it
+        return None
 
 
 def random_source(rng: Any) -> Source:

@@ -15,7 +15,7 @@ from traceest.operators.layout import Layout
 from traceest.probes import balanced_signs
 from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
 from traceest.probes.orthogonal_signs import HadamardSet, order
-from traceest.probes.sources import random_source
+from traceest.probes.sources import HostSource, mark_of, random_source
 
 
 class Probes:
@@ -66,6 +66,9 @@ class Probes:
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
         self._source = random_source(rng) if probes is None else None
+        # With the law, so that the first probe of all can be drawn again (`again`).
+        mark = mark_of(None if probes is None and rng is None else self._source, probes)
+        self.marks = () if mark is None else (f"{distribution}:{mark}",)
         self._set: HadamardSet | None = None
         self._used = 0  # columns of it
 
@@ -113,6 +116,19 @@ class Probes:
         for i in range(0, k, 64):
             self.take(min(64, k - i))
 
+    def again(self, marks: tuple[str, ...]) -> Any:
+        """The first probe, (n, 1), of a stream for the same operator that had those marks; None if they do not tell."""
+        law, _, mark = marks[0].partition(":") if marks else ("", "", "")
+        source = HostSource.of_mark(mark) if law in get_args(Distribution) else None
+        if source is None:
+            return None
+        like: Any = self
+        other = Probes(self.n, like, rng=source, distribution=law, n_blocks=self.n_blocks, layout=self.layout)  # type: ignore[arg-type]
+        return next(other.chunks(1, 1))
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> Any:
+        return self.xp
+
     def chunks(self, m: int, chunk: int) -> Iterator[Any]:
         """The next m probes in pieces of at most `chunk` columns."""
         if self.distribution == "orthogonal" and self.explicit is None:  # orthogonal to each other: all at once
@@ -124,6 +140,16 @@ class Probes:
     def state(self) -> dict[str, Any]:
         """How many probes were drawn, and the set that they are of."""
         return {"drawn": self.drawn} | ({} if self._set is None else self._set.state())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays in `state`, by name."""
+        return HadamardSet.shapes(self.n, self.n_blocks, self._kinds) if self.goes_on else {}
+
+    def sound(self, name: str, x: np.ndarray) -> bool:
+        """Whether the array of that name in a state may hold these whole numbers."""
+        if name == "signs":
+            return bool(np.all(np.abs(x) == 1))
+        return bool(np.all((x >= 0) & (x < order(self.n // self.n_blocks))))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on after those probes: with their set, whatever `rng` is now; or else without the same numbers again."""

@@ -21,6 +21,7 @@ class Deflating(Sampler):
     """
 
     KEPT = ("samples", "products", "basis", "on_sketch", "spreads")
+    FORMS = ("samples", "on_sketch", "spreads")
     samples: list[Any]
     products: list[Any]
     basis: list[Any]
@@ -39,6 +40,17 @@ class Deflating(Sampler):
             AU = self.multiply(U)
             self.samples.append(form(self.xp, self.meter.op, U, AU)[None, :])
             self.products.append(AU)
+            self.remember(U, AU)
+
+    def seen(self, V: Any) -> Any:
+        """What `remember` is given for the probe V."""
+        return self.multiply(V)
+
+    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
+        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        samples, basis = columns["samples"], columns["basis"]
+        pairs = samples == columns["products"] and basis == columns["on_sketch"]
+        return samples > 0 and pairs and state["drawn"] == samples + basis and bool(basis) == bool(columns["spreads"])
 
     def estimate(self) -> Estimate:
         """The answer so far."""

@@ -55,6 +55,8 @@ class Exchangeable(Sampler):
     """
 
     KEPT = ("products", "probes", "basis", "images", "pilots", "pilots_kept", "pilots_products", "plain")
+    FORMS = ("plain",)
+    COUNTS = (*Sampler.COUNTS, "asked", "drawn_for_vjps", "by_vjps")
     products: list[Any]
     probes: list[Any]
     basis: list[Any]
@@ -87,6 +89,7 @@ class Exchangeable(Sampler):
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []
         self.best, self.asked = "", 0
+        self.by_vjps = False  # whether the first probe went through vjps alone
         self.deep = methods == ("xtrace",)
 
     @property
@@ -125,16 +128,43 @@ class Exchangeable(Sampler):
     def state(self) -> dict[str, Any]:
         """All that the sampler knows, by name."""
         drawn = 0 if self.for_vjps is self.stream else self.for_vjps.drawn
-        looks = np.asarray(self.looks, dtype=np.float64)
-        return super().state() | {"asked": self.asked, "looks": looks, "drawn_for_vjps": drawn}
+        looks = np.asarray(self.looks, dtype=np.float64).reshape(-1, 2)
+        own = {"asked": self.asked, "looks": looks, "drawn_for_vjps": drawn, "by_vjps": int(self.by_vjps)}
+        return super().state() | own
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         super().restore(state)
-        self.for_vjps.skip(int(state["drawn_for_vjps"]))
-        self.asked = int(state["asked"])
+        self.for_vjps.skip(state["drawn_for_vjps"])
+        self.asked, self.by_vjps = state["asked"], bool(state["by_vjps"])
         self.looks = [(int(k), float(stderr)) for k, stderr in _to_host(state["looks"])]
         self.lean = self.one_sided and not self.n_probes
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of a state; those that are empty are missing."""
+        return (*super().arrays, "looks")
+
+    def fits(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """Whether the state's array of that name may have this shape and dtype."""
+        if name == "looks":
+            return len(shape) == 2 and shape[1] == 2 and dtype == np.float64
+        return super().fits(name, shape, dtype)
+
+    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
+        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        k, pilots, sketched = columns["probes"], columns["pilots"], columns["basis"]
+        groups = (
+            (k, columns["products"]),
+            (sketched, columns["images"]),
+            (pilots, columns["pilots_kept"]),
+            (pilots, columns["pilots_products"]),
+        )
+        drawn = k + pilots, columns["plain"]
+        if self.for_vjps is self.stream:
+            drawn = k + pilots + columns["plain"], 0
+        whole = k + columns["plain"] > 0 and sketched <= k and "looks" in state
+        return whole and all(a == b for a, b in groups) and drawn == (state["drawn"], state["drawn_for_vjps"])
 
     def ahead(self, e: Estimate, target: Target) -> float:
         """Products that `target` is predicted to take yet; where so many vjps or fewer do, these are the way on."""
@@ -149,13 +179,21 @@ class Exchangeable(Sampler):
     def grow(self, k: int) -> None:
         """Spend k more samples."""
         if self.lean:
-            self.plain += [self._squares(V) for V in self.for_vjps.chunks(k, self.chunk)]
+            for V in self.for_vjps.chunks(k, self.chunk):
+                self.plain.append(self._squares(V))
+                self.by_vjps = self.witness is None or self.by_vjps
+                self.remember(V, self.plain[-1])
             return
         for Omega in self.stream.chunks(k, self.chunk):
             self.probes.append(Omega)
             self.products.append(self.multiply(Omega))
+            self.remember(Omega, self.products[-1])
         if self.deep:
             self.deflate()
+
+    def seen(self, V: Any) -> Any:
+        """What `remember` is given for the probe V."""
+        return self._squares(V) if self.by_vjps else self.multiply(V)
 
     def _squares(self, V: Any) -> Any:
         """‖Jᴴv‖², (1, k)."""
@@ -270,4 +308,4 @@ def _xtrace(normalise: bool, symmetric: bool, arrays: tuple[Any, ...]) -> leave_
     Z, Qh = Z / scale, aa.adjoint(xp, Q)
     R = xp.triu(Qh @ aa.touched(xp, Y, Omega, scale))
     T = None if symmetric else aa.adjoint(xp, Z) @ Omega
-    return leave_out.xtrace(normalise, (Omega, Q, R, Qh @ Z, T, aa.largest(xp, Y)))
+    return leave_out.xtrace(normalise, (Omega, Q, R, R, Qh @ Z, T, aa.largest(xp, Y)))

@@ -19,9 +19,10 @@ LEAST = 4
 
 
 class Sampling(Sampler):
-    """Samples of one kind, (n_blocks, k) for every (n, k) of probes."""
+    """Samples of one kind: `sample` gives (n_blocks, k) for every (n, k) of probes, and the products they come of."""
 
-    KEPT = ("samples",)
+    KEPT = FORMS = ("samples",)
+    COUNTS = (*Sampler.COUNTS, "adopted")
     steady = True
     samples: list[Any]
 
@@ -33,12 +34,13 @@ class Sampling(Sampler):
         *,
         side: str,
         method: str,
-        sample: Callable[[Any, Any], Any],
+        sample: Callable[[Any, Any], tuple[Any, Any]],
         bounds: tuple[float, float] = (0.0, math.inf),
     ) -> None:
         super().__init__(A, stream, chunk)
         self.side, self.method, self.sample, self.bounds = side, method, sample, bounds
         self.adopted = 0
+        self.of_start: tuple[Any, Any] = (None, None)  # the first probe of the Estimate gone on from, and its sample
 
     @property
     def population(self) -> int | None:
@@ -59,13 +61,35 @@ class Sampling(Sampler):
     def grow(self, k: int) -> None:
         """Spend k more samples."""
         for V in self.stream.chunks(k, self.chunk):
-            self.samples.append(self.checked(self.sample(self.meter.op, V), V.shape[1]))
+            x, seen = self.sample(self.meter.op, V)
+            self.samples.append(self.checked(x, V.shape[1]))
+            self.remember(V, seen)
+
+    def seen(self, V: Any) -> Any:
+        """What `remember` is given for the probe V."""
+        return self.checked(self.sample(self.meter.op, V)[1], V.shape[1])
 
     def adopt(self, e: Estimate) -> None:
         """Go on from the samples of `e`, which are of other probes."""
         self.samples.append(e.samples)
         self.adopted += e.samples.shape[1]
         self.meter.charge(e.n_matvecs, e.n_rmatvecs)
+        self.of_start = self.stream.again(e.probes), e.samples[:, :1]
+
+    def verify(self) -> None:
+        """Multiply the first probe anew, and compare; also that of an Estimate gone on from, if it can be drawn."""
+        super().verify()
+        V, before = self.of_start
+        if V is None:
+            return
+        spent = self.spent
+        x, seen = self.sample(self.meter.op, V)
+        self.checked(x, 1)
+        # A form of either sign may be small where what it is added up from is not.
+        size = self.xp.sqrt(self.xp.sum(aa.abs2(self.xp, V)) * self.xp.sum(aa.abs2(self.xp, seen)))
+        self.compare(x, before, None if self.bounds[0] == 0 else size)
+        self.remember(V, seen)
+        self.verified += self.spent - spent
 
     def estimate(self) -> Estimate:
         """The answer so far; the exact trace, if there are no more samples."""
@@ -81,7 +105,11 @@ class Sampling(Sampler):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         super().restore(state)
-        self.adopted = int(state["adopted"])
+        self.adopted = state["adopted"]
+
+    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
+        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        return 0 < columns["samples"] == state["drawn"] + state["adopted"]
 
 
 def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
@@ -89,8 +117,9 @@ def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution | None, chu
     stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
     xp = stream.xp
 
-    def sample(A: Any, V: Any) -> Any:
-        return form(xp, A, V, A.matmat(V))[None, :]
+    def sample(A: Any, V: Any) -> tuple[Any, Any]:
+        AV = A.matmat(V)
+        return form(xp, A, V, AV)[None, :], AV
 
     return Sampling(A, stream, chunk, side="matmat", method="hutchinson", sample=sample, bounds=trace_bounds(A))
 
@@ -103,7 +132,12 @@ def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     B = n_blocks(J)
     stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B))
     method = "rhutch" if B == 1 else "rhutch per block"
-    found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=block_sqnorms)
+
+    def sample(J: Any, V: Any) -> tuple[Any, Any]:
+        x = block_sqnorms(J, V)
+        return x, x
+
+    found = Sampling(J, stream, chunk, side="rmatmat", method=method, sample=sample)
     found.first = max(LEAST, math.ceil(1 + (Sampler.first - 1) / B))
     return found
 
@@ -113,7 +147,8 @@ def fhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     stream = Probes(J.shape[1], J, rng=rng, distribution=distribution)
     xp = stream.xp
 
-    def sample(J: Any, W: Any) -> Any:
-        return xp.sum(aa.abs2(xp, J.matmat(W)), axis=0)[None, :]
+    def sample(J: Any, W: Any) -> tuple[Any, Any]:
+        JW = J.matmat(W)
+        return xp.sum(aa.abs2(xp, JW), axis=0)[None, :], JW
 
     return Sampling(J, stream, chunk, side="matmat", method="fhutch", sample=sample)

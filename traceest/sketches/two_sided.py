@@ -197,7 +197,7 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     KV = [X / u for X, u in zip(KV, units, strict=True)]
     targets = [t / u / request.target_norm for t, u in zip(targets, units, strict=True)] if targets else []
     if low_rank:
-        Q, R, _ = orth(sum(KV[1:], start=KV[0]), V)
+        Q, R, *_ = orth(sum(KV[1:], start=KV[0]), V)
         Z = [products(xp, meter.op, _centred(xp, Q, request.centred), chunk) for meter in meters]
         Z = [_centred(xp, X, request.centred) / u for X, u in zip(Z, units, strict=True)]
     spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}

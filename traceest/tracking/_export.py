@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from traceest import _files
+
 PANELS = {
     "trace": ("trace",),
     "Frobenius norm": ("frobenius_norm",),
@@ -31,7 +33,8 @@ def columns(checkpoints: Sequence[Any]) -> dict[str, list[float]]:
 def to_csv(checkpoints: Sequence[Any], path: str | PathLike[str]) -> None:
     """A header, then a row a checkpoint."""
     table = columns(checkpoints)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    where = _files.as_path(path, "to_csv")
+    with _files.replacing(where, "to_csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))

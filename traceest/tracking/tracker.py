@@ -188,7 +188,7 @@ class Tracker:
         return _export.columns(self.checkpoints)
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write `table` as comma-separated values."""
+        """Write `table` as comma-separated values, in one step."""
         _export.to_csv(self.checkpoints, path)
 
     def plot(self, axes: Any = None) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from traceest import _backends
+from traceest.probes.sources import digest
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 from traceest_adapters.jax import compiling, host
 
@@ -49,6 +50,13 @@ class JaxSource:
         """Another one, of this key with a number folded in that no probe has."""
         return JaxSource(jax.random.fold_in(self.key, 2**32 - 1))
 
+    def mark(self) -> str | None:
+        """A digest of the key; None where its value is not known, as under `jax.jit`."""
+        if isinstance(self.key, jax.core.Tracer):
+            return None
+        words = jax.device_get(jax.random.key_data(self.key))  # which a transfer guard lets pass
+        return digest(f"{self.key.dtype} {self.used} {words.tolist()}".encode())
+
 
 class _Backend:
     def compiled(self, f: Callable[..., Any], static: tuple[Any, ...], arrays: Any) -> Any:
@@ -57,6 +65,14 @@ class _Backend:
         if found is not NotImplemented:
             return found
         return compiling.run(f, static, (arrays,), optimise=not compiling.few(arrays, SMALL))
+
+    def differentiated(self, x: Any) -> bool:
+        """Whether `x` is being traced: for which transformation is not to be seen."""
+        return isinstance(x, jax.core.Tracer)
+
+    def constant(self, x: Any) -> Any:
+        """`x`, which nothing is differentiated by."""
+        return jax.lax.stop_gradient(x)
 
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)

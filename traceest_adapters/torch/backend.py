@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from traceest import _backends
+from traceest.probes.sources import digest
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
 from traceest_adapters.torch import constants
 
@@ -56,6 +58,10 @@ class TorchSource:
         seed = torch.empty((), dtype=torch.int64, device=g.device).random_(generator=g)
         return TorchSource(torch.Generator(g.device).manual_seed(int(seed)))
 
+    def mark(self) -> str:
+        """A digest of the generator's state."""
+        return digest(self.generator.get_state().numpy().tobytes())
+
 
 class _Backend:
     compiled = None
@@ -65,6 +71,15 @@ class _Backend:
 
     def marked(self, x: Any, sources: Any) -> Any:
         return constants.marked(x, sources)
+
+    def differentiated(self, x: Any) -> bool:
+        """Whether `x` has a graph, or is inside a transformation that may take derivatives."""
+        inside = torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+        return bool(x.requires_grad) or inside
+
+    def constant(self, x: Any) -> Any:
+        """`x` without its graph."""
+        return x.detach()
 
 
 backend = _Backend()
