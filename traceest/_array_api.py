@@ -26,6 +26,11 @@ def namespace(*arrays: Array) -> Namespace:
     return array_api_compat.array_namespace(*arrays)
 
 
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array; SciPy's sparse arrays, which are not, have shapes and dtypes too."""
+    return bool(array_api_compat.is_array_api_obj(x)) and not type(x).__module__.startswith("scipy.")
+
+
 def device(array: Array) -> Any:
     """Where `array` lives; `array.device` is not yet everywhere (Dask)."""
     return array_api_compat.device(array)
