@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat
@@ -50,6 +51,14 @@ def devices_differ(A: Array, B: Array) -> bool:
         return True
     one, other = (set(s) if s is not None else {d} for s, d in zip(spread, (a, b), strict=True))
     return one.isdisjoint(other)
+
+
+def truth(x: Array) -> bool | None:
+    """The value of a 0-d array of a boolean, or None where it is traced and has none yet."""
+    try:
+        return bool(x)
+    except (TypeError, ValueError, RuntimeError):  # what frameworks raise then
+        return None
 
 
 def is_floating(xp: Namespace, dtype: Any) -> bool:
@@ -163,14 +172,24 @@ def concat_columns(xp: Namespace, parts: list[Array]) -> Array:
 
 
 def eigvalsh(xp: Namespace, A: Array) -> Array:
-    """Eigenvalues of self-adjoint matrices, computed in `doubled` precision."""
-    return xp.astype(xp.linalg.eigvalsh(doubled(xp, A)), real_dtype(xp, A.dtype))
+    """Eigenvalues of self-adjoint matrices, computed in `doubled` precision; NaN where a matrix is not finite."""
+    A, hurt = _finite_matrices(xp, A)
+    theta = xp.astype(xp.linalg.eigvalsh(doubled(xp, A)), real_dtype(xp, A.dtype))
+    return xp.where(hurt[..., 0], math.nan, theta)
 
 
 def eigh(xp: Namespace, A: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors of self-adjoint matrices, computed in `doubled` precision."""
+    """Eigenvalues and eigenvectors of self-adjoint matrices, as `eigvalsh`."""
+    A, hurt = _finite_matrices(xp, A)
     theta, U = xp.linalg.eigh(doubled(xp, A))
-    return xp.astype(theta, real_dtype(xp, A.dtype)), xp.astype(U, A.dtype)
+    theta = xp.astype(theta, real_dtype(xp, A.dtype))
+    return xp.where(hurt[..., 0], math.nan, theta), xp.where(hurt, math.nan, xp.astype(U, A.dtype))
+
+
+def _finite_matrices(xp: Namespace, A: Array) -> tuple[Array, Array]:
+    """`A` with zeros for matrices that hold a NaN or an infinity, which LAPACK raises at, and which those are."""
+    hurt = ~xp.all(xp.isfinite(A), axis=(-2, -1), keepdims=True)
+    return xp.where(hurt, xp.zeros_like(A), A), hurt
 
 
 def doubled(xp: Namespace, A: Array) -> Array:

@@ -100,9 +100,9 @@ def _not_finite(x: Any) -> tuple[Any, Any]:
 
 
 def finite(x: Any, side: str, first_column: int, caller: str) -> None:
-    """Raise if a product has a NaN or an infinity in it, saying which product and which column."""
+    """Raise if a product has a NaN or an infinity in it, saying which product and which column; not inside a trace."""
     bad, any_bad = _backends.compiled(_not_finite, (), x, x)
-    if bool(any_bad):
+    if aa.truth(any_bad):
         column = first_column + next(i for i in range(x.shape[-1]) if bool(bad[i]))
         raise ValueError(
             f"{caller}: NaN or infinity in the product {side}, column {column} of those asked so far; look for "

@@ -263,10 +263,13 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
 
 
 def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:
-    """What is exact to rounding: with stderr 0, and one degree of freedom, which then says nothing."""
+    """What is exact to rounding: with stderr 0, and one degree of freedom, which then says nothing.
+
+    Of a value that is no number nothing is certain: its stderr is NaN.
+    """
     xp = aa.namespace(value)
     zero = xp.zeros_like(aa.real(xp, value))
-    return Estimate(value, zero, zero + 1, None, method=method, **fields)
+    return Estimate(value, xp.where(xp.isfinite(value), zero, math.nan), zero + 1, None, method=method, **fields)
 
 
 def trace_bounds(A: Any) -> tuple[float, float]:
