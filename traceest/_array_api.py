@@ -53,6 +53,12 @@ def devices_differ(A: Array, B: Array) -> bool:
     return one.isdisjoint(other)
 
 
+def library(xp: Namespace) -> str:
+    """The name of the library whose arrays those of `xp` are."""
+    name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy"}.get(name, name)
+
+
 def truth(x: Array) -> bool | None:
     """The value of a 0-d array of a boolean, or None where it is traced and has none yet."""
     try:

@@ -137,8 +137,8 @@ def _of_one_library(A: Any, side: str, X: Any, Y: Any, wanted: tuple[int, ...]) 
     if theirs is not ours:
         raise _refusal(
             TypeError,
-            f"{side} of {A.name} was given an array of {_library(X)} and answered with one of {_library(Y)}; convert "
-            "it before it is returned, or say by like= what the function works on.",
+            f"{side} of {A.name} was given an array of {aa.library(ours)} and answered with one of "
+            f"{aa.library(theirs)}; convert it before it is returned, or say by like= what the function works on.",
         )
     return Y
 
@@ -159,11 +159,6 @@ def plain_array(A: Any, where: str) -> Any:
             )
         return np.ma.getdata(A)
     return np.asarray(A)
-
-
-def _library(X: Any) -> str:
-    package = type(X).__module__.partition(".")[0]
-    return {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "jaxlib": "JAX"}.get(package, package)
 
 
 def _shape_message(A: Any, side: str, X: Any, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
