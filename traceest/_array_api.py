@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from traceest import _backends
 
@@ -28,8 +29,10 @@ def namespace(*arrays: Array) -> Namespace:
 
 
 def is_array(x: Any) -> bool:
-    """Whether `x` is an array; SciPy's sparse arrays, which are not, have shapes and dtypes too."""
-    return bool(array_api_compat.is_array_api_obj(x)) and not type(x).__module__.startswith("scipy.")
+    """Whether `x` is an array, or of a subclass of NumPy's; SciPy's sparse arrays, which look like one, are not."""
+    if type(x).__module__.startswith("scipy."):
+        return False
+    return isinstance(x, np.ndarray) or bool(array_api_compat.is_array_api_obj(x))
 
 
 def device(array: Array) -> Any:

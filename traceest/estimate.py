@@ -151,7 +151,8 @@ class Estimate:
         if self.reach is None:
             return half, half
         value = np.asarray(_to_host(self.value), dtype=np.float64)
-        ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
+        with np.errstate(invalid="ignore"):  # of what is infinite nothing is known
+            ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
         down, up = value - ends[..., 0], ends[..., 1] - value
         down, up = (np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
         return down, up

@@ -36,14 +36,14 @@ class Watch:
         """Begin anew."""
         self.argument_changed, self.answer_overwritten = False, False
         self.refused: tuple[str, str] | None = None
-        self._last: dict[int, tuple[Any, Any]] = {}
+        self._last: dict[Any, tuple[Any, Any]] = {}
 
     def look(self, product: Any, xp: Any, argument: tuple[Any, Any], answer: tuple[Any, Any]) -> None:
         """Compare the argument with what was given, and the last answer with what it was."""
         self.argument_changed |= bool(xp.any(argument[0] != argument[1]))
-        if (last := self._last.get(id(product))) is not None:
+        if (last := self._last.get(product)) is not None:
             self.answer_overwritten |= bool(xp.any(xp.asarray(last[0]) != last[1]))
-        self._last[id(product)] = answer
+        self._last[product] = answer
 
 
 _watch: ContextVar[Watch | None] = ContextVar("traceest_watch", default=None)
@@ -122,17 +122,17 @@ def expected_shape(A: Any, side: str, k: int, groups: tuple[Any, ...] = ()) -> t
 
 def _of_one_library(A: Any, side: str, X: Any, Y: Any, wanted: tuple[int, ...]) -> Any:
     """Y as an array of X's library; a plain one of a subclass that multiplies in another way."""
-    if not array_api_compat.is_array_api_obj(Y) or not hasattr(Y, "shape"):
+    if isinstance(X, np.ndarray) and isinstance(Y, np.ndarray):
+        return plain_array(Y, f"{side} of {A.name}")
+    if not aa.is_array(Y):
         shown = (
             f"{Y!r}, a {type(Y).__name__}" if Y is None or isinstance(Y, (int, float, complex)) else type(Y).__name__
         )
         raise _refusal(
             TypeError,
-            f"{side} of {A.name} returned {shown}; an array of shape {wanted} was "
-            "asked for. Return the product (a function that writes into an array has to return that).",
+            f"{side} of {A.name} returned {shown}; an array of shape {wanted} was asked for. Return the product (a "
+            "function that writes into an array has to return that).",
         )
-    if isinstance(X, np.ndarray) and isinstance(Y, np.ndarray):
-        return plain_array(Y, f"{side} of {A.name}")
     theirs, ours = array_api_compat.array_namespace(Y), array_api_compat.array_namespace(X)
     if theirs is not ours:
         raise _refusal(
@@ -153,9 +153,10 @@ def plain_array(A: Any, where: str) -> Any:
     """
     if isinstance(A, np.ma.MaskedArray):
         if np.ma.is_masked(A):
-            raise TypeError(
+            raise _refusal(
+                TypeError,
                 f"{where}: a masked array with {int(np.ma.count_masked(A))} masked entries is no matrix; say what they "
-                "are, A.filled(0.0)."
+                "are, A.filled(0.0).",
             )
         return np.ma.getdata(A)
     return np.asarray(A)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
@@ -150,6 +149,7 @@ def _from_array(A: Any, n_blocks: int | None, **known: Any) -> Operator:
 
 
 def _from_function(f: Any, like: Any, shape: Any, adjoint: Any, **known: Any) -> Operator:
+    like = plain_array(like, "aslinearoperator: like=") if isinstance(like, np.ndarray) else like
     _check_like(like, shape)
     shape = (like.shape[0], like.shape[0]) if shape is None else (int(shape[0]), int(shape[1]))
     name = getattr(f, "__name__", "function")
@@ -170,7 +170,7 @@ def _check_like(like: Any, shape: Any) -> None:
             "shape= is absent, the size: like=np.zeros((n, 1)) for a function of (n, k) matrices, "
             "like=np.zeros(n) for a function of vectors."
         )
-    if not array_api_compat.is_array_api_obj(like):
+    if not aa.is_array(like):
         raise TypeError(
             f"aslinearoperator: like= must be an array, got {type(like).__name__}; np.zeros((n, 1)) is one."
         )
@@ -223,6 +223,7 @@ def _sides(A: Any) -> dict[str, tuple[Any, bool] | None]:
     """A foreign object's products, each with whether it is one of vectors; None where there is none."""
     if _is_sparse(A):
         return {"matmat": (A.__matmul__, False), "rmatmat": (A.conj().T.__matmul__, False)}
+    matmat: tuple[Any, bool] | None
     forward, reverse = _scipy_columnwise(A)
     if hasattr(A, "matmat") and not forward:
         matmat = A.matmat, False

@@ -29,7 +29,10 @@ class Foreign(Operator):
         found = getattr(self.__dict__.get("of"), name)
         if name == "factor":
             return found if is_ours(found) else Foreign(found)
-        return Guarded(found, name, self._promise) if name in ("matmat", "rmatmat", *ABILITIES) else found
+        if name not in ("matmat", "rmatmat", *ABILITIES):
+            return found
+        self.__dict__[name] = guarded = Guarded(found, name, self._promise)
+        return guarded
 
     def __repr__(self) -> str:
         return repr(self.of)
