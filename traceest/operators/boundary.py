@@ -92,7 +92,7 @@ def answered(A: Any, side: str, X: Any, Y: Any, groups: tuple[Any, ...] = ()) ->
     if tuple(Y.shape) != wanted:
         raise _refusal(ValueError, _shape_message(A, side, X, tuple(Y.shape), wanted))
     dtype = A.dtype
-    if side == "block_sqnorms":
+    if Y.dtype != dtype and side == "block_sqnorms":
         dtype = aa.real_dtype(aa.namespace(X), dtype)
     if Y.dtype != dtype:
         Y = _of_dtype(A, side, X, Y, dtype)
