@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from traceest import _backends
 
@@ -26,6 +28,13 @@ def namespace(*arrays: Array) -> Namespace:
     return array_api_compat.array_namespace(*arrays)
 
 
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array, or of a subclass of NumPy's; SciPy's sparse arrays, which look like one, are not."""
+    if type(x).__module__.startswith("scipy."):
+        return False
+    return isinstance(x, np.ndarray) or bool(array_api_compat.is_array_api_obj(x))
+
+
 def device(array: Array) -> Any:
     """Where `array` lives; `array.device` is not yet everywhere (Dask)."""
     return array_api_compat.device(array)
@@ -45,6 +54,20 @@ def devices_differ(A: Array, B: Array) -> bool:
         return True
     one, other = (set(s) if s is not None else {d} for s, d in zip(spread, (a, b), strict=True))
     return one.isdisjoint(other)
+
+
+def library(xp: Namespace) -> str:
+    """The name of the library whose arrays those of `xp` are."""
+    name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    return {"numpy": "NumPy", "torch": "PyTorch", "jax": "JAX", "cupy": "CuPy"}.get(name, name)
+
+
+def truth(x: Array) -> bool | None:
+    """The value of a 0-d array of a boolean, or None where it is traced and has none yet."""
+    try:
+        return bool(x)
+    except (TypeError, ValueError, RuntimeError):  # what frameworks raise then
+        return None
 
 
 def is_floating(xp: Namespace, dtype: Any) -> bool:
@@ -158,14 +181,24 @@ def concat_columns(xp: Namespace, parts: list[Array]) -> Array:
 
 
 def eigvalsh(xp: Namespace, A: Array) -> Array:
-    """Eigenvalues of self-adjoint matrices, computed in `doubled` precision."""
-    return xp.astype(xp.linalg.eigvalsh(doubled(xp, A)), real_dtype(xp, A.dtype))
+    """Eigenvalues of self-adjoint matrices, computed in `doubled` precision; NaN where a matrix is not finite."""
+    A, hurt = _finite_matrices(xp, A)
+    theta = xp.astype(xp.linalg.eigvalsh(doubled(xp, A)), real_dtype(xp, A.dtype))
+    return xp.where(hurt[..., 0], math.nan, theta)
 
 
 def eigh(xp: Namespace, A: Array) -> tuple[Array, Array]:
-    """Eigenvalues and eigenvectors of self-adjoint matrices, computed in `doubled` precision."""
+    """Eigenvalues and eigenvectors of self-adjoint matrices, as `eigvalsh`."""
+    A, hurt = _finite_matrices(xp, A)
     theta, U = xp.linalg.eigh(doubled(xp, A))
-    return xp.astype(theta, real_dtype(xp, A.dtype)), xp.astype(U, A.dtype)
+    theta = xp.astype(theta, real_dtype(xp, A.dtype))
+    return xp.where(hurt[..., 0], math.nan, theta), xp.where(hurt, math.nan, xp.astype(U, A.dtype))
+
+
+def _finite_matrices(xp: Namespace, A: Array) -> tuple[Array, Array]:
+    """`A` with zeros for matrices that hold a NaN or an infinity, which LAPACK raises at, and which those are."""
+    hurt = ~xp.all(xp.isfinite(A), axis=(-2, -1), keepdims=True)
+    return xp.where(hurt, xp.zeros_like(A), A), hurt
 
 
 def doubled(xp: Namespace, A: Array) -> Array:

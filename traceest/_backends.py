@@ -26,6 +26,12 @@ class Backend(Protocol):
     def random_source(self, rng: Any) -> Any:
         """A `traceest.probes.Source` for the framework's generator or key; None if `rng` is not one."""
 
+    def copied(self, x: Any) -> Any:
+        """A copy of the framework's array `x`, or `x` itself where its arrays cannot be changed."""
+
+    def like(self, A: Any) -> Any:
+        """An array of the namespace, dtype and device of the framework's own object `A` with products, or None."""
+
     @property
     def compiled(self) -> Compiled | None:
         """``compiled(f, static, arrays)`` is ``f(*static, arrays)`` as one program, kept for arrays of these shapes."""

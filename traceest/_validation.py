@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
@@ -14,26 +15,57 @@ WITHOUT = {
     "matmat": "rhutch, hutchinson of a Gram operator and the one-sided kernel statistics need rmatmat (vjps) alone",
     "rmatmat": "fhutch needs matmat (jvps) alone",
 }
+OBLONG = {
+    "trace": "the trace of J Jᴴ is meant by rhutch(J), fhutch(J) or trace(gram(J))",
+    "frobenius_norm": "‖J‖² = tr JJᴴ is what rhutch(J), fhutch(J) or trace(gram(J)) estimate, and "
+    "frobenius_norm(gram(J)) is ‖JJᴴ‖",
+    "inner_product": "⟨A, B⟩ = tr AᴴB is trace(aslinearoperator(A).H @ B), and inner_product(gram(A), gram(B)) is "
+    "⟨AAᴴ, BBᴴ⟩",
+}
+"""What a rectangular operator is to be asked for instead."""
 SIDES = {"matmat": "matmat (forward mode, jvp)", "rmatmat": "rmatmat (reverse mode, vjp)"}
 
 
 def operator(A: Any, caller: str) -> Any:
-    """`A` as an operator with rows, columns, a floating dtype and at least one product."""
+    """`A` as an operator with rows, columns, a dtype that linear algebra is done in, and at least one product."""
     A = aslinearoperator(A)
-    if not aa.is_floating(aa.namespace(A), A.dtype):
-        raise TypeError(f"{caller}: the operator's dtype {A.dtype} is not floating; convert it first.")
+    xp = aa.namespace(A)
+    if A.dtype not in (xp.float64, xp.float32, xp.complex128, xp.complex64):
+        floating = aa.is_floating(xp, A.dtype) or "float" in str(A.dtype)
+        raise TypeError(_dtype_message(A.dtype, caller) if floating else f"{caller}: {_INTEGERS.format(A.dtype)}")
     if min(A.shape) < 1:
         raise ValueError(f"{caller}: the operator is empty, shape {tuple(A.shape)}; it needs rows and columns.")
+    if str(aa.device(A)) == "meta":
+        raise TypeError(
+            f"{caller}: the operator is on the meta device, whose arrays have shapes and no numbers; move it to a "
+            "device that has them."
+        )
     return A
+
+
+_INTEGERS = "the operator's dtype {} is not floating; convert it first."
+
+
+def _dtype_message(dtype: Any, caller: str) -> str:
+    """What to do about a precision that linear algebra is not done in."""
+    name = str(dtype).rpartition(".")[2]
+    wide = name in ("float128", "longdouble", "complex256", "clongdouble", "float96", "complex192")
+    to = ("complex128" if "complex" in name else "float64") if wide else "float32"
+    why = "which linear algebra is not available in" if wide else "whose rounding would be in every answer"
+    return (
+        f"{caller}: the operator's dtype is {dtype}, {why}; estimates are made in float32 and float64 (complex64 and "
+        f"complex128). Convert the array to {to}, or, to keep it as it is, give a function that multiplies by it and "
+        f"whose argument and answer are {to}: aslinearoperator(f, like=…)."
+    )
 
 
 def square(A: Any, caller: str) -> Any:
     """`A` as a square operator."""
     A = operator(A, caller)
     if A.shape[0] != A.shape[1]:
+        cure = OBLONG.get(caller, OBLONG["trace"])
         raise ValueError(
-            f"{caller}: expected a square operator, got shape {tuple(A.shape)}; of a rectangular J, the trace of "
-            "J Jᴴ is meant by rhutch(J), fhutch(J) or trace(gram(J))."
+            f"{caller}: expected a square operator, got shape {tuple(A.shape)}; of a rectangular J, {cure}."
         )
     return A
 
@@ -73,6 +105,13 @@ def check_probes(probes: Any, rows: int, A: Any, caller: str) -> None:
         return
     if probes.ndim != 2 or probes.shape[0] != rows:
         raise ValueError(f"{caller}: probes must have shape ({rows}, k), one a column, got {tuple(probes.shape)}.")
+    if aa.namespace(probes) is not aa.namespace(A) or (
+        isinstance(probes, np.ndarray) and type(probes) is not np.ndarray
+    ):
+        raise TypeError(
+            f"{caller}: probes are of {type(probes).__module__}.{type(probes).__name__}, the operator's arrays of "
+            f"{aa.library(aa.namespace(A))}; convert the probes."
+        )
     if aa.devices_differ(probes, A):
         raise TypeError(
             f"{caller}: probes are on device {aa.device(probes)}, the operator on {aa.device(A)}; move one of them."
@@ -81,14 +120,27 @@ def check_probes(probes: Any, rows: int, A: Any, caller: str) -> None:
         raise TypeError(f"{caller}: probes have dtype {probes.dtype}, the operator {A.dtype}; convert one of them.")
 
 
+def number(x: Any, name: str, caller: str) -> Any:
+    """`x`, if it is a real number.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if isinstance(x, bool | str | bytes | complex) or not hasattr(x, "__float__"):
+        raise TypeError(f"{caller}: {name} must be a number, got {x!r}.")
+    return x
+
+
 def tolerance(rtol: float, atol: float, confidence: float, caller: str) -> None:
     """Raise unless the tolerances can be met by some interval."""
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not value >= 0:
+        if not number(value, name, caller) >= 0:
             raise ValueError(f"{caller}: {name} must be ≥ 0, got {value!r}.")
     if rtol == 0 and atol == 0:
         raise ValueError(f"{caller}: rtol and atol are both 0, which asks for the exact value; call exact() instead.")
-    if not 0 < confidence < 1:
+    if not 0 < number(confidence, "confidence", caller) < 1:
         raise ValueError(f"{caller}: confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
 
 
@@ -100,9 +152,9 @@ def _not_finite(x: Any) -> tuple[Any, Any]:
 
 
 def finite(x: Any, side: str, first_column: int, caller: str) -> None:
-    """Raise if a product has a NaN or an infinity in it, saying which product and which column."""
+    """Raise if a product has a NaN or an infinity in it, saying which product and which column; not inside a trace."""
     bad, any_bad = _backends.compiled(_not_finite, (), x, x)
-    if bool(any_bad):
+    if aa.truth(any_bad):
         column = first_column + next(i for i in range(x.shape[-1]) if bool(bad[i]))
         raise ValueError(
             f"{caller}: NaN or infinity in the product {side}, column {column} of those asked so far; look for "

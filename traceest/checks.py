@@ -11,14 +11,19 @@ from traceest import _validation
 from traceest.estimate import _to_host
 from traceest.estimators._metering import Meter
 from traceest.operators.blocks import block_sqnorms
+from traceest.operators.boundary import Watch, watching
 from traceest.probes import Probes, random_source
 
 MANY_BLOCKS = 512
 """Up to this many, all pairs of blocks' inner products are looked at."""
 CURES = {
-    "shape": "a product of (n_cols, k) has to have shape (n_rows, k), and the operator's dtype",
+    "shape": "a product of (n_cols, k) has to have shape (n_rows, k)",
+    "dtype": "a product has to be an array of the operator's library, dtype and device",
+    "argument": "it changes what it is given (x *= 2, out=x): estimators here give it copies, other code may not",
+    "buffer": "it writes into an array that it returned before: estimators here copy its answers, other code may not",
     "finite": "look for overflow, a log or a division at zero, or try float64",
-    "deterministic": "the same product came out differently: look for dropout, a random draw or shuffled data inside",
+    "deterministic": "the same product came out differently: look for dropout, a random draw, a state that is kept",
+    "history": "a product depends on those before it: look for a state that is kept, a warm start, running averages",
     "columns": "a column's product depends on the columns beside it: look for a sum or a norm over the wrong axis",
     "linear": "A(2x − y/2) is not 2Ax − Ay/2: look for an affine term, a nonlinearity, or a conjugate",
     "adjoint": "⟨v, Ax⟩ is not ⟨Aᴴv, x⟩: rmatmat is to be the conjugate transpose of matmat",
@@ -32,12 +37,13 @@ CURES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One property: the error found, relative to the operator's scale, and what rounding excuses."""
+    """One property: the error found, relative to the operator's scale, what rounding excuses, and what was said."""
 
     name: str
     side: str
     error: float
     tolerance: float
+    reason: str = ""
 
     @property
     def holds(self) -> bool:
@@ -82,7 +88,7 @@ class CheckReport:
             line = (
                 f"  {'✓' if f.holds else '✗'} {f.name:13}  {f.side:8}  error {f.error:.1e} of {f.tolerance:.1e} allowed"
             )
-            lines.append(line if f.holds else f"{line}: {CURES[f.name]}")
+            lines.append(line if f.holds else f"{line}: {f.reason or CURES[f.name]}")
         if self.symmetric and not any(f.name == "symmetric" for f in self.findings):
             lines.append(
                 "  – looks self-adjoint and is not declared so: symmetric=True, or psd=True, lets estimators use it"
@@ -97,9 +103,11 @@ def check(A: Any, *, rng: Any = 0, rtol: float | None = None, strict: bool = Fal
 
     With Gaussian x, y and u, v, on each side that A has:
 
-    * *shape*, *finite*: of the products, and their dtype;
-    * *deterministic*: A x twice;
-    * *columns*: A x alone, and beside other columns;
+    * *shape*, *dtype* (with library and device), *finite*: of the products;
+    * *argument*, *buffer*: that a product changes neither what it is given nor an answer given before (estimators bear
+      both by copies; other code may not);
+    * *deterministic*, *history*: A y twice, with another product between;
+    * *columns*: A y alone, and beside other columns;
     * *linear*: A(2x − y/2) = 2Ax − Ay/2 (complex: with 2i for 2);
     * *adjoint*: ⟨v, Ax⟩ = ⟨Aᴴv, x⟩, where there are two sides;
     * *symmetric*: ⟨y, Ax⟩ = ⟨Ay, x⟩, where A is said to be self-adjoint;
@@ -151,8 +159,9 @@ def check(A: Any, *, rng: Any = 0, rtol: float | None = None, strict: bool = Fal
     sides = [side for side in ("matmat", "rmatmat") if hasattr(op, side)]
     if not sides:
         _validation.require_side(op, "matmat", "check")
-    looker = _Looker(op, rng, rtol)
-    findings = tuple(looker.look(sides))
+    with watching() as watch:
+        looker = _Looker(op, rng, rtol, watch)
+        findings = tuple(looker.look(sides))
     report = CheckReport(repr(A), findings, looker.symmetric, meter.n_matvecs, meter.n_rmatvecs)
     if strict and not report:
         raise ValueError(f"check: {len(report.failures)} of {len(findings)} properties do not hold.\n{report}")
@@ -162,8 +171,8 @@ def check(A: Any, *, rng: Any = 0, rtol: float | None = None, strict: bool = Fal
 class _Looker:
     """The products made so far, and the properties that they show."""
 
-    def __init__(self, A: Any, rng: Any, rtol: float | None) -> None:
-        self.A, self.xp = A, aa.namespace(A)
+    def __init__(self, A: Any, rng: Any, rtol: float | None, watch: Watch) -> None:
+        self.A, self.xp, self.watch = A, aa.namespace(A), watch
         eps = float(self.xp.finfo(A.dtype).eps)
         self.rtol = eps**0.5 if rtol is None else rtol
         source = random_source(rng)
@@ -171,24 +180,43 @@ class _Looker:
         self.symmetric: bool | None = None
 
     def look(self, sides: list[str]) -> Iterator[Finding]:
-        """All findings; of a side whose products have the wrong shape, or are not finite, no more than that."""
+        """All findings; of a side whose products are not what was asked for, or not finite, no more than that."""
         products = {}
         for side in sides:
             X = self.X if side == "matmat" else self.V
-            Y = getattr(self.A, side)(self._with_combination(X))
-            yield (shape := self._shape(side, Y, X))
-            if not shape.holds:
+            self.watch.forget()
+            made = self._made(side, X)
+            what, reason = self.watch.refused or ("", "")
+            yield Finding("shape", side, float(what == "shape"), self.rtol, reason if what == "shape" else "")
+            if what == "dtype":
+                yield Finding("dtype", side, 1.0, self.rtol, reason)
+            if made is None:
                 continue
+            alone, Y = made
             yield (finite := self._finding("finite", side, 0.0 if bool(self.xp.all(self.xp.isfinite(Y))) else 1.0))
             if finite.holds:
                 products[side] = Y
-                yield from self._one_side(side, X, Y)
+                yield from self._one_side(side, X, alone, Y)
+            yield self._finding("dtype", side, 0.0)
+            yield self._finding("argument", side, float(self.watch.argument_changed))
+            yield self._finding("buffer", side, float(self.watch.answer_overwritten))
         if len(products) == 2:
             yield self._finding("adjoint", "both", self._adjoint(products["matmat"], products["rmatmat"]))
         if products and self.A.shape[0] == self.A.shape[1]:
             yield from self._square(*next(iter(products.items())))
         if "rmatmat" in products:
             yield from self._abilities("matmat" in products)
+
+    def _made(self, side: str, X: Any) -> tuple[Any, Any] | None:
+        """A y, and A of x, y and what they are combined to; None where an answer was refused."""
+        product: Callable[[Any], Any] = getattr(self.A, side)
+        try:
+            # y alone and then x in its place: an array that is written into again and again shows.
+            return product(X[:, 1:]), product(self._with_combination(X))
+        except (ValueError, TypeError):
+            if self.watch.refused is None:  # it is the operator's own
+                raise
+            return None
 
     def _with_combination(self, X: Any) -> Any:
         """x, y, and 2x − y/2: powers of two, which round nothing; i moves a complex conjugate to the light."""
@@ -198,13 +226,20 @@ class _Looker:
         two = 2j if aa.is_complex(self.xp, self.A.dtype) else 2.0
         return two * X[:, 0] - 0.5 * X[:, 1]
 
-    def _one_side(self, side: str, X: Any, Y: Any) -> Iterator[Finding]:
+    def _one_side(self, side: str, X: Any, alone: Any, Y: Any) -> Iterator[Finding]:
         product: Callable[[Any], Any] = getattr(self.A, side)
-        alone, again = product(X[:, :1]), product(X[:, :1])
-        yield self._finding("deterministic", side, self._relative(again - alone, alone))
-        yield self._finding("columns", side, self._relative(alone - Y[:, :1], Y[:, :1]))
-        expected = self._combined(Y)
-        yield self._finding("linear", side, self._relative(Y[:, 2] - expected, Y))
+        again = product(X[:, 1:])
+        changed = self._relative(again - alone, alone)
+        remembered = False
+        if changed > self.rtol:  # what depends on the product before is the same after the same, a random draw is not
+            last, same = product(X[:, 1:]), product(X[:, 1:])
+            remembered = self._relative(same - last, alone) <= self.rtol
+        yield self._finding("deterministic", side, 0.0 if remembered else changed)
+        if not remembered:  # else they would be found not to hold for that reason
+            yield self._finding("columns", side, self._relative(alone - Y[:, 1:2], Y[:, 1:2]))
+            expected = self._combined(Y)
+            yield self._finding("linear", side, self._relative(Y[:, 2] - expected, Y))
+        yield self._finding("history", side, changed if remembered else 0.0)
 
     def _adjoint(self, Y: Any, W: Any) -> float:
         """⟨v, Ax⟩ − ⟨Aᴴv, x⟩ of all pairs; of Gaussian v it is as large as (A − Bᴴ)x itself."""
@@ -256,11 +291,6 @@ class _Looker:
             yield self._finding("pairs", "rmatmat", self._relative(G - aa.adjoint(xp, W) @ W, self._norms(W) ** 2))
 
     # -- sizes ----------------------------------------------------------------------------------------
-    def _shape(self, side: str, Y: Any, X: Any) -> Finding:
-        rows = self.A.shape[0 if side == "matmat" else 1]
-        right = getattr(Y, "shape", None) == (rows, X.shape[1] + 1) and Y.dtype == self.A.dtype
-        return self._finding("shape", side, 0.0 if right else 1.0)
-
     def _finding(self, name: str, side: str, error: float) -> Finding:
         return Finding(name, side, error, self.rtol)
 

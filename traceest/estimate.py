@@ -164,7 +164,8 @@ class Estimate:
         if self.reach is None:
             return half, half
         value = np.asarray(_to_host(self.value), dtype=np.float64)
-        ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
+        with np.errstate(invalid="ignore"):  # of what is infinite nothing is known
+            ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
         down, up = value - ends[..., 0], ends[..., 1] - value
         down, up = (np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
         return down, up
@@ -318,10 +319,13 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
 
 
 def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:
-    """What is exact to rounding: with stderr 0, and one degree of freedom, which then says nothing."""
+    """What is exact to rounding: with stderr 0, and one degree of freedom, which then says nothing.
+
+    Of a value that is no number nothing is certain: its stderr is NaN.
+    """
     xp = aa.namespace(value)
     zero = xp.zeros_like(aa.real(xp, value))
-    return Estimate(value, zero, zero + 1, None, method=method, **fields)
+    return Estimate(value, xp.where(xp.isfinite(value), zero, math.nan), zero + 1, None, method=method, **fields)
 
 
 def told(e: Estimate, statistic: str, A: Any, marks: tuple[str, ...] = ()) -> Estimate:

@@ -55,7 +55,7 @@ def inner_product(
     Raises
     ------
     ValueError, TypeError
-        As `alignment`.
+        As `alignment`. (Of rectangular A and B, tr AᴴB is ``trace(A.H @ B)``, A being an operator.)
 
     References
     ----------

@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, get_args
 
+from traceest import _array_api as aa
 from traceest import _progress
 from traceest import _validation as check
 from traceest._files import as_path
@@ -15,7 +16,7 @@ from traceest._growth import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
 from traceest.estimate import Estimate, same_probes, told
 from traceest.estimators._metering import chunk_columns
-from traceest.estimators.exact import Route, cheapest, exact
+from traceest.estimators.exact import Route, cheapest, finite_exact
 from traceest.inner_product import inner_product, one_sided_pair
 from traceest.operators.gram import shorter
 from traceest.probes import Distribution
@@ -162,7 +163,10 @@ def trace(
     if pair is not None and (max_matvecs is None or max_matvecs >= 4):
         say(f"trace of {A!r}\nby the inner product of two Gram operators, vjps alone")
         most = None if max_matvecs is None else check.budget(max_matvecs, None, 4, "max_matvecs", "trace") // 2
-        return inner_product(*pair, most, rtol=rtol, rng=rng, distribution=distribution)
+        found = inner_product(*pair, most, rtol=rtol, rng=rng, distribution=distribution)
+        if not bool(aa.namespace(found.value).isfinite(found.value)):
+            raise ValueError(f"trace: NaN or infinity in the products with {pair[0]!r} or {pair[1]!r}; look at both.")
+        return found
     chunk = chunk_columns(getattr(A, "factor", A), chunk_size)
     best = cheapest(A)
     if best is None:
@@ -199,10 +203,8 @@ def trace(
         e = Growth(target, budget, best if method == "auto" else None, look, say, kept).run(sampler)
     if e is None:  # the exact trace is cheaper than going on
         spent = sampler.meter
-        e = exact(A, chunk_size=chunk)
-        return replace(
-            e, n_matvecs=e.n_matvecs + spent.n_matvecs, n_rmatvecs=e.n_rmatvecs + spent.n_rmatvecs, converged=True
-        )
+        e = finite_exact(A, chunk, "trace")
+        return replace(e, n_matvecs=e.n_matvecs + spent.n_matvecs, n_rmatvecs=e.n_rmatvecs + spent.n_rmatvecs)
     return told(replace(e, converged=target.met_by(e)), "trace", A, (() if start is None else start.probes) + own)
 
 
@@ -287,4 +289,4 @@ def _exact(A: Any, best: Route | None, budget: int, chunk: int) -> Estimate:
             f"trace: the exact trace costs {best.cost} products, max_matvecs = {budget} allows fewer; raise it, "
             "or choose another method."
         )
-    return replace(exact(A, chunk_size=chunk), converged=True)
+    return finite_exact(A, chunk, "trace")

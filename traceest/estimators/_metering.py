@@ -7,13 +7,17 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest.operators import Gram, Operator
 from traceest.operators.base import ABILITIES
+from traceest.operators.boundary import answered
 
 MEMORY = 2**28  # bytes that one chunk of columns, with its products, may take
 COST = {"matmat": (1, 0), "gram_matmat": (1, 1)}  # (matvecs, rmatvecs) a column; all else is rmatvecs alone
 
 
 class Metered(Operator):
-    """An operator that counts the columns it is multiplied by, and has what the one inside has."""
+    """An operator that counts the columns it is multiplied by, and has what the one inside has.
+
+    Every product is held against what was asked for; see `traceest.operators.boundary`.
+    """
 
     def __init__(self, inner: Any) -> None:
         super().__init__(
@@ -39,7 +43,7 @@ class Metered(Operator):
         def counted(X: Any, *groups: Any) -> Any:
             self.n_matvecs += forward * X.shape[1]
             self.n_rmatvecs += reverse * X.shape[1]
-            return product(X, *groups)
+            return answered(self, name, X, product(X, *groups), groups)
 
         return counted
 
@@ -76,6 +80,8 @@ class Meter:
 def chunk_columns(A: Any, chunk_size: int | None) -> int:
     """How many columns to multiply at a time: `chunk_size`, or what A says is best for it and fits `MEMORY`."""
     if chunk_size is not None:
+        if isinstance(chunk_size, bool) or not hasattr(chunk_size, "__index__"):
+            raise TypeError(f"chunk_size must be an integer, got {chunk_size!r}.")
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
         return chunk_size

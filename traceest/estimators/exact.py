@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
@@ -74,6 +75,23 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     >>> te.exact(np.diag([1.0, 2.0, 3.0]))
     Estimate(6 ± 0, method='exact', n_matvecs=3, n_rmatvecs=0)
     """
+    e, _, _ = _exactly(A, side, chunk_size)
+    return e
+
+
+def finite_exact(A: Any, chunk_size: int | None, caller: str) -> Estimate:
+    """The exact trace, with `converged`; a value that is no number raises, and the column that did it is named."""
+    e, forms, side = _exactly(A, "auto", chunk_size)
+    if not bool(aa.namespace(e.value).isfinite(e.value)):
+        check.finite(aa.concat_columns(aa.namespace(e.value), forms), side, 0, caller)
+        raise ValueError(
+            f"{caller}: the sum of the exact trace overflows {A.dtype}; scale the operator, or use float64."
+        )
+    return replace(e, converged=True)
+
+
+def _exactly(A: Any, side: str, chunk_size: int | None) -> tuple[Estimate, list[Any], str]:
+    """The exact trace, what each column contributes to it, and the side multiplied from."""
     A = check.operator(A, "exact")
     if side not in ("auto", "matmat", "rmatmat"):
         raise ValueError(f"exact: side must be auto, matmat or rmatmat, got {side!r}.")
@@ -87,16 +105,17 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
     as_factor = side != "auto" or target is not A or A.shape[0] != A.shape[1]
     meter, xp = Meter(target), aa.namespace(A)
     chunk = chunk_columns(target, chunk_size)
-    total: Any = 0.0
-    for i in range(0, cost, chunk):
-        E = unit_probes(target, i, min(i + chunk, cost), at_side)
-        total = total + _contribution(xp, meter.op, E, at_side, as_factor)
-    e = certain(total, bounds=(0.0, math.inf) if as_factor else trace_bounds(A), **meter.spent)
-    return told(e, "trace", A)
+    chunks = (unit_probes(target, i, min(i + chunk, cost), at_side) for i in range(0, cost, chunk))
+    forms = [_contributions(xp, meter.op, E, at_side, as_factor) for E in chunks]
+    total = sum((xp.sum(x) for x in forms[1:]), start=xp.sum(forms[0]))
+    bounds = (0.0, math.inf) if as_factor else trace_bounds(A)
+    e = certain(total, bounds=bounds, **meter.spent)
+    return told(e, "trace", A), forms, at_side
 
 
-def _contribution(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:
+def _contributions(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:
+    """What each column of E adds to the trace, along the last axis."""
     if side == "rmatmat":
-        return xp.sum(block_sqnorms(op, E))
+        return block_sqnorms(op, E)
     product = op.matmat(E)
-    return xp.sum(aa.abs2(xp, product)) if as_factor else xp.sum(form(xp, op, E, product))
+    return xp.sum(aa.abs2(xp, product), axis=0) if as_factor else form(xp, op, E, product)

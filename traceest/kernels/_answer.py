@@ -60,9 +60,9 @@ def _grown(Ks: list[Any], request: Request, statistic: Callable[..., Estimate], 
     while True:
         e = fused(statistic, sketch(Ks, request.with_budget(m)), *options)
         n_matvecs, n_rmatvecs = n_matvecs + e.n_matvecs, n_rmatvecs + e.n_rmatvecs
-        e = replace(e, converged=e.exact or target.met_by(e), n_matvecs=n_matvecs, n_rmatvecs=n_rmatvecs)
+        e = replace(e, converged=target.met_by(e), n_matvecs=n_matvecs, n_rmatvecs=n_rmatvecs)
         left = limit - max(n_matvecs, n_rmatvecs) // len(Ks)
-        if e.converged or left < 1:
+        if e.converged or e.exact or left < 1:
             return e
         students = replace(e, reach=None)  # what one block may reach shrinks far faster than what they all do
         looks.append((m, target.half(students)))

@@ -65,7 +65,8 @@ def frobenius_norm(
     Raises
     ------
     ValueError, TypeError
-        If K is not square, the budget is too small, or a needed product is missing.
+        If K is not square, the budget is too small, or a needed product is missing. (Of a rectangular J, ‖J‖² = tr JJᴴ
+        is what `rhutch`, `fhutch` and ``trace(gram(J))`` estimate; ``frobenius_norm(gram(J))`` is ‖JJᴴ‖.)
 
     References
     ----------

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from numbers import Number, Real
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from traceest import _array_api as aa
+from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 
 Array = Any
 Product = Callable[[Array], Array]
@@ -140,9 +143,12 @@ class Operator:
                 f"Operator: unknown products {', '.join(sorted(unknown))}; known are matmat, rmatmat, "
                 f"{', '.join(ABILITIES)}."
             )
+        guard = type(self) is Operator or not is_ours(self)
+        promise = Promise(self.shape, self.dtype, n_blocks, name)
         for side, product in {"matmat": matmat, "rmatmat": rmatmat, **abilities}.items():
             if product is not None:
-                setattr(self, side, product)
+                guarded = not guard or (isinstance(product, Guarded) and product.promise == promise)
+                setattr(self, side, product if guarded else Guarded(product, side, promise))
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         return self._xp
@@ -195,7 +201,7 @@ class Operator:
             xp = aa.namespace(c)
             is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
         adjoint = lambda X: conj_c * self.rmatmat(X)  # noqa: E731
-        return Operator(
+        return Derived(
             self.shape,
             like=self,
             matmat=(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
@@ -224,6 +230,10 @@ class Operator:
     def __rmatmul__(self, X: Array) -> Any:
         if getattr(X, "ndim", None) not in (1, 2):
             return NotImplemented
+        if not aa.is_array(X):  # a sparse matrix
+            other = _operand(X)
+            return other if other is NotImplemented else other @ self
+        X = plain_array(X, "X @ A") if isinstance(X, np.ndarray) else X
         if X.shape[-1] != self.shape[0]:
             raise ValueError(f"X @ A: X has {X.shape[-1]} columns, expected {self.shape[0]} (A is {self.shape}).")
         rows = X if X.ndim == 2 else X[None, :]
@@ -231,8 +241,8 @@ class Operator:
         return product if X.ndim == 2 else product[0, :]
 
     def __matmul__(self, other: Any) -> Any:
-        if getattr(other, "ndim", None) in (1, 2) and not hasattr(other, "matmat"):
-            return self._apply(other)
+        if getattr(other, "ndim", None) in (1, 2) and aa.is_array(other):
+            return self._apply(plain_array(other, "A @ X") if isinstance(other, np.ndarray) else other)
         other = _operand(other)
         if other is NotImplemented:
             return NotImplemented
@@ -252,6 +262,10 @@ class Operator:
         if X.shape[0] != self.shape[1]:
             raise ValueError(f"A @ X: X has {X.shape[0]} rows, expected {self.shape[1]} (A is {self.shape}).")
         return self.matmat(X) if X.ndim == 2 else self.matmat(X[:, None])[:, 0]
+
+
+class Derived(Operator):
+    """Products made of those of other operators, which are guarded where they enter."""
 
 
 def check_compatible(A: Any, B: Any, where: str) -> None:
@@ -283,4 +297,4 @@ def _build(
         side: combine(*(getattr(A, side) for A in operands)) if all(hasattr(A, side) for A in operands) else None
         for side in ("matmat", "rmatmat")
     }
-    return Operator(shape, like=operands[0], name=name, **sides, **known)
+    return Derived(shape, like=operands[0], name=name, **sides, **known)

@@ -7,7 +7,7 @@ from numbers import Number, Real
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.operators.base import Operator
+from traceest.operators.base import Derived, Operator
 from traceest.operators.convert import aslinearoperator
 
 
@@ -156,7 +156,7 @@ def symmetric_part(A: Any) -> Operator:
     def product(X: Any) -> Any:
         return (A.matmat(X) + A.rmatmat(X)) / 2
 
-    return Operator(A.shape, like=A, matmat=product, rmatmat=product, symmetric=True, name="(A+Aᴴ)/2")
+    return Derived(A.shape, like=A, matmat=product, rmatmat=product, symmetric=True, name="(A+Aᴴ)/2")
 
 
 def identity(n: int, *, like: Any) -> Operator:
@@ -188,7 +188,7 @@ def identity(n: int, *, like: Any) -> Operator:
     """
     if n < 1:
         raise ValueError(f"identity: n must be at least 1, got {n}.")
-    return Operator((n, n), like=like, matmat=lambda X: X, rmatmat=lambda X: X, psd=True, name="I")
+    return Derived((n, n), like=like, matmat=lambda X: X, rmatmat=lambda X: X, psd=True, name="I")
 
 
 def _horner(multiply: Callable[[Any], Any], coefficients: tuple[Any, ...]) -> Callable[[Any], Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest.operators.base import ABILITIES, Operator
+from traceest.operators.base import ABILITIES, Derived, Operator
+from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 from traceest.operators.dense import DenseOperator
+from traceest.operators.foreign import Foreign
 
 
 def aslinearoperator(
@@ -53,9 +54,16 @@ def aslinearoperator(
     ------
     TypeError
         For integer dtypes, for functions without `like`, for objects with no product, for another library's
-        operators that have no one dtype and device.
+        operators that have no one dtype and device, for masked arrays with masked entries.
     ValueError
-        For arrays that are not 2-D, for `n_blocks` that do not divide the rows.
+        For arrays that are not 2-D, for a `like` that is no vector and no matrix, for `n_blocks` that do not divide the
+        rows.
+
+    Notes
+    -----
+    Functions, and objects of classes that are not this library's, are given copies, and their answers are copied: they
+    may write into their argument, or into one array of theirs again and again. Each answer has to have the shape,
+    dtype, library and device asked for; ``like`` says which. Otherwise it raises ValueError or TypeError when made.
 
     Examples
     --------
@@ -65,9 +73,12 @@ def aslinearoperator(
     (5, 5)
     """
     known: dict[str, Any] = {"symmetric": symmetric, "psd": psd}
+    if isinstance(A, np.ndarray) and type(A) is not np.ndarray:
+        A = plain_array(A, "aslinearoperator")
     if _conforms(A):
+        A = A if is_ours(A) else Foreign(A)
         return A if not (symmetric or psd or n_blocks) else _declare(A, n_blocks, **known)
-    is_array = array_api_compat.is_array_api_obj(A) and not _is_scipy(A)
+    is_array = aa.is_array(A)
     if n_blocks is not None and not is_array:
         raise ValueError(
             f"aslinearoperator: n_blocks= is for arrays, got a {type(A).__name__}; make an Operator that has n_blocks "
@@ -124,7 +135,7 @@ def _declare(A: Any, n_blocks: int | None, **known: Any) -> Operator:
         return A
     abilities: dict[str, Any] = {p: getattr(A, p, None) for p in ("matmat", "rmatmat", *ABILITIES)}
     name, blocks = getattr(A, "name", type(A).__name__), n_blocks or getattr(A, "n_blocks", None)
-    return Operator(A.shape, like=A, n_blocks=blocks, name=name, **abilities, **known)
+    return Derived(A.shape, like=A, n_blocks=blocks, name=name, **abilities, **known)
 
 
 def _from_array(A: Any, n_blocks: int | None, **known: Any) -> Operator:
@@ -138,43 +149,134 @@ def _from_array(A: Any, n_blocks: int | None, **known: Any) -> Operator:
 
 
 def _from_function(f: Any, like: Any, shape: Any, adjoint: Any, **known: Any) -> Operator:
+    like = plain_array(like, "aslinearoperator: like=") if isinstance(like, np.ndarray) else like
+    _check_like(like, shape)
+    shape = (like.shape[0], like.shape[0]) if shape is None else (int(shape[0]), int(shape[1]))
+    name = getattr(f, "__name__", "function")
+    promise = Promise(shape, like.dtype, None, name)
+    sides: dict[str, Any] = {"matmat": Guarded(f, "matmat", promise, by_column=like.ndim == 1)}
+    if adjoint is not None:
+        sides["rmatmat"] = Guarded(adjoint, "rmatmat", promise, by_column=like.ndim == 1)
+    elif known["symmetric"] or known["psd"]:
+        sides["rmatmat"] = sides["matmat"]
+    return Operator(shape, like=like, name=name, **sides, **known)
+
+
+def _check_like(like: Any, shape: Any) -> None:
+    """Raise unless `like` tells namespace, dtype and whether the function is of vectors or of matrices."""
     if like is None:
         raise TypeError(
             "aslinearoperator: a bare function needs like=, an array that tells namespace, dtype, device and, if "
             "shape= is absent, the size: like=np.zeros((n, 1)) for a function of (n, k) matrices, "
             "like=np.zeros(n) for a function of vectors."
         )
-    shape = (like.shape[0], like.shape[0]) if shape is None else shape
-    xp = aa.namespace(like)
-    wrap = _columnwise(xp) if like.ndim == 1 else lambda g: g
-    matmat = wrap(f)
-    rmatmat = wrap(adjoint) if adjoint is not None else (matmat if known["symmetric"] or known["psd"] else None)
-    return Operator(shape, like=like, matmat=matmat, rmatmat=rmatmat, name=getattr(f, "__name__", "function"), **known)
+    if not aa.is_array(like):
+        raise TypeError(
+            f"aslinearoperator: like= must be an array, got {type(like).__name__}; np.zeros((n, 1)) is one."
+        )
+    if like.ndim not in (1, 2):
+        raise ValueError(
+            f"aslinearoperator: like= has shape {tuple(like.shape)}; an operator takes vectors (a 1-D like=) or "
+            "matrices of one vector a column (2-D). Of a function of fields, such as images, make one of vectors: "
+            "lambda v: f(v.reshape(shape)).reshape(-1), with like=field.reshape(-1)."
+        )
+    if not aa.is_floating(aa.namespace(like), like.dtype):
+        raise TypeError(
+            f"aslinearoperator: like= has dtype {like.dtype}, which is not floating, and probes in it would be "
+            "rounded; give like= of the floating dtype that the function works in."
+        )
+    if shape is not None and len(shape) != 2:
+        raise ValueError(f"aslinearoperator: shape= must be (n_rows, n_cols), got {shape!r}.")
 
 
 def _from_object(A: Any, like: Any, **known: Any) -> Operator:
-    if like is None:
-        like = np.empty(0, dtype=getattr(A, "dtype", None) or np.float64)
-    xp = aa.namespace(like)
-    if hasattr(A, "matmat"):
-        matmat = A.matmat
-    elif hasattr(A, "__matmul__"):
-        matmat = A.__matmul__
-    else:
-        matmat = _columnwise(xp)(A.matvec) if hasattr(A, "matvec") else None
+    if len(A.shape) != 2:
+        raise ValueError(f"aslinearoperator: an operator has rows and columns, got shape {tuple(A.shape)}.")
+    like = _like_of(A) if like is None else like
     known = {flag: known[flag] or getattr(A, flag, False) is True for flag in known}
-    return Operator(A.shape, like=like, matmat=matmat, rmatmat=_adjoint_of(A, xp), name=type(A).__name__, **known)
+    name = type(A).__name__
+    sides = {side: product for side, product in _sides(A).items() if product is not None}
+    if _is_sparse(A):  # SciPy's own products change nothing and give new arrays
+        return Derived(A.shape, like=like, name=name, **{side: f for side, (f, _) in sides.items()}, **known)
+    promise = Promise((int(A.shape[0]), int(A.shape[1])), like.dtype, None, name)
+    guarded: dict[str, Any] = {
+        side: Guarded(f, side, promise, by_column=by_column) for side, (f, by_column) in sides.items()
+    }
+    return Operator(A.shape, like=like, name=name, **guarded, **known)
 
 
-def _adjoint_of(A: Any, xp: Any) -> Any:
-    """X ↦ Aᴴ X of a foreign object, or None where it has no adjoint."""
-    if _is_scipy(A) and hasattr(A, "tocsr"):  # a sparse matrix
-        return A.conj().T.__matmul__
-    if hasattr(A, "rmatmat"):
-        return A.rmatmat if _scipy_has_adjoint(A) else None
-    if hasattr(A, "rmatvec"):
-        return _columnwise(xp)(A.rmatvec)
-    return None
+def _like_of(A: Any) -> Any:
+    """An array of the library that the object is of, or NumPy's, in the object's dtype."""
+    backend = _backends.find(A)
+    if backend is not None and (like := backend.like(A)) is not None:
+        return like
+    try:
+        return np.empty(0, dtype=getattr(A, "dtype", None) or np.float64)
+    except TypeError as error:
+        raise TypeError(
+            f"aslinearoperator: {type(A).__name__} has dtype {A.dtype!r}, which NumPy does not know; give like=, an "
+            "array of the library and dtype that it multiplies."
+        ) from error
+
+
+def _sides(A: Any) -> dict[str, tuple[Any, bool] | None]:
+    """A foreign object's products, each with whether it is one of vectors; None where there is none."""
+    if _is_sparse(A):
+        return {"matmat": (A.__matmul__, False), "rmatmat": (A.conj().T.__matmul__, False)}
+    matmat: tuple[Any, bool] | None
+    forward, reverse = _scipy_columnwise(A)
+    if hasattr(A, "matmat") and not forward:
+        matmat = A.matmat, False
+    elif hasattr(A, "__matmul__") and not forward:
+        matmat = A.__matmul__, False
+    else:
+        matmat = (A.matvec, True) if hasattr(A, "matvec") else None
+    rmatmat = None
+    if hasattr(A, "rmatmat") and not reverse:
+        rmatmat = (A.rmatmat, False) if _scipy_has_adjoint(A) else None
+    elif hasattr(A, "rmatvec"):
+        rmatmat = (A.rmatvec, True) if _scipy_has_adjoint(A) else None
+    elif _backends.find(A) is not None and tuple(getattr(A, "T", A).shape) == tuple(A.shape[::-1]):
+        rmatmat = _transposed(A), False  # a framework's sparse array
+    return {"matmat": matmat, "rmatmat": rmatmat}
+
+
+def _transposed(A: Any) -> Any:
+    """X ↦ Aᴴ X by the transpose."""
+
+    def rmatmat(X: Any) -> Any:
+        xp = aa.namespace(X)
+        return aa.conj(xp, A.T @ aa.conj(xp, X))
+
+    return rmatmat
+
+
+def _is_sparse(A: Any) -> bool:
+    return _is_scipy(A) and hasattr(A, "tocsr")
+
+
+def _scipy_columnwise(A: Any) -> tuple[bool, bool]:
+    """Whether a LinearOperator multiplies matrices a column at a time, forward and by its adjoint.
+
+    SciPy joins the columns after the last product, which a function that writes into one array has overwritten by then.
+    """
+    base = next(
+        (c for c in type(A).__mro__ if c.__name__ == "LinearOperator" and c.__module__.startswith("scipy")), None
+    )
+    if base is None:
+        return False, False
+    if type(A).__name__ == "_CustomLinearOperator":
+        given = [getattr(A, f"_CustomLinearOperator__{f}_impl", None) for f in ("matmat", "rmatmat")]
+        return given[0] is None, given[1] is None
+    parts = [part for part in getattr(A, "args", ()) if isinstance(part, base)]
+    if parts:  # a sum, product, multiple or adjoint of others
+        columnwise = any(any(_scipy_columnwise(part)) for part in parts)
+        return columnwise, columnwise
+    overridden = [any(getattr(type(A), f) is not getattr(base, f) for f in names) for names in _SCIPY_PRODUCTS]
+    return not overridden[0], not overridden[1]
+
+
+_SCIPY_PRODUCTS = (("_matmat", "matmat"), ("_rmatmat", "rmatmat", "_adjoint"))
 
 
 def _scipy_has_adjoint(A: Any) -> bool:
@@ -190,12 +292,3 @@ def _scipy_has_adjoint(A: Any) -> bool:
     base = next(c for c in type(A).__mro__ if c.__name__ == "LinearOperator")
     overridable = ("_rmatvec", "_rmatmat", "_adjoint", "rmatvec", "rmatmat")
     return any(getattr(type(A), f, None) is not getattr(base, f, None) for f in overridable)
-
-
-def _columnwise(xp: Any) -> Any:
-    """A function of vectors as one of matrices: it can only be called once a column."""
-
-    def wrap(f: Any) -> Any:
-        return lambda X: xp.stack([f(X[:, i]) for i in range(X.shape[1])], axis=1)
-
-    return wrap

@@ -108,9 +108,13 @@ def random_source(rng: Any) -> Source:
 
     Raises
     ------
+    ValueError
+        If it is a negative number.
     TypeError
         If `rng` is none of the kinds that the head of `traceest.probes` names.
     """
+    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng < 0:
+        raise ValueError(f"rng must be a non-negative integer, got {rng}; for instance rng=0.")
     if rng is None or (isinstance(rng, (int, np.integer, np.random.Generator)) and not isinstance(rng, bool)):
         return HostSource(rng)
     if all(hasattr(rng, name) for name in ("signs", "normal", "integers", "child")):

@@ -213,6 +213,13 @@ class Probes:
             x = xp.asarray(x)  # in JAX nine times as fast as with device=
             if self.device is not None and aa.device(x) != self.device:
                 x = array_api_compat.to_device(x, self.device)
+        elif (drawn := aa.namespace(x)) is not xp:
+            raise TypeError(
+                f"rng draws arrays of {aa.library(drawn)}, and the operator's are of {aa.library(xp)}; give an int or "
+                "a numpy.random.Generator, whose numbers go with any library."
+            )
+        elif aa.devices_differ(x, self):
+            x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
 
 

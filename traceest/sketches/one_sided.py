@@ -14,7 +14,7 @@ from traceest.estimate import Estimate
 from traceest.estimators._metering import Meter
 from traceest.estimators.spread import block_df, block_spread, spread_of_samples
 from traceest.estimators.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
-from traceest.operators import Operator
+from traceest.operators.base import Derived
 from traceest.operators.blocks import grouped_gram, n_blocks
 from traceest.operators.layout import layout
 from traceest.probes import Probes, of_pairs
@@ -167,7 +167,7 @@ def one_sided(Ks: list[Any], request: Request) -> Grams:
         if len(Js) > 1 or request.n_extra or request.groups:
             check.require_side(next(J for J in Js if not hasattr(J, "rmatmat")), "rmatmat", caller)
         J = Js[0]  # JᴴJ has the same trace and norm as JJᴴ, and its vjps are J's jvps
-        Js, forward = [Operator((J.shape[1], J.shape[0]), like=J, rmatmat=J.matmat)], True
+        Js, forward = [Derived((J.shape[1], J.shape[0]), like=J, rmatmat=J.matmat)], True
     counts = {n_blocks(J) for J in Js}
     # Kernels that tell different blocks apart share probes, not blocks: all of them are one block then.
     B, n = counts.pop() if len(counts) == 1 else 1, Js[0].shape[0]

@@ -50,7 +50,7 @@ class Request:
             )
         if self.n_probes is not None and self.n_matvecs is not None:
             raise TypeError(f"{self.caller}: give n_probes or n_matvecs, not both.")
-        if self.rtol is not None and not self.rtol > 0:
+        if self.rtol is not None and not check.number(self.rtol, "rtol", self.caller) > 0:
             raise ValueError(f"{self.caller}: rtol must be positive, got {self.rtol!r}; method='exact' asks for all.")
         if self.rtol is not None and self.probes is not None:
             raise TypeError(f"{self.caller}: rtol draws as many probes as it takes; give rng= instead of probes=.")

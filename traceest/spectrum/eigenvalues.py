@@ -198,6 +198,8 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
         D = to_dense(xp, meter.op)
+        if p.rtol is not None:
+            check.finite(D, "A", 0, caller)
         eye = xp.eye(n, dtype=D.dtype, device=aa.device(D))
         return rayleigh_ritz(eye, D, p.k, 1, p.which), meter, None if p.rtol is None else True
     Omega = Probes(n, A, rng=rng, distribution="gaussian").take(p.b)

@@ -169,7 +169,7 @@ def _logdet(q: Quadrature, n: int, shift: Any) -> Estimate:
     xp = q.xp
     unit, q = q.map_nodes(lambda x: x + shift).scaled()
     q = q.clipped(n * xp.finfo(unit.dtype).eps)
-    e = q.trace(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
+    e = q.trace(lambda x: xp.log(xp.where(x <= 0, xp.ones_like(x), x)))
     return replace(e, value=e.value + n * xp.log(unit))
 
 
@@ -262,6 +262,6 @@ def self_adjoint(A: Any, caller: str) -> tuple[Any, float]:
 
 
 def _power(xp: Any, x: Any, p: float) -> Any:
-    """xᵖ for x ≥ 0, with a derivative at 0."""
-    positive = x > 0
-    return xp.where(positive, xp.where(positive, x, xp.ones_like(x)) ** p, xp.zeros_like(x))
+    """xᵖ for x ≥ 0, with a derivative at 0; NaN stays NaN."""
+    nothing = x <= 0
+    return xp.where(nothing, xp.zeros_like(x), xp.where(nothing, xp.ones_like(x), x) ** p)

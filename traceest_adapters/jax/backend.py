@@ -74,6 +74,14 @@ class _Backend:
         """`x`, which nothing is differentiated by."""
         return jax.lax.stop_gradient(x)
 
+    def copied(self, x: Any) -> Any:
+        """`x`: nothing changes JAX's arrays."""
+        return x
+
+    def like(self, A: Any) -> Any:
+        """The numbers of a sparse array (BCOO, BCSR), which is a pytree of them and of their places."""
+        return next((x for x in jax.tree.leaves(A) if x.dtype == A.dtype), None)
+
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)
         if dtype is None:

@@ -66,6 +66,13 @@ class TorchSource:
 class _Backend:
     compiled = None
 
+    def copied(self, x: torch.Tensor) -> torch.Tensor:
+        """A clone, on the graph that `x` is on."""
+        return x.clone()
+
+    def like(self, A: Any) -> None:
+        """None: PyTorch's objects that multiply are tensors."""
+
     def random_source(self, rng: Any) -> TorchSource | None:
         return TorchSource(rng) if isinstance(rng, torch.Generator) else None
 
