@@ -104,8 +104,9 @@ def trace_of_function(
     A = check.square(A, "trace_of_function")
     psd = getattr(A, "psd", False)
     q = quadrature(
-        A, n_matvecs, caller="trace_of_function", f=_kept_at_zero(A, f) if psd else f, n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="trace_of_function", f=_kept_at_zero(A, f) if psd else f,
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
     if psd:
         looks.positive(q.least, q.largest, A, "A, declared positive semidefinite,", "trace_of_function")
@@ -175,8 +176,9 @@ def logdet(
     """
     A = check.square(A, "logdet")
     q = quadrature(
-        A, n_matvecs, caller="logdet", f=_log_above_rounding(A, shift), n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="logdet", f=_log_above_rounding(A, shift),
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
     looks.positive(q.least + shift, q.largest, A, f"A + {shift}·I" if looks.number(shift) else "A", "logdet")
     if looks.number(q.map_nodes(lambda x: x + shift).largest) == 0:
@@ -274,8 +276,9 @@ def schatten_norm(
     A, power = self_adjoint(A, "schatten_norm")
     xp = aa.namespace(A)
     q = quadrature(
-        A, n_matvecs, caller="schatten_norm", f=lambda x: _power(xp, xp.abs(x), p * power), n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="schatten_norm", f=lambda x: _power(xp, xp.abs(x), p * power),
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
     return finished(q, *q.asked(_schatten, (float(p), power)))
 

@@ -18,7 +18,7 @@ ANSWERS = (TypeError, ValueError, RuntimeError)
 def number(x: Any) -> float | None:
     """The value of a 0-d array, or None where it is traced and has none yet."""
     try:
-        return float(x)
+        return float(x.detach() if hasattr(x, "detach") else x)
     except ANSWERS:
         return None
 

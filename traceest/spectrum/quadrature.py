@@ -146,7 +146,8 @@ class Quadrature(NamedTuple):
         truncation = self._truncation(f, value, forms, sampling)
         reach = self._reach(values, value, sampling, df)
         e = Estimate(value, _hypot(xp, sampling, truncation), df, None, **fields, reach=reach)
-        share = truncation / xp.where(e.stderr > 0, e.stderr, xp.ones_like(e.stderr))
+        finite = (e.stderr > 0) & (e.stderr < math.inf)
+        share = truncation / xp.where(finite, e.stderr, xp.ones_like(e.stderr))
         matters = truncation > NOTHING * xp.finfo(truncation.dtype).eps * xp.abs(value)
         return e, xp.where(matters, share, xp.zeros_like(share))
 
@@ -187,7 +188,8 @@ class Quadrature(NamedTuple):
         found = truncation.rest(xp, means, xp.abs(value), sampling, steps, self.n)
         for end in (xp.min, xp.max):
             edge = [f(xp.reshape(end(x), (1, 1)))[..., 0, 0] for x, _ in self.rules]
-            found = found + truncation.at_edge(xp, edge, sampling, steps, self.n)
+            beyond = truncation.at_edge(xp, edge, sampling, steps, self.n)
+            found = found + xp.where(xp.max(self.going_on) > 0, beyond, xp.zeros_like(beyond))
         if self.basis is None:
             return found
         fine, coarse = (xp.sum(f(x) * w, axis=(-2, -1)) for x, w in self.basis)
