@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._errors import degrees_of_freedom
+from traceest._settings import usual
 from traceest.estimate import Estimate, certain, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import Route, cheapest
@@ -26,6 +27,7 @@ ENOUGH = 8
 """Products from which XDiag tells its error."""
 
 
+@usual
 def diagonal(
     A: Any,
     n_matvecs: int | None = None,

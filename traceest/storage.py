@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest._settings import usual
 from traceest.estimate import ARRAYS, STATIC, Estimate, _to_host
 
 
+@usual
 def save(estimate: Estimate, path: str | PathLike[str]) -> None:
     """Write `estimate` to an ``.npz`` file, its samples included.
 
@@ -35,6 +37,7 @@ def save(estimate: Estimate, path: str | PathLike[str]) -> None:
     np.savez(path, static=np.asarray(json.dumps(static)), **arrays)
 
 
+@usual
 def load(path: str | PathLike[str], *, like: Any = None) -> Estimate:
     """Read an Estimate written by `save`.
 

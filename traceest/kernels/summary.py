@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.alignments import targets
@@ -70,6 +71,7 @@ class Summary:
         """Products spent with the adjoints, in all."""
         return self.trace.n_rmatvecs
 
+    @usual
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for `json`."""
         return {
@@ -78,12 +80,14 @@ class Summary:
             "groups": {label: part.to_dict() for label, part in self.groups.items()},
         }
 
+    @usual
     def __repr__(self) -> str:
         from traceest.kernels._table import table
 
         return table(self)
 
 
+@usual
 def summary(
     *kernels: Any,
     n_probes: int | None = None,

@@ -9,10 +9,12 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
+from traceest._settings import usual
 from traceest.operators.base import ABILITIES, Operator
 from traceest.operators.dense import DenseOperator
 
 
+@usual
 def aslinearoperator(
     A: Any,
     *,

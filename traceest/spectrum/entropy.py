@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.probes import Distribution
 from traceest.spectrum.quadrature import Quadrature, quadrature
 
 
+@usual
 def entropy_rank(
     K: Any,
     n_matvecs: int | None = None,

@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.operators import gram
 from traceest.probes import Distribution
 from traceest.spectrum.quadrature import Function, Quadrature, quadrature
 
 
+@usual
 def trace_of_function(
     A: Any,
     f: Function,
@@ -105,6 +107,7 @@ def trace_of_function(
     return (q.clipped(0.0) if getattr(A, "psd", False) else q).trace(f)  # rounding makes zeros negative
 
 
+@usual
 def logdet(
     A: Any,
     n_matvecs: int | None = None,
@@ -173,6 +176,7 @@ def _logdet(q: Quadrature, n: int, shift: Any) -> Estimate:
     return replace(e, value=e.value + n * xp.log(unit))
 
 
+@usual
 def schatten_norm(
     A: Any,
     p: float,

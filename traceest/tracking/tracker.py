@@ -12,6 +12,7 @@ from os import PathLike
 from typing import Any
 
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
@@ -63,6 +64,7 @@ class Checkpoint:
         """All Estimates by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
 
+    @usual
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={float(e):.4g}±{float(e.stderr):.2g}" for name, e in self.estimates.items())
         return f"Checkpoint(step={self.step:g}, {shown})"
@@ -148,6 +150,7 @@ class Tracker:
     def __getitem__(self, i: int) -> Checkpoint:
         return self.checkpoints[i]
 
+    @usual
     def update(self, K: Any, step: float | None = None) -> Checkpoint:
         """Look at the kernel as it is now.
 
@@ -181,6 +184,7 @@ class Tracker:
         self.checkpoints.append(_checkpoint(step, K, s, values, trace))
         return self.checkpoints[-1]
 
+    @usual
     def table(self) -> dict[str, list[float]]:
         """Columns by name: step, and every statistic with ``_stderr`` and its 95 % interval, ``_low`` and ``_high``."""
         return _export.columns(self.checkpoints)
@@ -189,6 +193,7 @@ class Tracker:
         """Write `table` as comma-separated values."""
         _export.to_csv(self.checkpoints, path)
 
+    @usual
     def plot(self, axes: Any = None) -> Any:
         """Draw trace, norm, effective rank and alignments with their 95 % intervals; needs matplotlib.
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from traceest import _backends
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
-from traceest_adapters.jax import compiling, host
+from traceest_adapters.jax import compiling, host, settings
+from traceest_adapters.jax.model import has_tracers
+from traceest_adapters.jax.quantile import student
 
 SMALL = 2**16
 """Numbers of a statistic that NumPy works on, or for which, where it cannot, no program is optimised."""
@@ -57,6 +59,19 @@ class _Backend:
         if found is not NotImplemented:
             return found
         return compiling.run(f, static, (arrays,), optimise=not compiling.few(arrays, SMALL))
+
+    @property
+    def strict(self) -> settings.Strict | None:
+        """What makes of a call one under JAX's default settings; None where these are in force."""
+        return settings.strict()
+
+    def without_values(self, arrays: Any) -> bool:
+        """Whether some of them are known in shape alone."""
+        return has_tracers(arrays)
+
+    def student_quantile(self, df: Any, p: float) -> Any:
+        """Student's quantile of degrees of freedom without values."""
+        return student(p, df)
 
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)

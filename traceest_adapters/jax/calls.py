@@ -8,12 +8,13 @@ from typing import Any
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
-from traceest_adapters.jax import checks, partition, placement
+from traceest_adapters.jax import checks, partition, placement, settings
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 
 
+@settings.usual
 def jacobian(
     fn: Callable[..., Any],
     params: Any,

@@ -28,6 +28,11 @@ def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[in
         Unless the state is real floating, and inputs and state share their batch axis.
     """
     B = None if model.batch_axis is None else _batch_size(inputs, model.axes)
+    if B == 0:
+        raise ValueError(
+            f"jacobian: the batch is empty, of 0 examples along batch_axis={model.batch_axis} of its inputs; give at "
+            "least one (in batches=, leave out those that have none)."
+        )
     arrays = jax.tree.leaves(jax.eval_shape(model.state, trained, fixed, inputs))
     if not arrays:
         raise TypeError("jacobian: the state holds no array; fn must return arrays (see output=).")
@@ -38,6 +43,9 @@ def shapes(model: Model, trained: Any, fixed: Any, inputs: Any) -> list[tuple[in
                 "select or convert a part of it with output=."
             )
     found = [a.shape for a in arrays]
+    if not sum(a.size for a in arrays):
+        shown = " and ".join(map(str, found))
+        raise ValueError(f"jacobian: the state is empty, of shape {shown}; give examples, or another output=.")
     if model.batch_axis is None:
         return found
     B_out = common.batch_size(found, model.batch_axis, "the state")

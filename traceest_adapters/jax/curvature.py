@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import traceest as te
 from traceest_adapters import _curvature as curvature
+from traceest_adapters.jax import settings
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
@@ -20,6 +21,7 @@ from traceest_adapters.jax.partition import Wrt
 Loss = Callable[..., Any]
 
 
+@settings.usual
 def hessian(
     fn: Callable[..., Any], params: Any, *args: Any, wrt: Wrt = None, chunk_size: int | None = None
 ) -> JaxHessian:
@@ -74,6 +76,7 @@ def hessian(
     return JaxHessian(J)
 
 
+@settings.usual
 def gauss_newton(
     fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any, targets: Any = None, **options: Any
 ) -> te.Operator:
@@ -134,6 +137,7 @@ def gauss_newton(
     return curvature.gauss_newton(J, H, z, look=not traced((J.trained, J.fixed, J.inputs, targets)))
 
 
+@settings.usual
 def empirical_fisher(
     fn: Callable[..., Any],
     loss: Loss,

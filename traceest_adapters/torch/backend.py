@@ -57,7 +57,15 @@ class TorchSource:
 
 
 class _Backend:
-    compiled = None
+    compiled = strict = None
+
+    def without_values(self, arrays: Any) -> bool:
+        """False: there are no traces through which estimates pass."""
+        return False
+
+    def student_quantile(self, df: Any, p: float) -> Any:
+        """Never asked for."""
+        raise NotImplementedError
 
     def random_source(self, rng: Any) -> TorchSource | None:
         return TorchSource(rng) if isinstance(rng, torch.Generator) else None
