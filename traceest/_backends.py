@@ -42,6 +42,16 @@ class Backend(Protocol):
     def constant(self, x: Any) -> Any:
         """`x`, which nothing is differentiated by."""
 
+    @property
+    def strict(self) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
+        """What makes of a call one under the framework's default settings; None where these are in force."""
+
+    def without_values(self, arrays: Any) -> bool:
+        """Whether some of them are known in shape alone, inside a trace, and `student_quantile` is there for them."""
+
+    def student_quantile(self, df: Any, p: float) -> Any:
+        """Student's quantile of degrees of freedom without values."""
+
 
 class Conversion(Protocol):
     """What the plug-in of a library of operators offers."""
@@ -64,6 +74,11 @@ class Door(Generic[Plugin]):
         """Make `plugin` answer for objects whose type lives in `package`."""
         self._known[package] = plugin
 
+    @property
+    def loaded(self) -> list[Plugin]:
+        """The plug-ins in use, each once."""
+        return list({id(plugin): plugin for plugin in self._known.values() if plugin is not None}.values())
+
     def of(self, kind: type) -> Plugin | None:
         """The plug-in of the package that the class `kind` comes from, or None where there is none."""
         package = kind.__module__.partition(".")[0]
@@ -80,6 +95,14 @@ register = backends.register
 def find(obj: Any) -> Backend | None:
     """The plug-in that answers for the framework's `obj`, or None where the core needs none."""
     return backends.of(type(obj))
+
+
+def strict(arguments: Iterable[Any]) -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """What makes of a call one under default settings, of each framework whose settings are stricter."""
+    for x in arguments:  # the first array that is ever seen of a framework introduces it
+        for one in x if isinstance(x, (list, tuple)) else (x,):
+            find(one)
+    return [wrap for plugin in backends.loaded if (wrap := plugin.strict) is not None]
 
 
 def compiled(f: Callable[..., Any], static: tuple[Any, ...], arrays: Any, like: Any) -> Any:

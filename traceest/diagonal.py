@@ -15,6 +15,7 @@ from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest._errors import degrees_of_freedom
+from traceest._settings import usual
 from traceest.estimate import Estimate, certain, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import orth, products
@@ -30,6 +31,7 @@ ENOUGH = 8
 """Products from which XDiag tells its error."""
 
 
+@usual
 def diagonal(
     A: Any,
     n_matvecs: int | None = None,

@@ -13,6 +13,7 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends, _tails
 from traceest._errors import of_samples, welch_satterthwaite
+from traceest._settings import usual
 
 ARRAYS = ("value", "stderr", "df", "samples", "reach")
 """Fields of `Estimate` that are arrays."""
@@ -95,9 +96,11 @@ class Estimate:
     probes: tuple[str, ...] = ()
 
     # -- as a number ---------------------------------------------------------------------------
+    @usual
     def __float__(self) -> float:
         return float(self.value)
 
+    @usual
     def __complex__(self) -> complex:
         return complex(self.value)
 
@@ -111,10 +114,12 @@ class Estimate:
         """All products spent, with the operator and with its adjoint."""
         return self.n_matvecs + self.n_rmatvecs
 
+    @usual
     def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
         """Two-sided interval: Student's, stretched to `reach`, clipped to the statistic's natural bounds.
 
-        Computed on the host (the quantile is SciPy's), so call it outside `jax.jit`.
+        The quantile is SciPy's. Inside `jax.jit`, `jax.vmap` or `jax.grad` the two ends are arrays, and it is taken by
+        a call to the host when the program runs; outside they are numbers of the host.
 
         Parameters
         ----------
@@ -124,7 +129,7 @@ class Estimate:
         Returns
         -------
         ConfidenceInterval
-            Python floats, or NumPy arrays for an Estimate with batched values.
+            Python floats, or NumPy arrays for an Estimate with batched values; inside a JAX trace, JAX arrays.
 
         Raises
         ------
@@ -133,42 +138,59 @@ class Estimate:
         TypeError
             If the value is complex, for which no interval is defined.
         """
-        value = np.asarray(_to_host(self.value))
-        if np.iscomplexobj(value):
+        xp, value = self._numbers(self.value)
+        if aa.is_complex(xp, value.dtype):
             raise TypeError(
                 "confidence_interval: the estimate is complex, and an interval is defined for real values "
                 "only; use .value and .stderr (the standard error of the modulus of the error)."
             )
-        value = value.astype(np.float64)
         down, up = self._widths(confidence)
-        unknown = np.isnan(down) | np.isnan(value)
-        low = np.clip(np.where(unknown, -np.inf, value - down), *self.bounds)
-        high = np.clip(np.where(unknown, np.inf, value + up), *self.bounds)
-        if value.ndim == 0:
+        unknown = xp.isnan(down) | xp.isnan(value)
+        low = xp.clip(xp.where(unknown, -math.inf, value - down), *self.bounds)
+        high = xp.clip(xp.where(unknown, math.inf, value + up), *self.bounds)
+        if value.ndim == 0 and xp is np:
             return ConfidenceInterval(float(low), float(high))
         return ConfidenceInterval(low, high)
 
+    @usual
     def half_width(self, confidence: float = 0.95) -> Any:
         """How far the unclipped interval goes to its longer side, at least t-quantile × stderr; NaN if stderr is."""
-        return np.maximum(*self._widths(confidence))
+        down, up = self._widths(confidence)
+        return (np if isinstance(down, (np.ndarray, np.generic)) else aa.namespace(down)).maximum(down, up)
 
     def _widths(self, confidence: float) -> tuple[Any, Any]:
         """How far the unclipped interval goes down and up."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
-        from scipy.special import stdtrit  # not needed, and not paid for, before an interval is asked for
-
-        stderr = np.asarray(_to_host(self.stderr), dtype=np.float64)
-        df = np.asarray(_to_host(self.df), dtype=np.float64)
-        half = np.where(stderr == 0, 0.0, stdtrit(df, 0.5 + confidence / 2) * stderr)
+        xp, stderr = self._numbers(self.stderr)
+        half = xp.where(stderr == 0, 0.0, self._quantile(0.5 + confidence / 2) * stderr)
         if self.reach is None:
             return half, half
-        value = np.asarray(_to_host(self.value), dtype=np.float64)
+        value, reach = self._numbers(self.value)[1], self._numbers(self.reach)[1]
         with np.errstate(invalid="ignore"):  # of what is infinite nothing is known
-            ends = _tails.at_level(np.asarray(_to_host(self.reach), dtype=np.float64), confidence)
+            ends = _tails.at_level(reach, confidence)
         down, up = value - ends[..., 0], ends[..., 1] - value
-        down, up = (np.where((stderr > 0) & (x > half), x, half) for x in (down, up))
+        down, up = (xp.where((stderr > 0) & (x > half), x, half) for x in (down, up))
         return down, up
+
+    def _quantile(self, p: float) -> Any:
+        """Student's, for the degrees of freedom that there are."""
+        xp, df = self._numbers(self.df)
+        backend = None if xp is np else _backends.find(df)
+        if backend is not None:
+            return backend.student_quantile(df, p)
+        from scipy.special import stdtrit  # not needed, and not paid for, before an interval is asked for
+
+        return stdtrit(df, p)
+
+    def _numbers(self, x: Any) -> tuple[Any, Any]:
+        """`x` in double precision on the host, with NumPy; where any has no value, inside a trace, as it is."""
+        backend = _backends.find(self.value)
+        if backend is not None and backend.without_values((self.value, self.stderr, self.df, self.reach)):
+            xp = aa.namespace(*(x for x in (self.value, self.stderr, self.df) if backend is _backends.find(x)))
+            return xp, xp.asarray(x)
+        x = np.asarray(_to_host(x))
+        return np, x if np.iscomplexobj(x) else x.astype(np.float64)
 
     # -- combining ------------------------------------------------------------------------------
     def merge(self, *others: Estimate) -> Estimate:
@@ -188,6 +210,7 @@ class Estimate:
         return merge((self, *others))
 
     # -- showing --------------------------------------------------------------------------------
+    @usual
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, for `json`; NaN and infinities become None."""
         value = np.asarray(_to_host(self.value))
@@ -205,6 +228,7 @@ class Estimate:
         }
         return json.loads(json.dumps(out), parse_constant=lambda _: None)
 
+    @usual
     def __repr__(self) -> str:
         cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
         tail = f"method={self.method!r}, {cost}"
@@ -221,6 +245,7 @@ class Estimate:
         return f"Estimate({shown}, {tail})"
 
 
+@usual
 def merge(estimates: Sequence[Estimate]) -> Estimate:
     """Combine estimates of one quantity from different probes; `Estimate.merge` says how.
 

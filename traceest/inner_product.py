@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels._answer import answer
@@ -14,6 +15,7 @@ from traceest.probes import Distribution
 from traceest.sketches import Method, Request, kernels_of_one_state
 
 
+@usual
 def inner_product(
     A: Any,
     B: Any,

@@ -9,6 +9,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, certain, from_samples
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.operators.composite import Polynomial, checked_coefficients
@@ -19,6 +20,7 @@ EXACT_BYTES = 2**30
 """The largest matrix that an exact answer is computed from."""
 
 
+@usual
 def trace_of_polynomial(
     A: Any,
     coefficients: Sequence[complex],

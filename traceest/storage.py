@@ -13,12 +13,14 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _files, _tails
+from traceest._settings import usual
 from traceest.estimate import ARRAYS, PROVENANCE, STATIC, Estimate, _to_host
 from traceest.kernels.summary import ESTIMATES, Summary
 
 EXPECTED = "a file written by traceest.save"
 
 
+@usual
 def save(estimate: Estimate | Summary, path: str | PathLike[str]) -> None:
     """Write an Estimate, its samples included, or a Summary to an ``.npz`` file, in one step and never through a link.
 
@@ -56,6 +58,7 @@ def save(estimate: Estimate | Summary, path: str | PathLike[str]) -> None:
     _files.write_archive(where, "save", {"static": text}, arrays)
 
 
+@usual
 def load(path: str | PathLike[str], *, like: Any = None) -> Any:
     """Read what was written by `save`.
 

@@ -13,6 +13,7 @@ from traceest import _progress
 from traceest import _validation as check
 from traceest._files import as_path
 from traceest._growth import FIRST_LOOK, Growth, Target
+from traceest._settings import usual
 from traceest.checkpoint import Checkpoint
 from traceest.estimate import Estimate, same_probes, told
 from traceest.estimators._metering import chunk_columns
@@ -44,6 +45,7 @@ would have to have a relative standard deviation below `CLEAR`, or `OF_FLAT` of 
 tolerance sooner: some products saved would not pay for several looks, each a pass through the model of its own."""
 
 
+@usual
 def trace(
     A: Any,
     *,

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, certain, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
@@ -41,6 +42,7 @@ def cheapest(A: Any, side: str = "auto") -> Route | None:
     )
 
 
+@usual
 def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_size: int | None = None) -> Estimate:
     """The exact trace: Σ eᵢᴴAeᵢ, or ‖J‖² for a Gram operator K = JJᴴ, by the fewest products.
 

@@ -11,6 +11,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, told, trace_bounds
 from traceest.estimators import leave_out
 from traceest.estimators._metering import Meter, chunk_columns
@@ -19,6 +20,7 @@ from traceest.estimators.exact import cheapest, exact
 from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes, directions
 
 
+@usual
 def xtrace(
     A: Any,
     n_matvecs: int | None = None,
@@ -90,6 +92,7 @@ def xtrace(
     return told(e, "trace", meter.op, marks)
 
 
+@usual
 def xnystrace(
     A: Any,
     n_matvecs: int | None = None,

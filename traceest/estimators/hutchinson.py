@@ -6,6 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import form
@@ -14,6 +15,7 @@ from traceest.estimators.one_sided import fhutch, rhutch
 from traceest.probes import Distribution, Probes
 
 
+@usual
 def hutchinson(
     A: Any,
     n_matvecs: int | None = None,

@@ -8,6 +8,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import deflate, orth, products, quadratic_forms
@@ -15,6 +16,7 @@ from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes, directions
 
 
+@usual
 def hutchpp(
     A: Any,
     n_matvecs: int | None = None,

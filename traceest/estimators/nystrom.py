@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, from_samples, told, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators._products import products, quadratic_forms
@@ -31,6 +32,7 @@ from traceest.estimators.exact import cheapest, exact
 from traceest.probes import Distribution, Probes
 
 
+@usual
 def nystrompp(
     A: Any,
     n_matvecs: int | None = None,
@@ -100,6 +102,7 @@ def nystrompp(
     return _plus_residual(plan, L, R, True, method="nystrompp", bounds=(0.0, math.inf))
 
 
+@usual
 def na_hutchpp(
     A: Any,
     n_matvecs: int | None = None,

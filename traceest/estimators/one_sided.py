@@ -7,6 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate, from_samples, told
 from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
@@ -15,6 +16,7 @@ from traceest.operators.layout import layout
 from traceest.probes import Distribution, Probes
 
 
+@usual
 def rhutch(
     J: Any,
     n_probes: int | None = None,
@@ -90,6 +92,7 @@ def rhutch(
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)
 
 
+@usual
 def fhutch(
     J: Any,
     n_probes: int | None = None,

@@ -6,6 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels._answer import answer
@@ -13,6 +14,7 @@ from traceest.probes import Distribution
 from traceest.sketches import Method, Request, kernels_of_one_state
 
 
+@usual
 def alignment(
     K1: Any,
     K2: Any,
@@ -62,6 +64,7 @@ def alignment(
     return _alignment(K1, K2, request)
 
 
+@usual
 def centred_alignment(
     K1: Any,
     K2: Any,
@@ -110,6 +113,7 @@ def centred_alignment(
     return _alignment(K1, K2, request)
 
 
+@usual
 def relative_distance(
     K1: Any,
     K2: Any,
@@ -155,6 +159,7 @@ def relative_distance(
     return answer(Ks, request, statistics.relative_distance, 0, 1)
 
 
+@usual
 def target_alignment(
     K: Any,
     y: Any,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels._answer import answer
@@ -11,6 +12,7 @@ from traceest.probes import Distribution
 from traceest.sketches import Method, Request, kernels_of_one_state
 
 
+@usual
 def frobenius_norm(
     K: Any,
     n_probes: int | None = None,
@@ -85,6 +87,7 @@ def frobenius_norm(
     return answer(kernels_of_one_state([K], request.caller), request, statistics.frobenius_norm, 0)
 
 
+@usual
 def effective_rank(
     K: Any,
     n_probes: int | None = None,

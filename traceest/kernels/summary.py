@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from traceest._settings import usual
 from traceest.estimate import Estimate, told
 from traceest.kernels import statistics
 from traceest.kernels._answer import marks_of
@@ -71,6 +72,7 @@ class Summary:
         """Products spent with the adjoints, in all."""
         return self.trace.n_rmatvecs
 
+    @usual
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for `json`."""
         return {
@@ -79,6 +81,7 @@ class Summary:
             "groups": {label: part.to_dict() for label, part in self.groups.items()},
         }
 
+    @usual
     def __repr__(self) -> str:
         from traceest.kernels._table import table
 
@@ -89,6 +92,7 @@ ESTIMATES = tuple(f.name for f in fields(Summary) if f.name not in ("groups", "n
 """Fields of `Summary` that are Estimates, where they are there."""
 
 
+@usual
 def summary(
     *kernels: Any,
     n_probes: int | None = None,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from inspect import isfunction
 from numbers import Number, Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest._settings import usual
 from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 
 Array = Any
@@ -72,6 +74,7 @@ class Jacobian(_Shaped, Protocol):
     """
 
 
+SIDES = ("matmat", "rmatmat")
 ABILITIES = ("block_rmatmat", "block_sqnorms", "sketch_gram", "grouped_gram", "gram_matmat")
 
 
@@ -119,6 +122,13 @@ class Operator:
     sketch_gram: Product
     grouped_gram: Callable[[Array, tuple[tuple[int, ...], ...]], Array]
     gram_matmat: Product
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Products run under a framework's default settings, whatever is set where they are asked for."""
+        super().__init_subclass__(**kwargs)
+        for name in (*SIDES, *ABILITIES):
+            if isfunction(product := cls.__dict__.get(name)):
+                setattr(cls, name, usual(product))
 
     def __init__(
         self,
@@ -200,11 +210,11 @@ class Operator:
         else:
             xp = aa.namespace(c)
             is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
-        adjoint = lambda X: conj_c * self.rmatmat(X)  # noqa: E731
+        adjoint = usual(lambda X: conj_c * self.rmatmat(X))
         return Derived(
             self.shape,
             like=self,
-            matmat=(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
+            matmat=usual(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
             rmatmat=adjoint if hasattr(self, "rmatmat") else None,
             symmetric=self.symmetric and is_real,
             psd=self.psd and isinstance(c, Real) and float(c) >= 0,
@@ -227,6 +237,7 @@ class Operator:
         other = _operand(other)
         return other if other is NotImplemented else other - self
 
+    @usual
     def __rmatmul__(self, X: Array) -> Any:
         if getattr(X, "ndim", None) not in (1, 2):
             return NotImplemented
@@ -258,6 +269,7 @@ class Operator:
 
         return power(self, p)
 
+    @usual
     def _apply(self, X: Array) -> Array:
         if X.shape[0] != self.shape[1]:
             raise ValueError(f"A @ X: X has {X.shape[0]} rows, expected {self.shape[1]} (A is {self.shape}).")
@@ -294,7 +306,7 @@ def _build(
 ) -> Operator:
     """An operator whose every side is `combine` of its operands' same sides, where all have it."""
     sides: dict[str, Any] = {
-        side: combine(*(getattr(A, side) for A in operands)) if all(hasattr(A, side) for A in operands) else None
-        for side in ("matmat", "rmatmat")
+        side: usual(combine(*(getattr(A, side) for A in operands))) if all(hasattr(A, side) for A in operands) else None
+        for side in SIDES
     }
     return Derived(shape, like=operands[0], name=name, **sides, **known)

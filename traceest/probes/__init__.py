@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from traceest._settings import usual
 from traceest.operators.layout import Layout
 from traceest.probes.laws import ORTHOGONAL, SIGNS, Distribution, directions, independent, of_pairs
 from traceest.probes.sources import Source, random_source
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 
+@usual
 def _drawn(name: Distribution, n: int, k: int, rng: Any, like: Any, n_blocks: int, layout: Layout | None = None) -> Any:
     like = np.empty(0) if like is None else like
     if n % n_blocks:

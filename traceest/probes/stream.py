@@ -11,6 +11,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
+from traceest._settings import usual
 from traceest.operators.layout import Layout
 from traceest.probes import balanced_signs
 from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
@@ -85,6 +86,7 @@ class Probes:
         """Whether a call of `chunks` goes on with the orthogonal set of the one before."""
         return self.explicit is None and self.distribution == "hadamard"
 
+    @usual
     def take(self, k: int) -> Any:
         """The next k probes, (n, k); of an orthogonal law, the first of a set."""
         self._set = None
@@ -218,7 +220,7 @@ class Probes:
                 f"rng draws arrays of {aa.library(drawn)}, and the operator's are of {aa.library(xp)}; give an int or "
                 "a numpy.random.Generator, whose numbers go with any library."
             )
-        elif aa.devices_differ(x, self):
+        elif aa.devices_differ(x, self):  # of a key, or a generator, that lives elsewhere
             x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest._settings import usual
 from traceest.estimate import Estimate
 from traceest.operators import gram
 from traceest.probes import Distribution
@@ -17,6 +18,7 @@ from traceest.spectrum import looks
 from traceest.spectrum.quadrature import Function, Quadrature, finished, quadrature
 
 
+@usual
 def trace_of_function(
     A: Any,
     f: Function,
@@ -123,6 +125,7 @@ def _kept_at_zero(A: Any, f: Function) -> Function:
     return lambda x: f(xp.where(x > 0, x, xp.zeros_like(x)))
 
 
+@usual
 def logdet(
     A: Any,
     n_matvecs: int | None = None,
@@ -217,6 +220,7 @@ def _log_above_rounding(A: Any, shift: Any) -> Function:
     return f
 
 
+@usual
 def schatten_norm(
     A: Any,
     p: float,

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from traceest import _backends
 from traceest.probes.sources import digest
 from traceest_adapters._pytrees import RESULTS, flatten, unflatten
-from traceest_adapters.jax import compiling, host
+from traceest_adapters.jax import compiling, host, settings
+from traceest_adapters.jax.model import has_tracers
+from traceest_adapters.jax.quantile import student
 
 SMALL = 2**16
 """Numbers of a statistic that NumPy works on, or for which, where it cannot, no program is optimised."""
@@ -81,6 +83,19 @@ class _Backend:
     def like(self, A: Any) -> Any:
         """The numbers of a sparse array (BCOO, BCSR), which is a pytree of them and of their places."""
         return next((x for x in jax.tree.leaves(A) if x.dtype == A.dtype), None)
+
+    @property
+    def strict(self) -> settings.Strict | None:
+        """What makes of a call one under JAX's default settings; None where these are in force."""
+        return settings.strict()
+
+    def without_values(self, arrays: Any) -> bool:
+        """Whether some of them are known in shape alone."""
+        return has_tracers(arrays)
+
+    def student_quantile(self, df: Any, p: float) -> Any:
+        """Student's quantile of degrees of freedom without values."""
+        return student(p, df)
 
     def random_source(self, rng: Any) -> JaxSource | None:
         dtype = getattr(rng, "dtype", None)

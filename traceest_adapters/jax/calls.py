@@ -9,7 +9,7 @@ import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters._calls import clear
-from traceest_adapters.jax import arguments, checks, partition, placement
+from traceest_adapters.jax import arguments, checks, partition, placement, settings
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Function, Model, Traced, traced
 from traceest_adapters.jax.operator import JaxJacobian
@@ -17,6 +17,7 @@ from traceest_adapters.jax.routes import Routes
 
 
 @clear("jacobian(fn, params, *inputs)")
+@settings.usual
 def jacobian(
     fn: Callable[..., Any],
     params: Any,

@@ -15,7 +15,7 @@ from traceest_adapters import _reduction
 from traceest_adapters._calls import clear, in_order
 from traceest_adapters._state import selector
 from traceest_adapters._symmetric import Symmetric, check_finite
-from traceest_adapters.jax import program
+from traceest_adapters.jax import program, settings
 from traceest_adapters.jax.calls import jacobian
 from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.model import Model, traced
@@ -30,6 +30,7 @@ HESSIAN = (
 
 
 @clear(HESSIAN)
+@settings.usual
 def hessian(
     fn: Callable[..., Any],
     *args: Any,
@@ -148,6 +149,7 @@ def _hessian(
 
 
 @clear("gauss_newton(fn, loss, params, inputs, targets)", jacobian)
+@settings.usual
 def gauss_newton(
     fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any, targets: Any = None, **options: Any
 ) -> te.Operator:
@@ -216,6 +218,7 @@ def gauss_newton(
 
 
 @clear("empirical_fisher(fn, loss, params, inputs, targets)", jacobian)
+@settings.usual
 def empirical_fisher(
     fn: Callable[..., Any],
     loss: Loss,

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from traceest_adapters.jax import settings
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.program import registered
 
@@ -68,7 +69,7 @@ class _Method:
     """A method that is an attribute only if the model has the modes that it needs."""
 
     def __init__(self, method: Callable[..., Any], modes: tuple[Mode, ...]) -> None:
-        self.method, self.modes, self.__doc__ = method, modes, method.__doc__
+        self.method, self.modes, self.__doc__ = settings.usual(method), modes, method.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -64,7 +64,15 @@ class TorchSource:
 
 
 class _Backend:
-    compiled = None
+    compiled = strict = None
+
+    def without_values(self, arrays: Any) -> bool:
+        """False: there are no traces through which estimates pass."""
+        return False
+
+    def student_quantile(self, df: Any, p: float) -> Any:
+        """Never asked for."""
+        raise NotImplementedError
 
     def copied(self, x: torch.Tensor) -> torch.Tensor:
         """A clone, on the graph that `x` is on."""
