@@ -195,7 +195,7 @@ def as_formed(use: Use, g: Any) -> Any:
     g = jnp.reshape(g, use.shape)
     n = 1 if use.conv is None else use.conv.groups
     if n > 1:  # a convolution in groups has them among its channels, before those of one group
-        (axis, _), *_ = use.out
+        axis: int = next(a for a, _ in use.out if a is not None)
         g = jnp.moveaxis(jnp.reshape(g, (*g.shape[:axis], n, -1, *g.shape[axis + 1 :])), axis, 0)
     shift = int(n > 1)
     groups = sorted(axis for axis, *_ in use.groups if axis >= 0)

@@ -125,7 +125,7 @@ class JaxJacobian(te.Operator):
 
     @once
     def _understood(self) -> Plan:
-        if self.not_alone is not None:
+        if self.not_alone is not None and self.model.batch_axis is not None:
             raise diagnosis.not_alone(self.model.batch_axis, self.not_alone)
         arrays = self.trained, self.fixed, self._examples
         with memory.within(self.memory_budget):

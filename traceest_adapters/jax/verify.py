@@ -23,6 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, steps
 from traceest_adapters.jax.plan import Plan
@@ -101,48 +102,50 @@ def verified(plan: Plan, J: Any) -> Plan:
     look = Look(J)
     if not np.any(look.sizes != 0):
         raise common.no_dependence()
-    plan = _with_right_ghosts(plan, look)
+    plan, why = _with_right_ghosts(plan, look)
     if plan.rest:
-        _look_at_rest(plan, look)
+        why = _look_at_rest(plan, look) or why
+    if why:
+        J.routes.warn(why)
     return plan
 
 
-def _with_right_ghosts(plan: Plan, look: Look) -> Plan:
+def _with_right_ghosts(plan: Plan, look: Look) -> tuple[Plan, str]:
+    """The plan with what ghost norms are right for, and why there is less of it."""
     J, simpler = look.J, plan.stepwise
     leaves = (*simpler.weights, *simpler.small)
     if not leaves:
-        return plan
+        return plan, ""
     try:
         tapped = J._tapped(simpler)
         gaps = ghost.gaps(simpler, J.dtype, *tapped[:2], look.U, look.signs, look.expected)
     except Exception as error:  # a rule that cannot be mapped may raise anything
-        J.routes.warn(f"ghost norms do not work here, so that examples are treated one by one ({_first_line(error)})")
-        return Plan((), (), (), tuple(sorted({*plan.rest, *leaves})), (), plan.budget)
+        if memory.ran_out(error):
+            raise
+        why = f"ghost norms do not work here, so that examples are treated one by one ({_first_line(error)})"
+        return Plan((), (), (), tuple(sorted({*plan.rest, *leaves})), (), plan.budget), why
     wrong, unknown = look.wrong(simpler, leaves, gaps)
     if not (wrong or unknown):
         J.__dict__["_stepwise"] = tapped
-        return plan
-    if wrong:
-        J.routes.warn(
-            f"of {_named(J, wrong)} gradients made for all examples at once are not those of a plain pass (a batching "
-            "rule is wrong, or what is known here does not fit this model), so that they are made example by example"
-        )
-    return plan.without(wrong | unknown)
+        return plan, ""
+    why = (
+        f"of {_named(J, wrong)} gradients made for all examples at once are not those of a plain pass (a batching rule "
+        "is wrong, or what is known here does not fit this model), so that they are made example by example"
+    )
+    return plan.without(wrong | unknown), why if wrong else ""
 
 
-def _look_at_rest(plan: Plan, look: Look) -> None:
-    """The scan over examples, its probes at once, or else one by one."""
+def _look_at_rest(plan: Plan, look: Look) -> str:
+    """The scan over examples, its probes at once, or else one by one; why, if so."""
     J, leaves = look.J, plan.rest
     for mapped in (True, False) if J.routes.maps("examples") else (False,):
         J.routes.mapped["examples"] = mapped
         arrays = J.trained, J.fixed, J._examples, look.U, look.signs
-        found = steps.signed_grads(J.model, leaves, J._lanes, *arrays, mapped)
+        found = steps.signed_grads(J.model, leaves, J._lanes if mapped else 1, *arrays, mapped)
         gaps = jnp.stack([gap(g, look.expected[leaf]) for leaf, g in zip(leaves, found, strict=True)])
         wrong, _ = look.wrong(plan, leaves, gaps)
         if not wrong:
-            if not mapped:
-                J.routes.warn("examples and probes are gone through one by one: mapped, they give another result")
-            return
+            return "" if mapped else "examples and probes are gone through one by one: mapped, they give other results"
     of = {i: g / s if s else np.inf for i, (g, s) in zip(leaves, np.asarray(gaps, np.float64), strict=True)}
     named, off = _named(J, wrong), max(of[i] for i in wrong)
     if J.model.batch_axis is None:
