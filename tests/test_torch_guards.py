@@ -58,6 +58,39 @@ def test_groups_of_channels_are_summed_over_where_gradients_are_not_formed(group
     )
 
 
+class TwoLayouts(nn.Module):
+    """Two layers of one shape, as many positions as examples: one has examples first, the other one positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4, **F64), nn.Linear(4, 4, **F64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.tanh(self.f(x))
+        return torch.tanh(self.g(rows.transpose(0, 1))).transpose(0, 1)
+
+
+def test_layers_of_one_shape_and_two_layouts_are_not_taken_together() -> None:
+    agree(TwoLayouts(), normal(0, 3, 3, 4), 3)
+
+
+class EachTwice(nn.Module):
+    """Two layers of one shape, each used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Linear(4, 4, **F64), nn.Linear(4, 4, **F64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.f, self.g, self.f, self.g):
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_layers_that_are_used_twice_are_not_taken_together() -> None:
+    agree(EachTwice(), normal(0, 3, 2, 4), 3)
+
+
 def flat(p: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
     return torch.round(x @ p["w"])
 
