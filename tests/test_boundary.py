@@ -18,6 +18,7 @@ from jax.experimental import sparse as jax_sparse
 from scipy.sparse.linalg import LinearOperator
 
 import traceest as te
+from traceest import _array_api as aa
 
 N = 24
 K = zoo.spectral("poly", N)
@@ -281,6 +282,12 @@ def test_abilities_are_held_to_their_shapes(ability):
         getattr(te.estimators._metering.Meter(wrong).op, ability)(np.ones((24, 4)))
 
 
+def test_operators_of_ours_are_held_to_it_too(monkeypatch):
+    monkeypatch.setattr(te.DenseOperator, "matmat", lambda self, X: (self.array @ X)[:, :1])
+    with pytest.raises(ValueError, match="matmat of DenseOperator.*only one column"):
+        te.hutchinson(K, 4, rng=0)
+
+
 def test_answers_come_back_to_the_device():
     a = array_api_strict.asarray(K)
     there = array_api_strict.Device("device1")
@@ -422,6 +429,15 @@ CALLS_OF_KERNELS = {
 
 
 CALLS = {name: f for name, f in (ESTIMATORS | CALLS_OF_KERNELS).items() if name != "dense"}
+
+
+def test_eigenvectors_of_nan_are_nan_and_those_beside_it_are_not():
+    stack = np.stack([K, hurt(np.nan)[0].array])
+    theta, U = aa.eigh(np, stack)
+    np.testing.assert_allclose(theta[0], np.linalg.eigvalsh(K))
+    assert np.isfinite(U[0]).all()
+    assert np.isnan(theta[1]).all()
+    assert np.isnan(U[1]).all()
 
 
 @pytest.mark.parametrize("method", ["auto", "exact"])
