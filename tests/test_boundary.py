@@ -253,6 +253,11 @@ def test_answers_of_a_real_operator_are_real_and_of_a_complex_one_complex():
         te.exact(of(lambda X: (H @ X).real, like=H))
 
 
+def test_a_real_operator_takes_complex_vectors_of_its_caller():
+    X = zoo.hermitian(N)[:, :2]
+    np.testing.assert_allclose(of(lambda X: K @ X) @ X, K @ X)
+
+
 def test_more_digits_than_asked_for_are_taken_away():
     e = te.exact(of(lambda X: K @ X, like=LIKE.astype(np.float32)))
     assert e.value.dtype == np.float32
@@ -284,7 +289,7 @@ def test_abilities_are_held_to_their_shapes(ability):
 
 def test_operators_of_ours_are_held_to_it_too(monkeypatch):
     monkeypatch.setattr(te.DenseOperator, "matmat", lambda self, X: (self.array @ X)[:, :1])
-    with pytest.raises(ValueError, match="matmat of DenseOperator.*only one column"):
+    with pytest.raises(ValueError, match=r"matmat of DenseOperator.*only one column"):
         te.hutchinson(K, 4, rng=0)
 
 
