@@ -18,6 +18,7 @@ from jax.experimental import sparse as jax_sparse
 from scipy.sparse.linalg import LinearOperator
 
 import traceest as te
+from traceest import _array_api as aa
 
 N = 24
 K = zoo.spectral("poly", N)
@@ -252,6 +253,11 @@ def test_answers_of_a_real_operator_are_real_and_of_a_complex_one_complex():
         te.exact(of(lambda X: (H @ X).real, like=H))
 
 
+def test_a_real_operator_takes_complex_vectors_of_its_caller():
+    X = zoo.hermitian(N)[:, :2]
+    np.testing.assert_allclose(of(lambda X: K @ X) @ X, K @ X)
+
+
 def test_more_digits_than_asked_for_are_taken_away():
     e = te.exact(of(lambda X: K @ X, like=LIKE.astype(np.float32)))
     assert e.value.dtype == np.float32
@@ -279,6 +285,12 @@ def test_abilities_are_held_to_their_shapes(ability):
     wrong = te.Operator(J.shape, like=J, matmat=lambda X: J @ X, rmatmat=lambda V: J.T @ V, n_blocks=4, **{ability: f})
     with pytest.raises(ValueError, match=f"{ability} of Operator.*{message}"):
         getattr(te.estimators._metering.Meter(wrong).op, ability)(np.ones((24, 4)))
+
+
+def test_operators_of_ours_are_held_to_it_too(monkeypatch):
+    monkeypatch.setattr(te.DenseOperator, "matmat", lambda self, X: (self.array @ X)[:, :1])
+    with pytest.raises(ValueError, match=r"matmat of DenseOperator.*only one column"):
+        te.hutchinson(K, 4, rng=0)
 
 
 def test_answers_come_back_to_the_device():
@@ -422,6 +434,15 @@ CALLS_OF_KERNELS = {
 
 
 CALLS = {name: f for name, f in (ESTIMATORS | CALLS_OF_KERNELS).items() if name != "dense"}
+
+
+def test_eigenvectors_of_nan_are_nan_and_those_beside_it_are_not():
+    stack = np.stack([K, hurt(np.nan)[0].array])
+    theta, U = aa.eigh(np, stack)
+    np.testing.assert_allclose(theta[0], np.linalg.eigvalsh(K))
+    assert np.isfinite(U[0]).all()
+    assert np.isnan(theta[1]).all()
+    assert np.isnan(U[1]).all()
 
 
 @pytest.mark.parametrize("method", ["auto", "exact"])

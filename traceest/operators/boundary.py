@@ -94,7 +94,7 @@ def answered(A: Any, side: str, X: Any, Y: Any, groups: tuple[Any, ...] = ()) ->
     dtype = A.dtype
     if Y.dtype != dtype and side == "block_sqnorms":
         dtype = aa.real_dtype(aa.namespace(X), dtype)
-    if Y.dtype != dtype:
+    if Y.dtype != dtype and X.dtype == A.dtype:  # what others multiply by, complex vectors for instance, is theirs
         Y = _of_dtype(A, side, X, Y, dtype)
     if type(Y) is not np.ndarray and aa.devices_differ(X, Y):
         raise _refusal(
