@@ -7,6 +7,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest.estimators._metering import MEMORY
 from traceest.operators import densify
+from traceest.spectrum import looks
 
 
 def dense_cost(A: Any) -> int | None:
@@ -21,7 +22,8 @@ def dense_cost(A: Any) -> int | None:
     return cost if densify.dense_bytes(A) <= MEMORY else max(cost, int(A.shape[0]))
 
 
-def to_dense(xp: Any, A: Any) -> Any:
-    """A, (n, n), made Hermitian to the last bit."""
+def to_dense(xp: Any, A: Any, caller: str) -> Any:
+    """A, (n, n), made Hermitian to the last bit; a ValueError if it is not Hermitian but for rounding."""
     D = densify.to_dense(A, max_bytes=densify.dense_bytes(A))
+    looks.symmetric(looks.asymmetry(xp, D), A, caller)
     return (D + aa.adjoint(xp, D)) / 2

@@ -168,7 +168,7 @@ def _smoothed(q: Quadrature, n_points: int, width: Any, grid: Any) -> tuple[Any,
     low, high = xp.min(nodes), xp.max(nodes)
     size = xp.maximum(xp.abs(low), xp.abs(high))
     size = xp.where(size > 0, size, xp.ones_like(size))
-    t = max(2.0, 2.5 * nodes.shape[1] ** 0.5) if q.coarse is None else nodes.shape[1]
+    t = max(2.0, 2.5 * nodes.shape[1] ** 0.5) if q.exact else nodes.shape[1]
     # Of a single eigenvalue the range is rounding; it gets the width that a range of its size would have.
     spread = xp.where(high - low > size * xp.finfo(nodes.dtype).eps ** 0.5, high - low, size)
     sigma = spread / t if width is None else xp.ones_like(low) * width

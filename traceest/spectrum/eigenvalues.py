@@ -9,9 +9,10 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimators._metering import Meter
 from traceest.probes import Probes
+from traceest.spectrum import looks
 from traceest.spectrum.dense import dense_cost, to_dense
 from traceest.spectrum.krylov import KrylovSpace, Ritz, Which, rayleigh_ritz
-from traceest.spectrum.quadrature import require_matmat
+from traceest.spectrum.plan import require_matmat
 
 DENSE = 2048
 """Rows up to which `eigh` takes less than a second or two, as much as the looks of a Krylov space."""
@@ -117,7 +118,8 @@ def eigenvalues(
     Raises
     ------
     ValueError
-        If A is not square, k, n_matvecs or block_size are out of range, or `which` is none of the three.
+        If A is not square, k, n_matvecs or block_size are out of range, `which` is none of the three, or the products
+        are those of no self-adjoint A (not seen inside `jax.jit`, nor from one column).
     TypeError
         If A has no `matmat` (of a Gram operator: if J lacks a side); method="exact" makes do with vjps.
 
@@ -197,7 +199,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
     """Ritz pairs, what they cost, and whether they have converged."""
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
-        D = to_dense(xp, meter.op)
+        D = to_dense(xp, meter.op, caller)
         eye = xp.eye(n, dtype=D.dtype, device=aa.device(D))
         return rayleigh_ritz(eye, D, p.k, 1, p.which), meter, None if p.rtol is None else True
     Omega = Probes(n, A, rng=rng, distribution="gaussian").take(p.b)
@@ -209,6 +211,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
         # A look costs about what it took to come from the last one here.
         if m == p.budget or (p.rtol is not None and m >= max(p.k, p.first_look, looked + looked // 8)):
             ritz = rayleigh_ritz(space.V, space.AV, p.k, p.b, p.which)
+            looks.symmetric(ritz.asymmetry, A, caller)
             looked = m
             tolerance = max(p.rtol or 0.0, (64 + 8 * n**0.5) * float(xp.finfo(A.dtype).eps))
             converged = None if p.rtol is None else bool(xp.max(ritz.bounds) <= tolerance * ritz.size)

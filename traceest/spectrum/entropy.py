@@ -8,7 +8,8 @@ from typing import Any
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.probes import Distribution
-from traceest.spectrum.quadrature import Quadrature, quadrature
+from traceest.spectrum import looks
+from traceest.spectrum.quadrature import Quadrature, finished, quadrature
 
 
 def entropy_rank(
@@ -48,7 +49,9 @@ def entropy_rank(
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError
+        If K has a negative eigenvalue beyond rounding, or as `trace_of_function`.
+    TypeError
         As `trace_of_function`.
 
     References
@@ -68,10 +71,11 @@ def entropy_rank(
         K, n_matvecs, caller="entropy_rank", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
         distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
-    return replace(q.asked(_entropy_rank, (K.shape[0],)), **q.fields)
+    looks.positive(q.least, q.largest, K, "K", "entropy_rank")
+    return finished(q, *q.asked(_entropy_rank, (K.shape[0],)))
 
 
-def _entropy_rank(q: Quadrature, n: int) -> Estimate:
+def _entropy_rank(q: Quadrature, n: int) -> tuple[Estimate, Any]:
     """exp(log T − S/T), T = Σ λ and S = Σ λ log λ, whose error is that of the trace of its derivative."""
     xp = q.xp
     _, q = q.clipped(0.0).scaled()
@@ -82,6 +86,6 @@ def _entropy_rank(q: Quadrature, n: int) -> Estimate:
     T, S = q.mean(lambda x: x), q.mean(xlogx)
     positive = T > 0
     T = xp.where(positive, T, xp.ones_like(T))
-    e = q.trace(lambda x: (x * (1 + S / T) - xlogx(x)) / T)
+    e, truncated = q.judged(lambda x: (x * (1 + S / T) - xlogx(x)) / T)
     rank = xp.where(positive, xp.exp(xp.log(T) - S / T), xp.ones_like(T) * float("nan"))
-    return replace(e, value=rank, stderr=rank * e.stderr, bounds=(1.0, float(n)))
+    return replace(e, value=rank, stderr=rank * e.stderr, bounds=(1.0, float(n)), reach=None), truncated

@@ -6,11 +6,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.estimate import Estimate
 from traceest.operators import gram
 from traceest.probes import Distribution
-from traceest.spectrum.quadrature import Function, Quadrature, quadrature
+from traceest.spectrum import looks
+from traceest.spectrum.quadrature import Function, Quadrature, finished, quadrature
 
 
 def trace_of_function(
@@ -98,11 +102,25 @@ def trace_of_function(
     True
     """
     A = check.square(A, "trace_of_function")
+    psd = getattr(A, "psd", False)
     q = quadrature(
-        A, n_matvecs, caller="trace_of_function", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="trace_of_function", f=_kept_at_zero(A, f) if psd else f,
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    return (q.clipped(0.0) if getattr(A, "psd", False) else q).trace(f)  # rounding makes zeros negative
+    if psd:
+        looks.positive(q.least, q.largest, A, "A, declared positive semidefinite,", "trace_of_function")
+        q = q.clipped(0.0)  # rounding makes zeros negative
+    with np.errstate(invalid="ignore", divide="ignore"):  # `defined` says more
+        e, truncated = q.judged(f)
+    looks.defined(e.value, q.fine[0], f, "trace_of_function")
+    return finished(q, e, truncated)
+
+
+def _kept_at_zero(A: Any, f: Function) -> Function:
+    """The function f of max(x, 0)."""
+    xp = aa.namespace(A)
+    return lambda x: f(xp.where(x > 0, x, xp.zeros_like(x)))
 
 
 def logdet(
@@ -158,19 +176,45 @@ def logdet(
     """
     A = check.square(A, "logdet")
     q = quadrature(
-        A, n_matvecs, caller="logdet", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="logdet", f=_log_above_rounding(A, shift),
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    return replace(q.asked(_logdet, (A.shape[0],), (shift,)), **q.fields)
+    looks.positive(q.least + shift, q.largest, A, f"A + {shift}·I" if looks.number(shift) else "A", "logdet")
+    if looks.number(q.map_nodes(lambda x: x + shift).largest) == 0:
+        raise ValueError("logdet: A + shift·I is zero, and its log-determinant −∞; give a shift= > 0.")
+    return finished(q, *q.asked(_logdet, (A.shape[0],), (shift,)))
 
 
-def _logdet(q: Quadrature, n: int, shift: Any) -> Estimate:
-    """Σ log(λ + shift), in units of the largest, for a λ that rounding has made is known by its ratio to that."""
+def _logdet(q: Quadrature, n: int, shift: Any) -> tuple[Estimate, Any]:
+    """Σ log(λ + shift), in units of the largest, for a λ that rounding has made is known by its ratio to that.
+
+    Of what has been lifted to the level of rounding all that is known is that it is below: the error is infinite.
+    """
     xp = q.xp
     unit, q = q.map_nodes(lambda x: x + shift).scaled()
-    q = q.clipped(n * xp.finfo(unit.dtype).eps)
-    e = q.trace(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
-    return replace(e, value=e.value + n * xp.log(unit))
+    level = n * xp.finfo(unit.dtype).eps
+    lost = xp.max(xp.where(q.fine[0] < level, q.fine[1], xp.zeros_like(q.fine[1])))
+    e, truncated = q.clipped(level).judged(lambda x: xp.log(xp.where(x > 0, x, xp.ones_like(x))))
+    lost = lost > xp.finfo(unit.dtype).eps
+    unknown = xp.ones_like(e.stderr) * math.inf
+    offset = n * xp.log(unit)
+    stderr, truncated = (xp.where(lost, unknown, x) for x in (e.stderr, truncated))
+    reach = None if e.reach is None else e.reach + offset
+    return replace(e, value=e.value + offset, stderr=stderr, reach=reach), truncated
+
+
+def _log_above_rounding(A: Any, shift: Any) -> Function:
+    """The logarithm of x + shift, for a look; negative ones are found out about afterwards."""
+    xp, eps = aa.namespace(A), A.shape[0] * aa.namespace(A).finfo(A.dtype).eps
+
+    def f(x: Any) -> Any:
+        x = x + shift
+        floor = xp.max(xp.abs(x)) * eps
+        x = xp.where(x > floor, x, floor)
+        return xp.log(xp.where(x > 0, x, xp.ones_like(x)))
+
+    return f
 
 
 def schatten_norm(
@@ -230,23 +274,26 @@ def schatten_norm(
     if not 0 < p < math.inf:
         raise ValueError(f"schatten_norm: p must be positive and finite, got {p!r}; p = ∞ is spectral_norm.")
     A, power = self_adjoint(A, "schatten_norm")
+    xp = aa.namespace(A)
     q = quadrature(
-        A, n_matvecs, caller="schatten_norm", n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng,
-        distribution=distribution, probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
+        A, n_matvecs, caller="schatten_norm", f=lambda x: _power(xp, xp.abs(x), p * power),
+        n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
+        probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    return replace(q.asked(_schatten, (float(p), power)), **q.fields)
+    return finished(q, *q.asked(_schatten, (float(p), power)))
 
 
-def _schatten(q: Quadrature, p: float, power: float) -> Estimate:
+def _schatten(q: Quadrature, p: float, power: float) -> tuple[Estimate, Any]:
     """(Σ |λ|^{p·power})^{1/p}, in units of the largest."""
     xp = q.xp
     unit, q = q.scaled()
-    e = q.trace(lambda x: _power(xp, xp.abs(x), p * power))
+    e, truncated = q.judged(lambda x: _power(xp, xp.abs(x), p * power))
     root = _power(xp, e.value, 1 / p)
     positive = e.value > 0
     slope = xp.where(positive, root / (p * xp.where(positive, e.value, xp.ones_like(e.value))), e.value)
     unit = _power(xp, unit, power)
-    return replace(e, value=root * unit, stderr=e.stderr * slope * unit, bounds=(0.0, math.inf))
+    reach = None if e.reach is None else _power(xp, e.reach, 1 / p) * unit
+    return replace(e, value=root * unit, stderr=e.stderr * slope * unit, bounds=(0.0, math.inf), reach=reach), truncated
 
 
 def self_adjoint(A: Any, caller: str) -> tuple[Any, float]:

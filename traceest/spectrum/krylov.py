@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest.estimators._products import deflate
+from traceest.spectrum import looks
 from traceest.spectrum.lanczos import norms
 
 Which = Literal["largest", "smallest", "magnitude"]
@@ -64,6 +65,7 @@ class Ritz(NamedTuple):
     residuals: Any
     bounds: Any
     size: Any  # the largest |Ritz value|
+    asymmetry: Any  # ‖T − Tᴴ‖/‖T‖ of T = VᴴAV
 
 
 def rayleigh_ritz(V: Any, AV: Any, k: int, spare: int, which: Which) -> Ritz:
@@ -86,6 +88,7 @@ def _rayleigh_ritz(k: int, spare: int, which: Which, arrays: tuple[Any, Any]) ->
     unit = xp.where(unit > 0, unit, xp.ones_like(unit))
     AV = AV / xp.astype(unit, AV.dtype)
     T = aa.adjoint(xp, V) @ AV
+    asymmetry = looks.asymmetry(xp, T)
     theta, Y = aa.eigh(xp, (T + aa.adjoint(xp, T)) / 2)
     size = xp.max(xp.abs(theta))
     p = min(k + spare, theta.shape[0])
@@ -95,7 +98,7 @@ def _rayleigh_ritz(k: int, spare: int, which: Which, arrays: tuple[Any, Any]) ->
     r = norms(xp, AV @ Y - X * xp.astype(theta, X.dtype))
     rounding = size * (4 * xp.finfo(theta.dtype).eps * V.shape[0] ** 0.5)
     bounds = _bounds(xp, _key(xp, theta, which), r, k) + rounding
-    return Ritz(theta[:k] * unit, X[:, :k], r[:k] * unit, bounds * unit, size * unit)
+    return Ritz(theta[:k] * unit, X[:, :k], r[:k] * unit, bounds * unit, size * unit, asymmetry)
 
 
 def _key(xp: Any, theta: Any, which: Which) -> Any:

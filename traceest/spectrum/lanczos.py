@@ -18,42 +18,90 @@ class Tridiagonals(NamedTuple):
     beta: Any
 
 
-def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = True) -> Tridiagonals:
-    """Do t steps of Lanczos from each column of Ω: the three terms, and what rounding left, against all vectors before.
+LOOKS = 3
+"""Steps whose products are looked at for symmetry: what breaks it is in the first ones, and each look takes time."""
 
-    That second pass finds coefficients of rounding size and need not be made again: orthogonality to √ε gives T to ε
-    (Simon 1984), which holds until β itself is of size √ε, and what comes after that has weights of β². Memory k·n·t
-    for the bases, 2k·n·t² operations. Without it three vectors a run are kept, and T is that of a larger operator whose
-    eigenvalues lie in clusters of rounding size around A's (Greenbaum 1989): eigenvalues that have converged come again
-    as copies, and share the weight, so that the quadrature holds.
+
+class Lanczos:
+    """Runs of Lanczos from each column of Ω, which go on where they stopped.
+
+    Each step has the three terms, and what rounding left, against all vectors before. That second pass finds
+    coefficients of rounding size and need not be made again: orthogonality to √ε gives T to ε (Simon 1984), which holds
+    until β itself is of size √ε, and what comes after that has weights of β². Memory k·n·t for the bases, 2k·n·t²
+    operations. Without it three vectors a run are kept, and T is that of a larger operator whose eigenvalues lie in
+    clusters of rounding size around A's (Greenbaum 1989): eigenvalues that have converged come again as copies, and
+    share the weight, so that the quadrature holds.
 
     A run whose Krylov space is exhausted (β of rounding size: low rank, few distinct eigenvalues) goes on with zero
     vectors; its T gets decoupled rows, whose eigenvalues have no weight. They are set to α₁, a value that lies inside
     the spectrum, so that a function of them is defined; each a few roundings away from the others, for the derivative
     of `eigh` divides by their distances.
+
+    `first` is AΩ₁ of unit columns, where the product of the first columns has been made already.
     """
-    eps = xp.finfo(Omega.dtype).eps
-    v, before, b, lives = _backends.compiled(_begun, (), Omega, Omega)
-    size, basis = b, [v[:, None, :]]  # (k, up to BLOCK, n) each
-    alpha: list[Any] = []
-    beta: list[Any] = []
-    for j in range(steps):
-        AV, rest = A.matmat(xp.matrix_transpose(v)), alpha[0] if j else b
-        w, a = _backends.compiled(_two_terms, (), (AV, v, before, b, lives, rest, 1 - eps**0.5 * j), v)
-        alpha.append(a)
-        if j == steps - 1:
-            break
-        w, size = _backends.compiled(_third_term, (), (w, v, a, size), v)
-        for block in basis if reorthogonalise else ():
+
+    def __init__(self, xp: Any, A: Any, Omega: Any, reorthogonalise: bool = True, first: Any = None) -> None:
+        self.xp, self.A, self.reorthogonalise, self.first = xp, A, reorthogonalise, first
+        self.eps = xp.finfo(Omega.dtype).eps
+        self.v, self.before, self.b, self.lives = _backends.compiled(_begun, (), Omega, Omega)
+        self.size, self.basis = self.b, [self.v[:, None, :]]  # (k, up to BLOCK, n) each
+        self.alpha: list[Any] = []
+        self.beta: list[Any] = []
+        self.w: Any = None
+        self.asymmetry: Any = self.b
+
+    def advance(self, steps: int) -> Lanczos:
+        """Go on until there are so many steps."""
+        while len(self.alpha) < steps:
+            if self.alpha:
+                self._turn()
+            self._multiply()
+        return self
+
+    def _multiply(self) -> None:
+        """One product, and what it tells of symmetry: ⟨vⱼ, Avⱼ⟩ is real and ⟨vⱼ₋₁, Avⱼ⟩ = ⟨Avⱼ₋₁, vⱼ⟩ = β."""
+        j, v, V = len(self.alpha), self.v, self.xp.matrix_transpose(self.v)
+        if j or self.first is None:
+            AV = self.A.matmat(V)
+        else:
+            known = self.first.shape[1]
+            AV = self.xp.concat([self.first, self.A.matmat(V[:, known:])], axis=1)
+        if not j:
+            self.first = AV
+        rest = self.alpha[0] if j else self.b
+        terms = (AV, v, self.before, self.b, self.lives, rest, 1 - self.eps**0.5 * j)
+        if j < LOOKS:
+            seen = _backends.compiled(_asymmetry, (), (AV, v, self.before, self.b, self.size), v)
+            self.asymmetry = self.xp.maximum(self.asymmetry, seen)
+        self.w, a = _backends.compiled(_two_terms, (), terms, v)
+        self.alpha.append(a)
+
+    def _turn(self) -> None:
+        """From the last product to the next vector."""
+        j, xp, v = len(self.alpha) - 1, self.xp, self.v
+        w, self.size = _backends.compiled(_third_term, (), (self.w, v, self.alpha[-1], self.size), v)
+        for block in self.basis if self.reorthogonalise else ():
             w = _backends.compiled(_orthogonalised, (), (block, w), v)
-        before = v
-        v, b, size, lives = _backends.compiled(_normalised, (j == 0,), (w, size), v)
-        beta.append(b)
-        if reorthogonalise:
-            last = v[:, None, :]
-            basis = [*basis[:-1], xp.concat([basis[-1], last], axis=1)] if j % BLOCK else [*basis, last]
-    empty = xp.zeros((Omega.shape[1], 0), dtype=size.dtype, device=aa.device(size))
-    return Tridiagonals(xp.stack(alpha, axis=1), xp.stack(beta, axis=1) if beta else empty)
+        self.before = v
+        self.v, self.b, self.size, self.lives = _backends.compiled(_normalised, (j == 0,), (w, self.size), v)
+        self.beta.append(self.b)
+        if self.reorthogonalise:
+            last = self.v[:, None, :]
+            self.basis = (
+                [*self.basis[:-1], xp.concat([self.basis[-1], last], axis=1)] if j % BLOCK else [*self.basis, last]
+            )
+
+    @property
+    def T(self) -> Tridiagonals:
+        """The tridiagonal matrices so far."""
+        xp = self.xp
+        empty = xp.zeros((self.v.shape[0], 0), dtype=self.size.dtype, device=aa.device(self.size))
+        return Tridiagonals(xp.stack(self.alpha, axis=1), xp.stack(self.beta, axis=1) if self.beta else empty)
+
+
+def lanczos(xp: Any, A: Any, Omega: Any, steps: int, reorthogonalise: bool = True) -> Tridiagonals:
+    """T of t steps of `Lanczos` from each column of Ω."""
+    return Lanczos(xp, A, Omega, reorthogonalise).advance(steps).T
 
 
 def gauss(xp: Any, T: Tridiagonals, depth: int | None = None) -> tuple[Any, Any]:
@@ -112,6 +160,24 @@ def _two_terms(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
     xp = aa.namespace(v)
     w = _rows(xp, AV) - xp.astype(b, v.dtype)[:, None] * before
     return w, xp.where(lives, aa.real(xp, xp.vecdot(v, w)), rest * shift)
+
+
+def _asymmetry(arrays: tuple[Any, ...]) -> Any:
+    """By how much a self-adjoint A would not give these products, relative to the longest so far, (k,).
+
+    A vector is known to ε‖A‖/β. Where that is more than √ε nothing is shown.
+    """
+    AV, v, before, b, size = arrays
+    xp = aa.namespace(v)
+    Av = _rows(xp, AV)
+    size = xp.maximum(size, norms(xp, AV))
+    unit = xp.where(size > 0, size, xp.ones_like(size))
+    Av = Av / xp.astype(unit, Av.dtype)[:, None]
+    b = b / unit
+    off = xp.vecdot(before, Av) - xp.astype(b, Av.dtype)
+    off = xp.where(b > xp.finfo(b.dtype).eps ** 0.5, xp.abs(off), xp.zeros_like(b))
+    alpha = xp.vecdot(v, Av)
+    return xp.maximum(off, xp.abs(xp.imag(alpha))) if aa.is_complex(xp, alpha.dtype) else off
 
 
 def _third_term(arrays: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -9,60 +9,80 @@ under the quadrature, Σ τ f² − (Σ τ f)²: no spread of samples is needed,
 
 Truncation. t steps integrate polynomials of degree 2t − 1; what is missed of f is of one sign for many f (log, √,
 x log x) and does not average out. The allowance for it is how far the answer has moved over the last third of the
-steps, added to the standard error in quadrature: what is still to come is at most twice that, and so inside the
-95 % interval, wherever the error falls as 1/t or faster.
+steps, or what their changes let expect of all that are left (`traceest.spectrum.truncation`), added to the standard
+error in quadrature. Where the changes do not get smaller, it is infinite.
 
-Where few eigenvalues rule tr f(A), directions X that lead can be deflated, as Hutch++ does: Σ xᵢᴴf(A)xᵢ by a few steps
-from each, and the probes' estimate of what X leaves, from (I − XXᴴ)g. No Ritz vector is taken for an eigenvector.
+Skewness. Where few eigenvalues hold most of the sum its forms are skewed as χ² is, and their mean is too small more
+often than not, with an error bar that is too small as well. The interval reaches further there (`_reach`).
+
+Where few eigenvalues rule tr f(A), directions that lead can be deflated, as Hutch++ does (`traceest.spectrum.leading`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from traceest import _array_api as aa
-from traceest import _backends
+from traceest import _backends, _tails
 from traceest import _validation as check
-from traceest.estimate import Estimate, certain, from_samples
+from traceest.estimate import Estimate, _to_host, certain, from_samples
 from traceest.estimators._metering import MEMORY, Meter, chunk_columns
 from traceest.estimators._products import deflate
 from traceest.estimators.nystrom import mean_square
 from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes
-from traceest.spectrum.dense import dense_cost, to_dense
-from traceest.spectrum.krylov import KrylovSpace, rayleigh_ritz
-from traceest.spectrum.lanczos import Tridiagonals, gauss, lanczos
+from traceest.spectrum import looks, truncation
+from traceest.spectrum.dense import to_dense
+from traceest.spectrum.lanczos import Lanczos, Tridiagonals, gauss
+from traceest.spectrum.leading import Rule, leading
+from traceest.spectrum.pilot import FEWEST, piloted
+from traceest.spectrum.plan import plan
+from traceest.spectrum.truncation import depths
 
 Function = Callable[[Any], Any]
 
 
-Rule = tuple[Any, Any]
-"""Nodes and weights, a row a run."""
+UNFINISHED = 0.7
+"""Share of the standard error, and so half of its square, from which an answer that truncation rules says so."""
 
-BASIS_BLOCKS, BASIS_STEPS = 3, 4
-"""Blocks of the Krylov space that leading directions are taken from, and steps of Lanczos from each of them."""
+NOTHING = 1e4
+"""Roundings of the value that are too few to speak of."""
+
+PAD = 32
+"""Nodes that a pilot's function is asked for at a time."""
 
 LEAN = 3
 """Vectors that a run keeps without reorthogonalisation."""
 
-DEFLATION = BASIS_BLOCKS + BASIS_STEPS
-"""Products that a deflated direction costs."""
-
 
 class Quadrature(NamedTuple):
-    """Nodes and weights, (s, t), of s probes, at full and at less depth; exact ones are all n eigenvalues, (1, n).
+    """Nodes and weights, (s, t), of s probes, of all steps and of fewer; exact ones are all n eigenvalues, (1, n).
 
     `basis` has those of q deflated directions, if any; then n is the dimension of what they leave.
     """
 
     xp: Any
     n: int
-    fine: Rule
-    coarse: Rule | None  # None: exact
+    rules: tuple[Rule, ...]  # at each of `truncation.depths`; one: exact
+    going_on: Any  # (s,): 1 for runs that more steps may change, 0 for those whose Krylov space is exhausted
     gradient: float  # Var gᴴBg is so many times the mean squared gradient; 0: by the spread of the samples
     population: int | None
     fields: dict[str, Any]
     basis: tuple[Rule, Rule] | None = None
+
+    @property
+    def fine(self) -> Rule:
+        """Nodes and weights of all steps."""
+        return self.rules[0]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the nodes are all eigenvalues."""
+        return len(self.rules) == 1
 
     @property
     def largest(self) -> Any:
@@ -71,6 +91,13 @@ class Quadrature(NamedTuple):
         found = xp.max(xp.abs(self.fine[0]))
         return found if self.basis is None else xp.maximum(found, xp.max(xp.abs(self.basis[0][0])))
 
+    @property
+    def least(self) -> Any:
+        """The least node."""
+        xp = self.xp
+        found = xp.min(self.fine[0])
+        return found if self.basis is None else xp.minimum(found, xp.min(self.basis[0][0]))
+
     def map_nodes(self, change: Function) -> Quadrature:
         """With every node changed."""
 
@@ -78,8 +105,7 @@ class Quadrature(NamedTuple):
             return change(rule[0]), rule[1]
 
         return self._replace(
-            fine=changed(self.fine),
-            coarse=None if self.coarse is None else changed(self.coarse),
+            rules=tuple(changed(r) for r in self.rules),
             basis=None if self.basis is None else (changed(self.basis[0]), changed(self.basis[1])),
         )
 
@@ -96,7 +122,7 @@ class Quadrature(NamedTuple):
 
     def asked(self, question: Callable[..., Any], static: tuple[Any, ...] = (), arrays: tuple[Any, ...] = ()) -> Any:
         """``question(self, *static, *arrays)``, as one program where the framework compiles; `static` is hashable."""
-        parts = (self.fine, self.coarse, self.basis, arrays)
+        parts = (self.rules, self.going_on, self.basis, arrays)
         about = (question, static, self.n, self.gradient, self.population)
         return _backends.compiled(_asked, about, parts, self.fine[0])
 
@@ -106,14 +132,31 @@ class Quadrature(NamedTuple):
 
     def trace(self, f: Function, **fields: Any) -> Estimate:
         """Tr f(A), with the error that the module's head derives."""
+        return self.judged(f, **fields)[0]
+
+    def judged(self, f: Function, **fields: Any) -> tuple[Estimate, Any]:
+        """That, and how large the error by truncation is beside the one by sampling."""
         xp, value = self.xp, self.mean(f)
         fields = {"method": "Lanczos quadrature", **self.fields, **fields}
-        if self.coarse is None:
-            return certain(value, **{**fields, "method": "exact"})
+        if self.exact:
+            return certain(value, **{**fields, "method": "exact"}), aa.real(xp, xp.zeros_like(value))
         values = f(self.fine[0])
-        stderr, df = self._sampling(values, self._forms(values, self.fine[1]))
-        truncation = xp.abs(value - self._mean(f, self.coarse, self.basis[1] if self.basis is not None else None))
-        return Estimate(value, _hypot(xp, stderr, truncation), df, None, **fields)
+        forms = self._forms(values, self.fine[1])
+        sampling, df = self._sampling(values, forms)
+        truncation = self._truncation(f, value, forms, sampling)
+        reach = self._reach(values, value, sampling, df)
+        e = Estimate(value, _hypot(xp, sampling, truncation), df, None, **fields, reach=reach)
+        finite = (e.stderr > 0) & (e.stderr < math.inf)
+        share = truncation / xp.where(finite, e.stderr, xp.ones_like(e.stderr))
+        matters = truncation > NOTHING * xp.finfo(truncation.dtype).eps * xp.abs(value)
+        return e, xp.where(matters, share, xp.zeros_like(share))
+
+    def errors(self, f: Function) -> tuple[float, float]:
+        """Standard errors by sampling and by truncation."""
+        values = f(self.fine[0])
+        forms = self._forms(values, self.fine[1])
+        value, (sampling, _) = self.mean(f), self._sampling(values, forms)
+        return float(sampling), float(self._truncation(f, value, forms, sampling))
 
     def _mean(self, f: Function, rule: Rule, basis: Rule | None) -> Any:
         forms = self._forms(f(rule[0]), rule[1])  # (…, s)
@@ -132,26 +175,43 @@ class Quadrature(NamedTuple):
             return e.stderr, e.df
         slope = values - forms[..., None] / self.n
         unit = aa.safe_scale(xp, slope, (-2, -1))
-        squares = xp.sum(self.fine[1] * (slope / unit) ** 2, axis=-1) * self.n
+        squares = xp.sum(self.fine[1] * aa.abs2(xp, slope / unit), axis=-1) * self.n
         variance, df = mean_square(xp, squares)
         return aa.root(xp, variance * (self.gradient / s)) * unit[..., 0, 0], df
+
+    def _truncation(self, f: Function, value: Any, forms: Any, sampling: Any) -> Any:
+        """The error of what further steps would change."""
+        xp, s = self.xp, forms.shape[-1]
+        at = [forms, *(self._forms(f(x), w) for x, w in self.rules[1:])]
+        means = [xp.sum(x * self.going_on, axis=-1) / s for x in at]
+        steps = self.fine[0].shape[-1]
+        found = truncation.rest(xp, means, xp.abs(value), sampling, steps, self.n)
+        for end in (xp.min, xp.max):
+            edge = [f(xp.reshape(end(x), (1, 1)))[..., 0, 0] for x, _ in self.rules]
+            beyond = truncation.at_edge(xp, edge, sampling, steps, self.n)
+            found = found + xp.where(xp.max(self.going_on) > 0, beyond, xp.zeros_like(beyond))
+        if self.basis is None:
+            return found
+        fine, coarse = (xp.sum(f(x) * w, axis=(-2, -1)) for x, w in self.basis)
+        return found + xp.abs(fine - coarse)
+
+    def _reach(self, values: Any, value: Any, sampling: Any, df: Any) -> Any:
+        """How far the value may be off where what exceeds the least f, or falls short of the largest, is skewed."""
+        xp = self.xp
+        if not self.gradient or values.ndim > 2 or aa.is_complex(xp, values.dtype):
+            return None
+        shares = xp.stack([value - self.n * xp.min(values), value - self.n * xp.max(values)])
+        spread = _tails.relative_spread(xp, xp.abs(shares), xp.stack([sampling, sampling]) ** 2)
+        rescaling = _tails.Rescaling(lambda c: value + shares * (c - 1), spread, xp.stack([df, df]))
+        return _tails.reach(xp, value, rescaling)
 
 
 def _asked(
     question: Callable[..., Any], static: tuple[Any, ...], n: int, gradient: float, population: int | None, parts: Any
 ) -> Any:
-    fine, coarse, basis, arrays = parts
-    q = Quadrature(aa.namespace(fine[0]), n, fine, coarse, gradient, population, {}, basis)
+    rules, going_on, basis, arrays = parts
+    q = Quadrature(aa.namespace(rules[0][0]), n, rules, going_on, gradient, population, {}, basis)
     return question(q, *static, *arrays)
-
-
-class Plan(NamedTuple):
-    """s probes, t steps of each, q deflated; exact where no more products than that give the whole spectrum."""
-
-    probes: int
-    steps: int
-    deflated: int
-    exact: bool
 
 
 def quadrature(
@@ -159,6 +219,7 @@ def quadrature(
     n_matvecs: int | None,
     *,
     caller: str,
+    f: Function | None = None,
     n_probes: int | None = None,
     steps: int | None = None,
     n_deflate: int | None = 0,
@@ -168,102 +229,72 @@ def quadrature(
     chunk_size: int | None = None,
     reorthogonalise: bool | None = None,
 ) -> Quadrature:
-    """The nodes and weights that the budget affords."""
+    """The nodes and weights that the budget affords; split for `f`, where it is given and the split is not."""
     p = plan(A, n_matvecs, n_probes, steps, n_deflate, probes, caller)
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
-        theta = aa.eigvalsh(xp, to_dense(xp, meter.op))[None, :]
-        return Quadrature(xp, n, (theta, xp.ones_like(theta) / n), None, 0.0, None, meter.spent)
+        theta = aa.eigvalsh(xp, to_dense(xp, meter.op, caller))[None, :]
+        weights = xp.ones_like(theta) / n
+        return Quadrature(xp, n, ((theta, weights),), weights[:, 0], 0.0, None, meter.spent)
     check.check_probes(probes, n, A, caller)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
-    X, basis = _leading(xp, meter.op, stream.take(p.deflated)) if p.deflated else (None, None)
+    X, basis = leading(xp, meter.op, stream.take(p.deflated), p.blocks, caller) if p.deflated else (None, None)
     keeps = _basis_fits(A, p.steps) if reorthogonalise is None else reorthogonalise
     chunk = _chunk(A, p.steps if keeps else LEAN, chunk_size)
-    starts = (V if X is None else deflate(xp, X, V) for V in stream.chunks(p.probes, chunk))
-    runs = [lanczos(xp, meter.op, V, p.steps, keeps) for V in starts]
-    T = Tridiagonals(xp.concat([r.alpha for r in runs], axis=0), xp.concat([r.beta for r in runs], axis=0))
     gradient = 0.0 if distribution in (*SIGNS, *ORTHOGONAL) else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
-    coarse = gauss(xp, T, max(1, 2 * p.steps // 3))
-    return Quadrature(xp, n - p.deflated, gauss(xp, T), coarse, gradient, stream.population, meter.spent, basis)
 
+    def begun(V: Any, first: Any = None) -> Lanczos:
+        return Lanczos(xp, meter.op, V if X is None else deflate(xp, X, V), keeps, first)
 
-def _leading(xp: Any, A: Any, Omega: Any) -> tuple[Any, tuple[Rule, Rule]]:
-    """Ritz vectors X of the eigenvalues of largest modulus, and the quadratures of xᵢᴴf(A)xᵢ."""
-    q = Omega.shape[1]
-    space = KrylovSpace(xp, A, Omega)
-    for _ in range(BASIS_BLOCKS - 1):
-        space.grow(q)
-    X = rayleigh_ritz(space.V, space.AV, q, 0, "magnitude").vectors
-    T = lanczos(xp, A, X, BASIS_STEPS)
-    return X, (gauss(xp, T), gauss(xp, T, BASIS_STEPS // 2))
-
-
-def plan(
-    A: Any,
-    n_matvecs: int | None,
-    n_probes: int | None,
-    steps: int | None,
-    n_deflate: int | None,
-    probes: Any,
-    caller: str,
-) -> Plan:
-    """Split the budget: `n_probes` = 2/5 √n_matvecs, `steps` = n_matvecs / n_probes, where they are not given.
-
-    Before that, each of the `n_deflate` directions takes its `DEFLATION` products; None is one of sixteen products.
-    """
-    for name, x, least in (("n_matvecs", n_matvecs, 2), ("n_probes", n_probes, 1), ("steps", steps, 2)):
-        if x is not None:
-            check.budget(x, None, least, name, caller)
-    if probes is not None:
-        q = n_deflate or 0
-        drawn = check.budget(None if n_probes is None else n_probes + q, probes, 1 + q, "n_probes", caller)
-        n_deflate, n_probes = q, drawn - q
-    if n_matvecs is None:
-        if n_probes is None or steps is None:
-            raise TypeError(f"{caller}: give a budget, n_matvecs=100 for instance, or both n_probes= and steps=.")
-        n_matvecs = n_probes * steps + DEFLATION * (n_deflate or 0)
-    total = n_matvecs
-    if n_deflate is None:  # what the split leaves, where it is given
-        n_deflate = n_matvecs // 16
-        if n_probes is not None and steps is not None:
-            n_deflate = max(0, min(n_deflate, (n_matvecs - n_probes * steps) // DEFLATION))
-    q = min(check.budget(n_deflate, None, 0, "n_deflate", caller), A.shape[0] // BASIS_BLOCKS)
-    n_matvecs -= DEFLATION * q
-    if n_matvecs < 2:
-        raise ValueError(
-            f"{caller}: n_deflate = {q} directions take {DEFLATION * q} products, n_matvecs = {total} leaves "
-            f"{max(0, n_matvecs)} for the rest; raise it, or deflate fewer."
-        )
-    if n_probes is not None:
-        s = n_probes
-    elif steps is not None:
-        s = max(1, n_matvecs // steps)
+    runs = list[Lanczos]()
+    if f is not None and gradient and p.free >= FEWEST and p.probes <= chunk:
+        judged = _judge(xp, A, f, n - p.deflated, gradient)
+        runs, s, t = piloted(p, judged, begun, stream, n)
     else:
-        s = max(1, round(n_matvecs**0.5 / 2.5))
-    steps = max(2, n_matvecs // s) if steps is None else steps
-    if s * steps > n_matvecs:
-        raise ValueError(
-            f"{caller}: n_probes = {s} times steps = {steps} make {s * steps} products, n_matvecs = {n_matvecs} allows "
-            "fewer; give two of the three."
-        )
-    cost = dense_cost(A)
-    exact = probes is None and cost is not None and total >= cost
-    if not exact:
-        require_matmat(A, caller)
-    return Plan(s, min(steps, A.shape[0]), q, exact)
+        s, t = p.probes, p.steps
+    runs += [begun(V).advance(t) for V in stream.chunks(s, chunk)]
+    for r in runs:
+        looks.symmetric(xp.max(r.asymmetry), A, caller)
+    T = Tridiagonals(*(xp.concat([getattr(r.T, part) for r in runs], axis=0) for part in ("alpha", "beta")))
+    return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis)
 
 
-def require_matmat(A: Any, caller: str) -> None:
-    """Raise unless A can be multiplied again and again."""
-    if hasattr(A, "matmat"):
-        return
-    if hasattr(A, "factor"):
-        raise TypeError(
-            f"{caller}: Krylov spaces need K V = J(Jᴴ V), and {A.factor!r} has one side alone; give J both sides (jvp "
-            f"and vjp), or, of a kernel that fits in memory, a budget of {dense_cost(A) or A.shape[0]} products, for "
-            "which all of it is made by vjps."
-        )
-    check.require_side(A, "matmat", caller)
+def _assembled(xp: Any, T: Tridiagonals, n: int, gradient: float, *rest: Any) -> Quadrature:
+    """Of all runs."""
+    rules = tuple(gauss(xp, T, t) for t in depths(T.alpha.shape[1]))
+    going_on = xp.astype(T.beta[:, -1] > 0, T.beta.dtype)
+    return Quadrature(xp, n, rules, going_on, gradient, *rest)
+
+
+def finished(q: Quadrature, e: Estimate, truncated: Any) -> Estimate:
+    """The Estimate with its counts, not converged where most of its error is by truncation."""
+    share = looks.number(truncated)
+    e = replace(e, **q.fields)
+    if share is None or share < UNFINISHED:
+        return e
+    return replace(e, converged=False, method="eigenvalues, singular to rounding" if q.exact else e.method)
+
+
+def _judge(xp: Any, A: Any, f: Function, n: int, gradient: float) -> Callable[[Tridiagonals], Any]:
+    """A function that gives the errors by sampling and by truncation of T, None if f's values are traced."""
+    dtype, place = aa.real_dtype(xp, A.dtype), aa.device(A)
+
+    def on_host(x: np.ndarray) -> np.ndarray:
+        padded = np.pad(x, ((0, 0), (0, -x.shape[1] % PAD)), mode="edge")  # so that few shapes are ever compiled
+        return np.asarray(_to_host(f(xp.asarray(padded, dtype=dtype, device=place))))[:, : x.shape[1]]
+
+    def judged(T: Tridiagonals) -> tuple[float, float] | None:
+        try:
+            T = Tridiagonals(*(np.asarray(_to_host(x), dtype=np.float64) for x in T))
+            with np.errstate(all="ignore"):
+                if T.alpha.shape[1] < 2:
+                    on_host(T.alpha)
+                    return math.nan, math.nan
+                return _assembled(np, T, n, gradient, None, {}).errors(on_host)
+        except looks.ANSWERS:
+            return None
+
+    return judged
 
 
 def _run_bytes(A: Any, vectors: int) -> int:
@@ -286,5 +317,6 @@ def _chunk(A: Any, vectors: int, chunk_size: int | None) -> int:
 def _hypot(xp: Any, a: Any, b: Any) -> Any:
     """√(a² + b²) within range, with a derivative at 0."""
     unit = xp.maximum(a, b)
-    safe = xp.where(unit > 0, unit, xp.ones_like(unit))
-    return aa.root(xp, (a / safe) ** 2 + (b / safe) ** 2) * unit
+    finite = (unit > 0) & (unit < math.inf)
+    safe = xp.where(finite, unit, xp.ones_like(unit))
+    return xp.where(finite, aa.root(xp, (a / safe) ** 2 + (b / safe) ** 2) * safe, unit)
