@@ -6,19 +6,23 @@ strongly each state depends on the parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest import _validation as check
 from traceest._errors import degrees_of_freedom
 from traceest.estimate import Estimate, certain, trace_bounds
 from traceest.estimators._metering import Meter, chunk_columns
+from traceest.estimators._products import orth, products
 from traceest.estimators.exact import Route, cheapest
-from traceest.estimators.xdiag import xdiag
+from traceest.estimators.xdiag import spreads, xdiag
 from traceest.operators.blocks import block_sqnorms, unit_probes
 from traceest.probes import ORTHOGONAL, Distribution, Probes
+from traceest.spectrum.looks import number
 
 Method = Literal["auto", "hutchinson", "xdiag", "exact"]
 
@@ -44,11 +48,13 @@ def diagonal(
     * ``"xdiag"``: with Y = AΩ and Q₍ᵢ₎ = orth of Y without column i, the mean over i of
       diag(Q₍ᵢ₎Q₍ᵢ₎ᴴA) + ω̄ᵢ∘(I − Q₍ᵢ₎Q₍ᵢ₎ᴴ)Aωᵢ. k probes cost 2k products, AΩ and AᴴQ.
     * ``"exact"``: n products; of a Gram operator n/B vjps with B independent blocks of rows, or P jvps.
-    * ``"auto"``: exact where the budget affords it; else XDiag from 8 products on, where A has the sides for it (it is
-      known to be symmetric, or has `rmatmat`); else Hutchinson.
+    * ``"auto"``: exact where the budget affords it; else, from 8 products on and where A has the sides for XDiag (it is
+      known to be symmetric, or has `rmatmat`), the better of the two; else Hutchinson. The first half of the products,
+      AΩ, is the same for both: it is XDiag's sketch, and half of Hutchinson's samples. It tells the variance of each,
+      and the other half is spent for the one with the smaller. Inside `jax.jit` there are no values to look at: XDiag.
 
-    Choose XDiag where the spectrum decays, Hutchinson where A is flat or nearly diagonal: there XDiag spends half its
-    products on a sketch that tells nothing.
+    XDiag is better where the spectrum decays, Hutchinson where A is flat or nearly diagonal: there XDiag spends half
+    its products on a sketch that tells nothing.
 
     Parameters
     ----------
@@ -103,6 +109,7 @@ def diagonal(
     best = cheapest(A)
     if best is not None and method == "exact":
         return _exact(A, best, chunk_columns(best.operator, chunk_size))
+    looks = method == "auto"
     k, spent, method = _plan(A, n_matvecs, method, distribution, probes)
     if best is not None and probes is None and spent >= best.cost:
         return _exact(A, best, chunk_columns(best.operator, chunk_size))
@@ -114,10 +121,20 @@ def diagonal(
     check.check_probes(probes, target.shape[1], A, "diagonal")
     stream = Probes(target.shape[1], A, rng=rng, distribution=distribution, probes=probes)
     chunk = chunk_columns(target, chunk_size)
+    meter = Meter(target)
     if method == "hutchinson":
-        return _sampled(A, target, stream, k, chunk)
-    meter = Meter(A)
-    e = xdiag(stream.xp, meter.op, stream.take(k), chunk)
+        return _sampled(A, target, meter, stream, k, chunk)
+    xp, Omega = stream.xp, stream.take(k)
+    if not looks:
+        e = xdiag(xp, meter.op, Omega, chunk)
+        return replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent)
+    Y = products(xp, meter.op, Omega, chunk)
+    sketch = orth(Y, Omega)
+    samples = spent if probes is None else k
+    sampled, left_out = (number(x) for x in _backends.compiled(spreads, (), (Omega, Y, *sketch), Y))
+    if sampled is not None and left_out is not None and sampled / samples < left_out / k:
+        return _sampled(A, target, meter, stream, samples, chunk, (Omega, Y))
+    e = xdiag(xp, meter.op, Omega, chunk, sketch)
     return replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent)
 
 
@@ -144,13 +161,19 @@ def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, pro
     return m // 2, m, method
 
 
-def _sampled(A: Any, target: Any, stream: Probes, k: int, chunk: int) -> Estimate:
-    """Mean of v̄∘Av over that of |v|², or of |Jw|² where `target` is J, with Student-t errors entry by entry."""
-    xp, meter = stream.xp, Meter(target)
+def _sampled(
+    A: Any, target: Any, meter: Meter, stream: Probes, k: int, chunk: int, first: tuple[Any, Any] | None = None
+) -> Estimate:
+    """Mean of v̄∘Av over that of |v|², or of |Jw|² where `target` is J, with Student-t errors entry by entry.
+
+    `first` are the first probes and their products, where these have been made.
+    """
+    xp = stream.xp
     of_rows = target is not A
     samples, weights = [], []
-    for V in stream.chunks(k, chunk):
-        AV = meter.op.matmat(V)
+    made = 0 if first is None else first[0].shape[1]
+    following = ((V, meter.op.matmat(V)) for V in stream.chunks(k - made, chunk))
+    for V, AV in following if first is None else itertools.chain([first], following):
         samples.append(aa.abs2(xp, AV) if of_rows else aa.conj(xp, V) * AV)
         weights.append(aa.abs2(xp, V))
     x = aa.concat_columns(xp, samples)

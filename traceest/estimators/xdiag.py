@@ -14,7 +14,7 @@ PAIRS = 2**22
 """Numbers that the pairs of left-out probes may take at a time, over as many rows as that allows."""
 
 
-def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
+def xdiag(xp: Any, A: Any, Omega: Any, chunk: int, sketch: tuple[Any, Any, Any] | None = None) -> Estimate:
     """Value, stderr and df, (n,), from k probes and 2k products, AΩ and Z = AᴴQ.
 
     eᵢ = diag(Q₍ᵢ₎Q₍ᵢ₎ᴴA) + ω̄ᵢ∘(I − Q₍ᵢ₎Q₍ᵢ₎ᴴ)Aωᵢ. With Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ and Aωᵢ = Qrᵢ, where sⱼᴴrᵢ = 0 for
@@ -24,18 +24,37 @@ def xdiag(xp: Any, A: Any, Omega: Any, chunk: int) -> Estimate:
 
     Leaving j out as well takes b = (sⱼ − sᵢc)/√d away, c = sᵢᴴsⱼ, d = 1 − |c|², with bᴴrᵢ = −c̄ρᵢ/√d. The trace's
     argument for the error (`leave_out`) is made of independence and zero means alone and holds entry by entry.
+
+    `sketch` is Q, R and the unit of Y, where that has been made already.
     """
-    Y = products(xp, A, Omega, chunk)
-    Q, R, top = orth(Y, Omega)
+    Q, R, top = orth(products(xp, A, Omega, chunk), Omega) if sketch is None else sketch
     Z = products(xp, A if A.symmetric else A.H, Q, chunk)
-    left_out = _backends.compiled(_left_out, (), (R, top), Y)
+    left_out = _backends.compiled(_left_out, (), (R, top), Q)
     step = max(1, PAIRS // Omega.shape[1] ** 2)
     ends = [(a, min(a + step, Omega.shape[0])) for a in range(0, Omega.shape[0], step)]
     parts = [
-        _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Y) for a, b in ends
+        _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Q) for a, b in ends
     ]
     value, stderr, df = (aa.concat_columns(xp, [getattr(e, f) for e in parts]) for f in ("value", "stderr", "df"))
     return Estimate(value, stderr, df)
+
+
+def spreads(arrays: tuple[Any, Any, Any, Any, Any]) -> tuple[Any, Any]:
+    """What one probe's variance is, summed over all entries, of v̄∘Av and of XDiag's, in squares of the unit of Y.
+
+    The first is that of a ratio to |v|²; the second that of ω̄ᵢ∘(I − Q₍ᵢ₎Q₍ᵢ₎ᴴ)Aωᵢ, from the sketch AΩ alone.
+    """
+    Omega, Y, Q, R, top = arrays
+    xp = aa.namespace(Q)
+    S, rho, *_ = _left_out((R, top))
+    W, k = aa.conj(xp, Omega), Omega.shape[1]
+    sampled, weight = W * (Y / xp.where(top > 0, top, xp.ones_like(top))), aa.abs2(xp, Omega)
+    total = xp.sum(weight, axis=1, keepdims=True)
+    ratio = xp.sum(sampled, axis=1, keepdims=True) / xp.where(total > 0, total, xp.ones_like(total))
+    left = W * (Q @ S) * rho
+    left = left - xp.sum(left, axis=1, keepdims=True) / k
+    of = [xp.sum(aa.abs2(xp, x)) / (k - 1) for x in (sampled - ratio * xp.astype(weight, ratio.dtype), left)]
+    return of[0], of[1]
 
 
 def _left_out(arrays: tuple[Any, Any]) -> tuple[Any, ...]:
