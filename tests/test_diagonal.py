@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,3 +221,42 @@ def test_what_cannot_be_done_says_what_can():
     one_sided = te.aslinearoperator(lambda X: X, like=np.zeros((9, 1)))
     with pytest.raises(TypeError, match="needs rmatmat"):
         te.diagonal(one_sided, 4, "xdiag")
+
+
+def check_auto(spectrum, m, distribution):
+    A = zoo.SQUARE[spectrum](120)
+    op = te.aslinearoperator(A, symmetric=spectrum != "nonsymmetric")
+
+    def rms(method):
+        runs = [te.diagonal(op, m, method, rng=seed, distribution=distribution) for seed in range(15)]
+        assert all(e.n_products <= m for e in runs)
+        return np.sqrt(np.mean([np.abs(e.value - np.diag(A)) ** 2 for e in runs]))
+
+    better = min(rms("hutchinson"), rms("xdiag"))
+    assert rms("auto") <= 1.1 * better + 1e-12, f"{rms('auto')} for {better}"
+
+
+@pytest.mark.parametrize("m", [20, 60])
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+@pytest.mark.parametrize("spectrum", ["flat", "poly", "fastexp", "smallstep", "indefinite", "nonsymmetric", "identity"])
+def test_auto_takes_the_better_way_after_a_look_that_is_kept(spectrum, distribution, m):
+    check_auto(spectrum, m, distribution)
+
+
+@pytest.mark.parametrize("m", [8, 21])
+def test_auto_gives_the_bits_of_the_way_it_takes(m):
+    for spectrum, method in (("identity", "hutchinson"), ("flat", "hutchinson"), ("fastexp", "xdiag")):
+        A = te.aslinearoperator(zoo.SQUARE[spectrum](60), symmetric=True)
+        e, same = (te.diagonal(A, m, way, rng=3) for way in ("auto", method))
+        assert e.method == method
+        assert e.n_matvecs == same.n_matvecs
+        assert_close(e.value, same.value, 1e-13)
+
+
+def test_a_look_at_the_wrong_spread_is_caught(monkeypatch):
+    module = sys.modules["traceest.diagonal"]
+    honest = module.spreads
+    monkeypatch.setattr(module, "spreads", lambda arrays: honest(arrays)[::-1])
+    for spectrum in ("identity", "poly"):
+        with pytest.raises(AssertionError):
+            check_auto(spectrum, 20, "rademacher")

@@ -130,7 +130,7 @@ def spectral_density(
     width : float, optional
         Standard deviation of the Gaussian; default: the range of the nodes over `steps` (of an exact spectrum, over
         5/2·√n), which so many steps resolve: what they miss is of relative size exp(−8). Narrower ones show the nodes
-        and not the spectrum, and the bands grow with what the last third of the steps has changed.
+        and not the spectrum, and the bands grow with what further steps are expected to change.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def spectral_density(
     Raises
     ------
     ValueError
-        If n_points < 2 or width ≤ 0, or as `trace_of_function`.
+        If n_points < 2 or width ≤ 0, if A is not self-adjoint but for rounding, or as `trace_of_function`.
     TypeError
         As `trace_of_function`.
 

@@ -54,11 +54,12 @@ def trace_of_function(
         Products, at least 2. From n on (of a Gram operator with blocks of n_b rows: n_b, where the (n, n) array fits
         the memory of a chunk), the exact answer is returned, by `eigvalsh`.
     n_probes, steps : int, optional
-        Split the budget otherwise than n_probes ≈ 2/5·√n_matvecs; two of the three are enough.
+        Split the budget otherwise than a pilot of half of 2/5·√n_matvecs probes finds best for f (below 30 products,
+        inside `jax.jit` and with signs or orthogonal probes: n_probes ≈ 2/5·√n_matvecs); two of the three are enough.
     n_deflate : int
-        Leading directions to sum over by themselves, 7 products each: where few large eigenvalues rule the sum (x²,
-        x log x), about a sixteenth of the products takes one to four digits off the error. Not for log or √ of
-        eigenvalues that fall to 0, for which the products go to steps.
+        Leading directions to sum over by themselves, 7 products each, or 30 in all where the budget has a hundred:
+        where few large eigenvalues rule the sum (exp, x², x log x) that takes one to four digits off the error. Not for
+        log or √ of eigenvalues that fall to 0, for which the products go to steps.
     rng
         As in `hutchinson`.
     distribution : {"sphere", "gaussian", "rademacher", "orthogonal", "hadamard", "balanced"}
@@ -78,14 +79,18 @@ def trace_of_function(
     Returns
     -------
     Estimate
-        With Student-t error, to which what the last third of the steps has changed is added in quadrature. Memory
+        With Student-t error, to which what the steps made let expect of further ones is added in quadrature: infinite
+        where nothing is known of them (1/x of eigenvalues that fall to 0). ``converged`` is False where truncation is
+        more than half of the variance. Of a complex f the error is that of the modulus. Memory
         n · steps · chunk_size, time 2n · steps² · n_probes beside the products; without reorthogonalisation
         3n · chunk_size and 10n · steps · n_probes.
 
     Raises
     ------
     ValueError
-        If A is not square, or the budget is below 2 or smaller than n_probes · steps.
+        If A is not square, or the budget is below 2 or smaller than n_probes · steps; if A is not self-adjoint or,
+        declared `psd`, has a negative eigenvalue, beyond rounding, or f is NaN or infinite on its spectrum. Inside
+        `jax.jit` there are no values to look at, and nothing is raised.
     TypeError
         If A has no `matmat` (of a Gram operator: if J lacks either side, and the budget is below the exact cost).
 
@@ -143,7 +148,7 @@ def logdet(
     """Estimate log det(A + shift·I) = Σ log(λᵢ + shift) of a positive definite A + shift·I.
 
     By `trace_of_function`, whose arguments, costs and errors are these. Eigenvalues below n·ε times the largest, which
-    rounding has made, are taken for that: of a numerically singular A the answer is finite and tells no more than that.
+    rounding has made, are taken for that: of a numerically singular A the answer is finite, and its error infinite.
     Truncation converges as exp(−4·steps/√κ) at worst, κ the condition number of A + shift·I.
 
     Parameters
@@ -162,7 +167,9 @@ def logdet(
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError
+        If A + shift·I has a negative eigenvalue beyond rounding or is zero, or as `trace_of_function`.
+    TypeError
         As `trace_of_function`.
 
     References

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from traceest import _array_api as aa
 
 ANSWERS = (TypeError, ValueError, RuntimeError)
@@ -59,13 +61,14 @@ def positive(least: Any, largest: Any, A: Any, what: str, caller: str) -> None:
 
 
 def defined(value: Any, nodes: Any, f: Any, caller: str) -> None:
-    """Raise if f has no finite value on the spectrum, saying where."""
+    """Raise if f, of which `value` is the trace, is not finite on the spectrum, saying where."""
     size = number(aa.namespace(value).abs(value))
     if size is None or math.isfinite(size):
         return
     xp = aa.namespace(nodes)
     flat = xp.reshape(nodes, (-1,))
-    values = f(flat)
+    with np.errstate(all="ignore"):
+        values = f(flat)
     where = next((i for i in range(flat.shape[0]) if not math.isfinite(number(xp.abs(values[i])) or 0.0)), None)
     at = "somewhere on the spectrum" if where is None else f"{float(flat[where]):.6g}, where A has a Ritz value"
     raise ValueError(

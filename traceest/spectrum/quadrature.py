@@ -286,10 +286,10 @@ def _judge(xp: Any, A: Any, f: Function, n: int, gradient: float) -> Callable[[T
     def judged(T: Tridiagonals) -> tuple[float, float] | None:
         try:
             T = Tridiagonals(*(np.asarray(_to_host(x), dtype=np.float64) for x in T))
-            if T.alpha.shape[1] < 2:
-                on_host(T.alpha)
-                return math.nan, math.nan
             with np.errstate(all="ignore"):
+                if T.alpha.shape[1] < 2:
+                    on_host(T.alpha)
+                    return math.nan, math.nan
                 return _assembled(np, T, n, gradient, None, {}).errors(on_host)
         except looks.ANSWERS:
             return None

@@ -14,7 +14,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 
-KNOWN = 1.9
+KNOWN = 1.5
 """Growth of f at the edge, a doubling, up to which it may be continued."""
 
 
