@@ -227,6 +227,13 @@ def test_what_an_estimate_is_of_does_not_stand_in_the_way_of_transformations():
         e.merge(te.frobenius_norm(jnp.asarray(A), n_matvecs=8, rng=1))
 
 
+def test_an_estimate_does_not_merge_with_itself_whatever_is_known_of_it():
+    e = te.Estimate(np.asarray(2.0), np.asarray(0.5), np.asarray(9.0), n_matvecs=3)
+    with pytest.raises(ValueError, match="the same probes"):
+        e.merge(e)
+    assert e.merge(replace(e, value=np.asarray(2.5))).n_matvecs == 6
+
+
 def test_nothing_does_not_merge():
     with pytest.raises(ValueError, match="merge: give at least one estimate"):
         te.merge([])

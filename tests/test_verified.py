@@ -474,3 +474,36 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
         te.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         te.load(tmp_path / "run.npz")
+
+
+def test_what_is_packed_or_says_more_than_it_holds_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused by what the directory and the header say, before there is an array of that size."""
+    path = tmp_path / "run.npz"
+    te.save(te.hutchinson(np.eye(40) + 1, 4, rng=0), path)
+    read = np.lib.format.read_array
+
+    def watched(file: Any, **options: Any) -> Any:
+        x = read(file, **options)
+        assert x.nbytes < 10_000
+        return x
+
+    monkeypatch.setattr(np.lib.format, "read_array", watched)
+    rewritten(path, compress=True, samples=np.zeros((1, 100_000)))
+    with pytest.raises(ValueError, match="is compressed, or larger than the file itself"):
+        te.load(path)
+    rewritten(path, samples=npy(0, "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1000000000000), }"))
+    with pytest.raises(ValueError, match="which its size does not fit"):
+        te.load(path)
+
+
+def test_a_file_that_is_there_already_is_not_taken_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one whose name somebody has foreseen."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    monkeypatch.setattr(_files.secrets, "token_hex", lambda n: "0")
+    (tmp_path / ".run.npz.0.partial").symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        WRITERS["save"](tmp_path / "run.npz")
+    assert precious.read_text() == "precious"

@@ -47,15 +47,17 @@ def _orth(differentiated: bool, arrays: tuple[Any, Any]) -> tuple[Any, Any, Any,
     Y, Omega = arrays
     xp = aa.namespace(Y)
     top = aa.largest(xp, Y)
-    Y = aa.touched(xp, Y, Omega, xp.where(top > 0, top, 1.0))
+    scale = xp.where(top > 0, top, 1.0)
+    touched = aa.touched(xp, Y, Omega, scale)
     if differentiated:
-        return *_steady(xp, Y), top
-    Q, R = aa.tall_qr(xp, Y)
+        Q, R = _steady(xp, touched)
+        return Q, R, aa.adjoint(xp, Q) @ (Y / scale), top
+    Q, R = aa.tall_qr(xp, touched)
     return Q, R, R, top
 
 
-def _steady(xp: Any, Y: Any) -> tuple[Any, Any, Any]:
-    """Q, R and QᴴY whose derivatives are those of what they are for, whatever the rank of Y.
+def _steady(xp: Any, Y: Any) -> tuple[Any, Any]:
+    """Q and R whose derivatives are those of what they are for, whatever the rank of Y.
 
     Columns that the ones before them span but for rounding have a Q of their own all the same, that of their rounding,
     and its derivative is what rounding makes of 0/0. What a sketch is for does not depend on them, as long as they
@@ -68,4 +70,4 @@ def _steady(xp: Any, Y: Any) -> tuple[Any, Any, Any]:
     lost = size < known.eps**0.5 * (1 + xp.max(size))
     Q, moving = aa.tall_qr(xp, xp.where(lost[None, :], fixed, Y))
     turned = _backends.constant(aa.vdot(xp, Q, fixed))  # the same columns but for signs, which QR is free to choose
-    return Q, xp.where(xp.any(lost), turned[:, None] * R, moving), aa.adjoint(xp, Q) @ Y
+    return Q, xp.where(xp.any(lost), turned[:, None] * R, moving)

@@ -87,7 +87,10 @@ def xtrace(
     Q, R, QY, top = orth(Y, Omega)
     scale = xp.where(top > 0, top, 1.0)
     H, T = _compressed(xp, meter.op, Q, Omega, scale, chunk)
-    found = _mean(leave_out.xtrace, normalise, distribution, (Omega, Q, R, QY, H, T, top))
+    unit, forms = top, None
+    if _backends.differentiated(Y):  # an answer times 0 would have no derivative
+        unit, forms = scale, aa.vdot(xp, Omega, Y / scale)
+    found = _mean(leave_out.xtrace, (), normalise, distribution, (Omega, Q, R, QY, H, T, unit, forms))
     e = Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
     return told(e, "trace", meter.op, marks)
 
@@ -148,7 +151,7 @@ def xnystrace(
     if isinstance(sketch, Estimate):
         return sketch
     meter, Omega, Y, _, marks = sketch
-    found = _mean(leave_out.xnystrace, normalise, distribution, (Omega, Y))
+    found = _mean(leave_out.xnystrace, (_backends.differentiated(Y),), normalise, distribution, (Omega, Y))
     e = Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
     return told(e, "trace", meter.op, marks)
 
@@ -188,9 +191,11 @@ def _sketch(
     return meter, Omega, products(xp, meter.op, Omega, chunk), chunk, stream.marks
 
 
-def _mean(of: Any, normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]) -> leave_out.Mean:
+def _mean(
+    of: Any, options: tuple[Any, ...], normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]
+) -> leave_out.Mean:
     """The arithmetic after the products, as one program where the framework compiles."""
-    return _backends.compiled(of, (normalise and distribution not in SIGNS,), arrays, arrays[0])
+    return _backends.compiled(of, (normalise and distribution not in SIGNS, *options), arrays, arrays[0])
 
 
 def _compressed(xp: Any, A: Any, Q: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:

@@ -132,28 +132,38 @@ class Basis(NamedTuple):
         return LeftOut(one, two, xp.sum(xp.abs(diagonal)))
 
 
-def xtrace_left_out(xp: Any, Omega: Any, Q: Any, R: Any, QY: Any, H: Any, T: Any, normalise: bool) -> LeftOut:
-    """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = QQᴴyᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with QᴴY."""
+def xtrace_left_out(
+    xp: Any, Omega: Any, Q: Any, R: Any, QY: Any, H: Any, T: Any, normalise: bool, forms: Any = None
+) -> LeftOut:
+    """XTrace's estimates; T = QᴴAᴴΩ, and since Aωᵢ = QQᴴyᵢ the forms ωᵢᴴAωᵢ are those of QᴴΩ with QᴴY.
+
+    They are to be given where they are differentiated: Y may be on its way out of the span of Q.
+    """
     basis = Basis.of(xp, Omega, Q, R)
-    return basis.traces(xp, aa.vdot(xp, basis.W, QY), QY, T, H, normalise)
+    return basis.traces(xp, aa.vdot(xp, basis.W, QY) if forms is None else forms, QY, T, H, normalise)
 
 
 def xtrace(normalise: bool, arrays: tuple[Any, ...]) -> Mean:
-    """XTrace's answer from Ω, Q, R, QᴴY, H and T, and what they are in units of.
+    """XTrace's answer from Ω, Q, R, QᴴY, H and T, what they are in units of, and the forms, if they are given.
 
     T is None, for QᴴY, of a self-adjoint A.
     """
-    Omega, Q, R, QY, H, T, top = arrays
+    Omega, Q, R, QY, H, T, top, forms = arrays
     xp = aa.namespace(R)
-    left_out = xtrace_left_out(xp, Omega, Q, R, QY, H, QY if T is None else T, normalise)
+    left_out = xtrace_left_out(xp, Omega, Q, R, QY, H, QY if T is None else T, normalise, forms)
     return (left_out.real(xp) if T is None else left_out).mean(xp, top)
 
 
-def xnystrace(normalise: bool, arrays: tuple[Any, Any]) -> Mean:
-    """XNysTrace's answer from Ω and Y."""
+def xnystrace(normalise: bool, differentiated: bool, arrays: tuple[Any, Any]) -> Mean:
+    """XNysTrace's answer from Ω and Y.
+
+    Where that is differentiated, the unit of Y = 0 is 1: an answer times 0 would have no derivative.
+    """
     Omega, Y = arrays
     xp = aa.namespace(Y)
-    return xnystrace_left_out(xp, Omega, Y / aa.safe_scale(xp, Y), normalise).mean(xp, aa.largest(xp, Y))
+    scale = aa.safe_scale(xp, Y)
+    size = xp.sum(scale) if differentiated else aa.largest(xp, Y)
+    return xnystrace_left_out(xp, Omega, Y / scale, normalise).mean(xp, size)
 
 
 def pair_weights(xp: Any, c: Any) -> Any:

@@ -280,7 +280,7 @@ class Exchangeable(Sampler):
         return from_samples(forms, method="hutchinson", bounds=self.bounds, **self.meter.spent)
 
     def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
-        found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, (self.normalise,), (Omega, Y), Y)
+        found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, (self.normalise, False), (Omega, Y), Y)
         return Estimate(*found, None, method="xnystrace", bounds=self.bounds, **self.meter.spent)
 
     def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
@@ -308,4 +308,4 @@ def _xtrace(normalise: bool, symmetric: bool, arrays: tuple[Any, ...]) -> leave_
     Z, Qh = Z / scale, aa.adjoint(xp, Q)
     R = xp.triu(Qh @ aa.touched(xp, Y, Omega, scale))
     T = None if symmetric else aa.adjoint(xp, Z) @ Omega
-    return leave_out.xtrace(normalise, (Omega, Q, R, R, Qh @ Z, T, aa.largest(xp, Y)))
+    return leave_out.xtrace(normalise, (Omega, Q, R, R, Qh @ Z, T, aa.largest(xp, Y), None))
