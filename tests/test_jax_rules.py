@@ -51,7 +51,7 @@ CASES = {
         loop(lambda p, z, x: jnp.tanh(p["b"] - (x + z @ p["u"]))), {"u": U, "b": B}, STEPS, (2, 0, 0)
     ),
     "added and subtracted": Case(
-        loop(lambda p, z, x: jnp.tanh((x + p["b"]) @ p["u"] + (z - p["b"]) @ p["v"])),
+        loop(lambda p, z, x: jnp.tanh(x @ p["u"] + z @ p["v"] + p["b"]) - p["b"]),
         {"u": U, "v": V, "b": B},
         STEPS,
         (3, 0, 0),
