@@ -73,7 +73,7 @@ def jacobian(
         Bytes for what a product holds beside the model, its linearisation and the answer (512 MiB if absent).
         Where memory runs out all the same, both numbers are halved, with a warning, and the product is made again.
     kwargs : mapping, optional
-        Keyword inputs of `fn`. Arrays among them have the examples along `batch_axis`, or as the last entry of `in_axes`
+        Keyword inputs of `fn`. Arrays among them have the examples along `batch_axis`, or as the last of `in_axes`
         says where that has one more than there are inputs; all else is passed through.
     check : bool
         Look, on this batch and for this kernel: that examples are independent (outputs one by one against outputs

@@ -34,7 +34,7 @@ def hessian(
     Parameters
     ----------
     fn : callable
-        ``fn(params, *args)`` → scalar, traced when the operator is made; functions that do the same share compiled steps.
+        ``fn(params, *args)`` → scalar, traced when the operator is made; functions that do the same share steps.
     params : pytree
         Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
     *args : pytrees of arrays
