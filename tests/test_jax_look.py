@@ -193,7 +193,7 @@ def test_a_forward_pass_that_is_mapped_wrongly_goes_one_by_one() -> None:
     f.defjvp(lambda primals, tangents: (f(*primals), primals[0] * twice(tangents[0]) / 2))
     with pytest.warns(RuntimeWarning, match="mapped over probes.*one by one"):
         J = jacobian(lambda p, x: f(x @ p), W, X)
-        found = J.matmat(jnp.eye(W.size))
+    found = J.matmat(jnp.eye(W.size))
     np.testing.assert_allclose(found, dense(lambda p, x: (x @ p) ** 2 / 2, W, X), atol=1e-12)
 
 

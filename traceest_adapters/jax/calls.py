@@ -44,8 +44,9 @@ def jacobian(
     Parameters
     ----------
     fn : callable
-        ``fn(params, *inputs) → state``, any pytree of real floating arrays. Pass the same function object again
-        (not a new lambda) and compiled steps are used again.
+        ``fn(params, *inputs) → state``, any pytree of real floating arrays. It is traced when the kernel is made: what
+        it closes over, attributes and globals included, is read then and kept. Kernels whose functions do the same,
+        whatever their names, share compiled steps, and no function is held on to.
     params : pytree
         Floating arrays are the parameters, in the pytree's order. All else is passed through: integers, keys, and
         what is no array, as the functions and flags in an Equinox module. A Python float is a constant, unless `wrt`
@@ -74,9 +75,18 @@ def jacobian(
     memory_budget : int, optional
         Bytes for what a product holds beside the model, its linearisation and the answer (512 MiB if absent).
         Where memory runs out all the same, both numbers are halved, with a warning, and the product is made again.
+    kwargs : mapping, optional
+        Keyword inputs of `fn`. Arrays among them have the examples along `batch_axis`, or as the last of `in_axes`
+        says where that has one more than there are inputs; all else is passed through.
     check : bool
-        Verify on this batch that examples are independent (outputs one by one against outputs together) and that
-        the state depends on the parameters. Under `jax.jit`, where there are no values, only shapes are checked.
+        Look, on this batch and for this kernel: that examples are independent (outputs one by one against outputs
+        together), that the state depends on the parameters, and that every route gives what a plain backward pass
+        gives, Σ_b s_b J_bᵀv_b for random v and for signs s that are −1 for a random half of the examples. What fails is
+        replaced by the next plainer route, down to one pass an example and probe, with a warning. It takes a forward
+        and a backward pass more; products of all examples are looked at when the first is made. False leaves all this
+        out: examples that influence each other, in derivatives alone too, batching rules that are wrong, and rules that
+        do not fit this model then give wrong numbers without a word. Under `jax.jit`, where there are no values,
+        nothing is looked at.
     batches : iterable, optional
         In place of `inputs`: a list of arrays, a data loader, anything that can be gone through again and again and
         yields the same batches each time; all of their examples make up one Jacobian (`te.vstack`), of which one batch
@@ -107,7 +117,8 @@ def jacobian(
         mode, or arrays were put on different devices; if `batches`
         can be gone through only once.
     ValueError
-        If `wrt` names what is not there, examples are not independent, an array has no `batch_axis`, or the state does
+        If `wrt` names what is not there, examples are not independent, in values or in derivatives (a parameter with a
+        row for each example, say), an array has no `batch_axis`, or the state does
         not depend on the parameters; if `batches` are none, or others in another pass (shuffled, or augmented at
         random).
 

@@ -51,7 +51,7 @@ def hessian(
     Parameters
     ----------
     fn : callable
-        ``fn(params, *inputs)``. Pass the same function object again and compiled steps are used again.
+        ``fn(params, *inputs)``, traced when the operator is made; functions that do the same share steps.
     loss : callable, optional
         ``loss(output, targets)`` → scalar, a mean or a sum as it says; ``loss(output)`` without targets.
     params : pytree
