@@ -105,8 +105,8 @@ class Estimate:
     def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
         """Two-sided interval: Student's, stretched to `reach`, clipped to the statistic's natural bounds.
 
-        The quantile is SciPy's. Inside `jax.jit`, `jax.vmap` or `jax.grad` the two ends are arrays, and it is taken by a
-        call to the host when the program runs; outside they are numbers of the host.
+        The quantile is SciPy's. Inside `jax.jit`, `jax.vmap` or `jax.grad` the two ends are arrays, and it is taken by
+        a call to the host when the program runs; outside they are numbers of the host.
 
         Parameters
         ----------
