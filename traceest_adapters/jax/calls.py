@@ -103,10 +103,9 @@ def jacobian(
         mode, or arrays were put on different devices; if `batches`
         can be gone through only once.
     ValueError
-        If `wrt` names what is not there, the batch is empty, examples are not independent, an array has no `batch_axis`, or the state does
-        not depend on the parameters; if `batches` are none, or others in another pass (shuffled, or augmented at
-        random).
-
+        If `wrt` names what is not there, the batch is empty, examples are not independent, an array has no
+        `batch_axis`, or the state does not depend on the parameters; if `batches` are none, or others in another pass
+        (shuffled, or augmented at random).
     Notes
     -----
     Flax linen: ``jacobian(model.apply, variables, x, wrt="params")``. Flax nnx: a module is a pytree,
