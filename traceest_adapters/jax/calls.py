@@ -57,7 +57,7 @@ def jacobian(
         Which parameters to differentiate by: dotted paths of leaves or of whole subtrees ("params", "layers.0",
         "encoder.attention.query"), a predicate of dotted path and array, or a class that marks nodes of the pytree
         (``nnx.Param``, ``eqx.nn.Linear``). All others are held fixed. Default: all floating arrays, and hence the
-        running averages of a batch norm too, where `params` holds them.
+        running averages of a batch norm too, where `params` holds them; of Flax's there is a warning.
     output : int, str or callable, optional
         Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
     batch_axis : int or None
@@ -117,10 +117,9 @@ def jacobian(
         mode, or arrays were put on different devices; if `batches`
         can be gone through only once.
     ValueError
-        If `wrt` names what is not there, examples are not independent, in values or in derivatives (a parameter with a
-        row for each example, say), an array has no `batch_axis`, or the state does
-        not depend on the parameters; if `batches` are none, or others in another pass (shuffled, or augmented at
-        random).
+        If `wrt` names what is not there, the batch is empty, examples are not independent, in values or in derivatives
+        (a parameter with a row for each example, say), an array has no `batch_axis`, or the state does not depend on
+        the parameters; if `batches` are none, or others in another pass (shuffled, or augmented at random).
 
     Notes
     -----

@@ -16,6 +16,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
 from traceest_adapters._calls import chosen_by
+from traceest_adapters.jax import averages
 
 Wrt = str | Sequence[str] | type | Callable[[str, Any], bool] | None
 SHOWN = 12
@@ -104,6 +105,8 @@ def parameters(params: Any, wrt: Wrt) -> tuple[Partition, list[str], list[Any], 
         )
     if any(jnp.issubdtype(p.dtype, jnp.complexfloating) for p in trained):
         raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
+    if wrt is None:
+        averages.warn(params, names, [bool(kind) for kind in kinds])
     return partition, [name for name, kind in zip(names, kinds, strict=True) if kind], trained, fixed
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -18,12 +19,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 GUARDS = ("host_to_device", "device_to_device", "device_to_host")
 """Transfers that can be disallowed."""
 
+_looked_for: ContextVar[bool] = ContextVar("looked_for", default=False)
+"""Whether NaN is looked for by the user, and not inside of the estimator that is running."""
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    token = _looked_for.set(True)
+    try:
+        yield
+    finally:
+        _looked_for.reset(token)
+
 
 def contexts(nans: bool) -> list[AbstractContextManager[Any]]:
     """What puts JAX back to its defaults, of settings that differ; those that look for NaN only if `nans`.
 
-    Entered only where it makes a difference, for each setting is part of the key under which programs are kept. Where
-    all transfers are disallowed, the explicit ones too, that stays.
+    In a model's own products (not `nans`) NaN is looked for even where an estimator asks, to which it means "unknown".
+    Settings are entered only where it makes a difference, for each is part of the key under which programs are kept.
+    Where all transfers are disallowed, the explicit ones too, that stays.
     """
     config, found = jax.config, list[AbstractContextManager[Any]]()
     if config.jax_numpy_rank_promotion != "allow":
@@ -34,7 +48,9 @@ def contexts(nans: bool) -> list[AbstractContextManager[Any]]:
         if getattr(config, f"jax_transfer_guard_{way}") in ("log", "disallow"):
             found.append(getattr(jax, f"transfer_guard_{way}")("allow"))
     if nans and config.jax_debug_nans:
-        found.append(jax.debug_nans(False))
+        found += [jax.debug_nans(False), _looking()]
+    if not nans and _looked_for.get():
+        found.append(jax.debug_nans(True))
     if nans and config.jax_debug_infs:
         found.append(jax.debug_infs(False))
     return found
@@ -63,7 +79,7 @@ class Strict:
                     stack.enter_context(context)
                 if self.mesh is None:
                     return f(*args, **kwargs)
-                with jax.set_mesh(Mesh(self.mesh.devices, self.mesh.axis_names)):
+                with jax.set_mesh(Mesh(self.mesh.devices, self.mesh.axis_names)), _told():
                     args, kwargs = jax.tree.map(_automatic, (args, kwargs))
                     found = f(*args, **kwargs)
                 return jax.tree.map(self._explicit, found)
@@ -77,6 +93,22 @@ class Strict:
         if x.sharding.mesh != Mesh(self.mesh.devices, self.mesh.axis_names):
             return x
         return jax.device_put(x, NamedSharding(self.mesh, x.sharding.spec, memory_kind=x.sharding.memory_kind))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What JAX says of a model that needs explicit axes, with what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if not any(word in str(error) for word in ("AxisType", "axis_types", "type Auto", "Auto axes")):
+            raise
+        raise ValueError(
+            "the model needs a mesh with explicit axes (it has out_sharding=, reshard, a shard_map over such a mesh, "
+            "or a constant that lies on one), and kernels are taken with automatic ones; make the mesh with "
+            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or give the model "
+            f"without these. JAX says: {error}"
+        ) from error
 
 
 def _automatic(x: Any) -> Any:
