@@ -91,7 +91,9 @@ def xtrace(
     if _backends.differentiated(Y):  # an answer times 0 would have no derivative
         unit, forms = scale, aa.vdot(xp, Omega, Y / scale)
     found = _mean(leave_out.xtrace, (), normalise, distribution, (Omega, Q, R, QY, H, T, unit, forms))
-    e = Estimate(*found, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
+    value, stderr, df = found
+    stderr = stderr if forms is None else stderr * (top / scale)
+    e = Estimate(value, stderr, df, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
     return told(e, "trace", meter.op, marks)
 
 

@@ -20,6 +20,7 @@ import math
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest import _backends
 from traceest._errors import degrees_of_freedom
 from traceest.estimate import Estimate
 
@@ -162,8 +163,12 @@ def xnystrace(normalise: bool, differentiated: bool, arrays: tuple[Any, Any]) ->
     Omega, Y = arrays
     xp = aa.namespace(Y)
     scale = aa.safe_scale(xp, Y)
-    size = xp.sum(scale) if differentiated else aa.largest(xp, Y)
-    return xnystrace_left_out(xp, Omega, Y / scale, normalise).mean(xp, size)
+    top, size = aa.largest(xp, Y), xp.sum(scale)
+    value, stderr, df = xnystrace_left_out(xp, Omega, Y / scale, normalise).mean(xp, size if differentiated else top)
+    if not differentiated:
+        return value, stderr, df
+    of_zero = xp.where(top > 0, 0.0, _backends.constant(value))  # what rounding makes of it
+    return value - of_zero, stderr * (top / size), df
 
 
 def pair_weights(xp: Any, c: Any) -> Any:
