@@ -106,6 +106,7 @@ def jacobian(
         If `wrt` names what is not there, the batch is empty, examples are not independent, an array has no
         `batch_axis`, or the state does not depend on the parameters; if `batches` are none, or others in another pass
         (shuffled, or augmented at random).
+
     Notes
     -----
     Flax linen: ``jacobian(model.apply, variables, x, wrt="params")``. Flax nnx: a module is a pytree,
