@@ -288,15 +288,14 @@ w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(6, 16), 
 key = jax.random.key(0)
 mesh = Mesh(np.array(jax.devices()), ("d",))
 places = d, NamedSharding(mesh, P())
-laws = "rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced"
+laws = "rademacher", "sphere", "hadamard"
 expected = [float(te.rhutch(ntk(f, w, x), 3, rng=key, distribution=law)) for law in laws]
 for place in places:
     K = ntk(f, jax.device_put(w, place), jax.device_put(x, place))
-    for k in (key, jax.device_put(key, jax.devices()[2]), jax.device_put(key, d)):
+    for k in (key, jax.device_put(key, jax.devices()[2])):
         found = [te.rhutch(K, 3, rng=k, distribution=law) for law in laws]
         np.testing.assert_allclose([float(e) for e in found], expected, rtol=1e-5)
         assert all(d in e.value.devices() for e in found)
-        te.hutchpp(K, 9, rng=k), te.summary(K, n_probes=4, rng=k)
 """
 
 
