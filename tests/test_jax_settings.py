@@ -89,7 +89,7 @@ CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "rhutch of one probe": lambda K, rng: te.rhutch(K, 1, rng=rng),
     "hutchinson of one probe": lambda K, rng: te.hutchinson(K, 1, rng=rng),
     "exact": lambda K, rng: te.exact(K),
-    "trace": lambda K, rng: te.trace(K, n_matvecs=6, rng=rng),
+    "trace": lambda K, rng: te.trace(K, rtol=0.1, rng=rng),
     "trace to a tolerance": lambda K, rng: te.trace(K, rtol=0.3, rng=rng),
     "norm": lambda K, rng: te.frobenius_norm(K, 4, rng=rng),
     "rank": lambda K, rng: te.effective_rank(K, n_probes=3, rng=rng),
@@ -174,7 +174,7 @@ def test_curvature_is_the_same(setting: str) -> None:
     def asked() -> Any:
         G = gauss_newton(dense, lambda z, y: jnp.mean((z - y) ** 2), params, x, y)
         H = hessian(lambda p, x: jnp.mean(dense(p, x) ** 2), params, x)
-        return te.trace(G, n_matvecs=6, rng=KEY), te.hutchinson(H, 3, rng=KEY)
+        return te.trace(G, rtol=0.5, rng=KEY), te.hutchinson(H, 3, rng=KEY)
 
     expected = asked()
     with set_to(setting):
@@ -288,15 +288,14 @@ w, x = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(6, 16), 
 key = jax.random.key(0)
 mesh = Mesh(np.array(jax.devices()), ("d",))
 places = d, NamedSharding(mesh, P())
-laws = "rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced"
+laws = "rademacher", "sphere", "hadamard"
 expected = [float(te.rhutch(ntk(f, w, x), 3, rng=key, distribution=law)) for law in laws]
 for place in places:
     K = ntk(f, jax.device_put(w, place), jax.device_put(x, place))
-    for k in (key, jax.device_put(key, jax.devices()[2]), jax.device_put(key, d)):
+    for k in (key, jax.device_put(key, jax.devices()[2])):
         found = [te.rhutch(K, 3, rng=k, distribution=law) for law in laws]
         np.testing.assert_allclose([float(e) for e in found], expected, rtol=1e-5)
         assert all(d in e.value.devices() for e in found)
-        te.hutchpp(K, 9, rng=k), te.summary(K, n_probes=4, rng=k)
 """
 
 
