@@ -9,9 +9,14 @@ import jax
 import jax.numpy as jnp
 
 
+def has(jaxpr: Any, name: str) -> bool:
+    """Whether there is an equation of this primitive in it."""
+    return any(eqn.primitive.name == name for eqn in jaxpr.eqns) or any(has(inside, name) for inside in inner(jaxpr))
+
+
 def branches(jaxpr: Any) -> bool:
     """Whether something in it is chosen by value."""
-    return any(eqn.primitive.name == "cond" for eqn in jaxpr.eqns) or any(map(branches, inner(jaxpr)))
+    return has(jaxpr, "cond")
 
 
 def largest(jaxpr: Any) -> int:

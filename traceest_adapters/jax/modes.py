@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from traceest_adapters.jax import settings
+from traceest_adapters.jax import jaxprs, settings
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.program import registered
 
@@ -51,9 +51,11 @@ def _found(model: Model, mode: Mode, leaves: tuple[Any, ...], treedef: Any) -> F
 
 def _reason(model: Model, mode: Mode, mapped: bool, args: Any) -> str | None:
     try:
-        jax.eval_shape(lambda *args: _differentiated(model, mode, mapped, *args), *args)
+        made = jax.make_jaxpr(lambda *args: _differentiated(model, mode, mapped, *args))(*args)
     except Exception as error:  # the model itself could be traced, so whatever is raised, the mode is to blame
         return str(error).strip().split("\n")[0] or type(error).__name__
+    if jaxprs.has(made.jaxpr, "custom_lin"):  # JAX says so when it is run, or mapped
+        return "a jax.custom_vjp has no forward mode"
     return None
 
 
