@@ -261,9 +261,15 @@ def quadrature(
 
 def _assembled(xp: Any, T: Tridiagonals, n: int, gradient: float, *rest: Any) -> Quadrature:
     """Of all runs."""
-    rules = tuple(gauss(xp, T, t) for t in depths(T.alpha.shape[1]))
-    going_on = xp.astype(T.beta[:, -1] > 0, T.beta.dtype)
+    rules, going_on = _backends.compiled(_rules, (), T, T.alpha)
     return Quadrature(xp, n, rules, going_on, gradient, *rest)
+
+
+def _rules(T: Tridiagonals) -> tuple[tuple[Rule, ...], Any]:
+    """At all depths, and which runs go on."""
+    xp = aa.namespace(T.alpha)
+    rules = tuple(gauss(xp, T, t) for t in depths(T.alpha.shape[1]))
+    return rules, xp.astype(T.beta[:, -1] > 0, T.beta.dtype)
 
 
 def finished(q: Quadrature, e: Estimate, truncated: Any) -> Estimate:
