@@ -189,7 +189,7 @@ class Probes:
             x = xp.asarray(x)  # in JAX nine times as fast as with device=
             if self.device is not None and aa.device(x) != self.device:
                 x = array_api_compat.to_device(x, self.device)
-        elif aa.devices_differ(x, self):  # of a key, or a generator, that lives elsewhere
+        elif None not in (self.device, aa.device(x)) and aa.device(x) != self.device:  # of a key that lives elsewhere
             x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
 
