@@ -220,7 +220,7 @@ class Probes:
                 f"rng draws arrays of {aa.library(drawn)}, and the operator's are of {aa.library(xp)}; give an int or "
                 "a numpy.random.Generator, whose numbers go with any library."
             )
-        elif aa.devices_differ(x, self):  # of a key, or a generator, that lives elsewhere
+        elif None not in (self.device, aa.device(x)) and aa.device(x) != self.device:  # of a key that lives elsewhere
             x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
 
