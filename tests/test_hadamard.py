@@ -172,14 +172,14 @@ def test_another_run_goes_on_with_the_same_set_whatever_its_seed(tmp_path):
     assert made == 40
     assert not first.exact
     second, made, _ = traced(64, 1e-9, rng=None, max_matvecs=70, **how)
-    assert made == 24
+    assert made == 24 + 1  # the first is multiplied again, to see that the operator is the same
     assert_close(float(second), truth, 1e-13)
 
 
 def test_samples_of_another_run_are_not_of_the_same_set():
     first, _, truth = traced(64, 1e-9, rng=0, max_matvecs=40, method="rhutch")
     e, made, _ = traced(64, 1e-9, rng=1, max_matvecs=100, method="rhutch", start=first)
-    assert made == 60
+    assert made == 60 + 1  # the first of the other run is multiplied again
     assert not e.exact
     assert float(e.stderr) > 0
     assert abs(float(e) - truth) < 6 * float(e.stderr)

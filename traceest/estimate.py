@@ -325,7 +325,11 @@ def _check_apart(estimates: Sequence[Estimate]) -> None:
         )
 
 
-def from_samples(samples: Any, *, population: int | None = None, **fields: Any) -> Estimate:
+AGREEING = 0.05
+"""Samples whose stderr is less than this part of what it may not see are taken to have met the same constant."""
+
+
+def from_samples(samples: Any, *, population: int | None = None, doubt: float = 0.0, **fields: Any) -> Estimate:
     """Mean over independent samples, summed over independent blocks, with a Student-t error.
 
     Parameters
@@ -335,11 +339,18 @@ def from_samples(samples: Any, *, population: int | None = None, **fields: Any) 
     population : int, optional
         Length d of the probes when they were drawn orthogonal to each other: then the variance of the
         mean is s²/m·(1 − m/d), as in sampling without replacement.
+    doubt : float
+        Part of the value that may be an error which the samples' spread does not tell (`Probes.doubt`): where they all
+        but agree, that is the stderr.
     **fields
         The remaining fields of `Estimate`.
     """
     positive = fields.get("bounds", (-math.inf, 0.0))[0] == 0
     value, stderr, df, reach = _backends.compiled(of_samples, (population, positive), samples, samples)
+    if doubt:
+        xp = aa.namespace(value)
+        unseen = doubt * xp.abs(value)
+        stderr = xp.where(stderr < AGREEING * unseen, unseen, stderr)
     return Estimate(value, stderr, df, samples, **fields, reach=reach)
 
 

@@ -91,6 +91,7 @@ def hutchinson(
     e = from_samples(
         aa.concat_columns(xp, samples)[None, :],
         population=stream.population,
+        doubt=stream.doubt,
         method="hutchinson",
         bounds=trace_bounds(A),
         **meter.spent,

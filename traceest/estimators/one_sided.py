@@ -160,5 +160,6 @@ def fhutch(
 def _squared_norms(samples: list[Any], stream: Probes, method: str, meter: Meter) -> Estimate:
     """The estimate whose samples are squared norms, hence not negative."""
     x = aa.concat_columns(stream.xp, samples)
-    e = from_samples(x, population=stream.population, method=method, bounds=(0.0, math.inf), **meter.spent)
+    fields = {"method": method, "bounds": (0.0, math.inf), **meter.spent}
+    e = from_samples(x, population=stream.population, doubt=stream.doubt, **fields)
     return told(e, "trace", meter.op, stream.marks)

@@ -18,6 +18,9 @@ from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
 from traceest.probes.orthogonal_signs import HadamardSet, order
 from traceest.probes.sources import HostSource, mark_of, random_source
 
+SEEN = 4
+"""Times that the rarer sum of balanced signs has to be expected for its share in the error to be seen in samples."""
+
 
 class Probes:
     """A stream of probes for one operator: `take(k)` gives the next (n, k).
@@ -80,6 +83,22 @@ class Probes:
             return None
         d = self.n // self.n_blocks
         return d if self.distribution == "orthogonal" else order(d)
+
+    @property
+    def doubt(self) -> float:
+        """How far off a form of those drawn so far may be, relative, without their spread telling of it; 0 in general.
+
+        The sums of balanced signs over a feature's positions have squares of two values. Where the rarer one is not
+        expected a few times among all that were drawn, a constant may have been met with the other alone.
+        """
+        if self.explicit is not None or self.distribution != "balanced":
+            return 0.0
+        T = self.layout.positions
+        low, high, larger = balanced_signs.sums(T)
+        rarer = min(larger, 1 - larger)
+        if rarer == 0 or rarer * self.drawn * self.n_blocks * self.layout.features >= SEEN:
+            return 0.0
+        return max(abs(T / low**2 - 1) if low else 1.0, abs(T / high**2 - 1))
 
     @property
     def goes_on(self) -> bool:

@@ -96,7 +96,7 @@ class Sampling(Sampler):
         x, fields = self.joined("samples"), {"bounds": self.bounds, **self.meter.spent}
         if self.rest == 0:
             return certain(self.xp.sum(x) / x.shape[1], **fields)
-        return from_samples(x, population=self.population, method=self.method, **fields)
+        return from_samples(x, population=self.population, doubt=self.stream.doubt, method=self.method, **fields)
 
     def state(self) -> dict[str, Any]:
         """All that the sampler knows, by name."""
