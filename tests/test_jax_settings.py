@@ -354,7 +354,7 @@ def test_an_empty_batch_is_told(batch: Any, check: bool) -> None:
         lambda: ntk(model, w, batches=[batch], check=check),
         lambda: ntk(model, w, batches=[full, batch], check=check),
     ):
-        with pytest.raises(ValueError, match="the batch is empty, of 0 examples"):
+        with pytest.raises(ValueError, match="the batch is empty"):
             call()
     with pytest.raises(ValueError, match="the state is empty"):
         ntk(model, w, batch, batch_axis=None, check=check)

@@ -190,10 +190,16 @@ def logdet(
         n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
         probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    looks.positive(q.least + shift, q.largest, A, f"A + {shift}·I" if looks.number(shift) else "A", "logdet")
-    if looks.number(q.map_nodes(lambda x: x + shift).largest) == 0:
+    least, largest, size = q.asked(_edges, (), (shift,))
+    looks.positive(least, largest, A, f"A + {shift}·I" if looks.number(shift) else "A", "logdet")
+    if looks.number(size) == 0:
         raise ValueError("logdet: A + shift·I is zero, and its log-determinant −∞; give a shift= > 0.")
     return finished(q, *q.asked(_logdet, (A.shape[0],), (shift,)))
+
+
+def _edges(q: Quadrature, shift: Any) -> tuple[Any, Any, Any]:
+    """The least node, shifted, the largest modulus of any, and that once they are shifted."""
+    return q.least + shift, q.largest, q.map_nodes(lambda x: x + shift).largest
 
 
 def _logdet(q: Quadrature, n: int, shift: Any) -> tuple[Estimate, Any]:

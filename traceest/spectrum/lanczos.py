@@ -48,7 +48,7 @@ class Lanczos:
         self.alpha: list[Any] = []
         self.beta: list[Any] = []
         self.w: Any = None
-        self.asymmetry: Any = self.b
+        self.asymmetries: list[Any] = []
 
     def advance(self, steps: int) -> Lanczos:
         """Go on until there are so many steps."""
@@ -71,8 +71,7 @@ class Lanczos:
         rest = self.alpha[0] if j else self.b
         terms = (AV, v, self.before, self.b, self.lives, rest, 1 - self.eps**0.5 * j)
         if j < LOOKS:
-            seen = _backends.compiled(_asymmetry, (), (AV, v, self.before, self.b, self.size), v)
-            self.asymmetry = self.xp.maximum(self.asymmetry, seen)
+            self.asymmetries.append(_backends.compiled(_asymmetry, (), (AV, v, self.before, self.b, self.size), v))
         self.w, a = _backends.compiled(_two_terms, (), terms, v)
         self.alpha.append(a)
 
@@ -163,7 +162,7 @@ def _two_terms(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
 
 
 def _asymmetry(arrays: tuple[Any, ...]) -> Any:
-    """By how much a self-adjoint A would not give these products, relative to the longest so far, (k,).
+    """By how much a self-adjoint A would not give these products, relative to the longest so far.
 
     A vector is known to ε‖A‖/β. Where that is more than √ε nothing is shown.
     """
@@ -177,7 +176,7 @@ def _asymmetry(arrays: tuple[Any, ...]) -> Any:
     off = xp.vecdot(before, Av) - xp.astype(b, Av.dtype)
     off = xp.where(b > xp.finfo(b.dtype).eps ** 0.5, xp.abs(off), xp.zeros_like(b))
     alpha = xp.vecdot(v, Av)
-    return xp.maximum(off, xp.abs(xp.imag(alpha))) if aa.is_complex(xp, alpha.dtype) else off
+    return xp.max(xp.maximum(off, xp.abs(xp.imag(alpha))) if aa.is_complex(xp, alpha.dtype) else off)
 
 
 def _third_term(arrays: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -253,8 +253,8 @@ def quadrature(
     else:
         s, t = p.probes, p.steps
     runs += [begun(V).advance(t) for V in stream.chunks(s, chunk)]
-    for r in runs:
-        looks.symmetric(xp.max(r.asymmetry), A, caller)
+    for asymmetry in (seen for r in runs for seen in r.asymmetries):
+        looks.symmetric(asymmetry, A, caller)
     T = Tridiagonals(*(xp.concat([getattr(r.T, part) for r in runs], axis=0) for part in ("alpha", "beta")))
     return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis)
 
