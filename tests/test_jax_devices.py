@@ -107,10 +107,30 @@ for p, y in ((1, 2), (1, None)):
     else:
         raise AssertionError("mixed devices passed")
 """,
+    "a model that spreads its own work": """
+mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+w, x = random(3, 16), random(16, 3)
+dense = np.asarray(jax.jacrev(lambda w: jnp.tanh(x @ w))(w)).reshape(256, -1)
+
+def over(inside, outside):
+    return lambda w, x: jax.shard_map(lambda w, x: jnp.tanh(x @ w), mesh=mesh, in_specs=inside, out_specs=outside)(w, x)
+
+by_features, by_examples = over((P(None, "d"), P()), P(None, "d")), over((P(), P("d")), P("d"))
+for K in (ntk(by_features, w, x), ntk(by_features, w, x, batch_axis=None), ntk(by_examples, w, x, batch_axis=None)):
+    np.testing.assert_allclose(float(te.exact(K)), (dense**2).sum(), rtol=1e-9)
+    np.testing.assert_allclose(K.factor.rmatmat(V := random(256, 3)), dense.T @ V, atol=1e-9)
+    np.testing.assert_allclose(K.factor.matmat(W := random(48, 3)), dense @ W, atol=1e-9)
+try:
+    ntk(by_examples, w, x)
+except ValueError as error:
+    assert "run on one example by itself" in str(error) and "batch_axis=None" in str(error), error
+else:
+    raise AssertionError("an example by itself cannot be spread")
+""",
 }
 
 
-@pytest.mark.parametrize("name", [n if i in (2, 4) else pytest.param(n, marks=pytest.mark.slow)
+@pytest.mark.parametrize("name", [n if i in (2, 4, 5) else pytest.param(n, marks=pytest.mark.slow)
                                   for i, n in enumerate(CODE)])  # fmt: skip
 def test_on_a_mesh_of_eight(name: str) -> None:
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

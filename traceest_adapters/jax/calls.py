@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import traceest as te
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters._calls import clear
-from traceest_adapters.jax import arguments, checks, partition, placement, settings
+from traceest_adapters.jax import arguments, checks, jaxprs, partition, placement, settings
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Function, Model, Traced, traced
 from traceest_adapters.jax.operator import JaxJacobian
@@ -161,7 +162,9 @@ def jacobian(
             function = Function(fn, output, axis, parts, inputs_parts, axes)
             programs[key] = Model.of(function, trained, fixed + shared, split)
         model, consts, shapes, not_alone = programs[key]
-        arrays = trained, fixed + shared + consts, split
+        mesh = jaxprs.mesh(model.together.jaxpr)
+        put = partial(placement.over, mesh)
+        arrays = put(trained), put(fixed + shared + consts), put(split)
         J = JaxJacobian(model, names, *arrays, chunk_size, memory_budget, not_alone)
         J.routes = routes.setdefault(model, J.routes).of(J, check, look)
         J.state_shape = common.example_first(shapes, axis)

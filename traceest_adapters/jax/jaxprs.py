@@ -19,6 +19,13 @@ def branches(jaxpr: Any) -> bool:
     return has(jaxpr, "cond")
 
 
+def mesh(jaxpr: Any) -> Any:
+    """The devices that a `shard_map` in it names, or None."""
+    named = (eqn.params["mesh"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map")
+    inside = (found for jaxpr in inner(jaxpr) if (found := mesh(jaxpr)) is not None)
+    return next((m for m in named if isinstance(m, jax.sharding.Mesh)), None) or next(inside, None)
+
+
 def largest(jaxpr: Any) -> int:
     """Bytes of the largest value that is made in it."""
     made = [out.aval for eqn in jaxpr.eqns for out in eqn.outvars]

@@ -92,7 +92,11 @@ class Model(NamedTuple):
         try:
             single, more = program.trace(alone, trained, fixed, one)
         except Exception as error:  # a model of whole batches, of which there are products with all examples
-            why = str(error) if isinstance(error, states.ManyRowsError) else f"{states.FAILS} ({error})"
+            why = (
+                str(error)
+                if isinstance(error, states.ManyRowsError)
+                else f"{states.FAILS} ({states.first_line(error)})"
+            )
             return Traced(cls(f.batch_axis, f.axes, whole, None, (len(consts), 0)), consts, shapes, why)
         model = cls(f.batch_axis, f.axes, whole, single, (len(consts), len(more)))
         return Traced(model, [*consts, *more], shapes, None)

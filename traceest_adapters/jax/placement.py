@@ -24,6 +24,23 @@ def automatic(x: Any) -> Any:
     return jax.device_put(x, NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind))
 
 
+def over(mesh: Mesh | None, arrays: Any) -> Any:
+    """The arrays, with a copy of each on all devices of a mesh that a model names itself; those spread are left.
+
+    What such a model makes is on these devices, and does not meet what is put on one of them.
+    """
+    if mesh is None or mesh.devices.size == 1:
+        return arrays
+    everywhere = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec())
+
+    def put(x: Any) -> Any:
+        if isinstance(x, jax.core.Tracer) or len(x.sharding.device_set) > 1:
+            return x
+        return jax.device_put(x, everywhere)
+
+    return jax.tree.map(put, arrays)
+
+
 def device(tree: Any) -> Any:
     """Where probes are to be put: the device of the arrays, or, of arrays on several, a copy on each.
 

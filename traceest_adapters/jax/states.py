@@ -9,6 +9,14 @@ import jax.numpy as jnp
 from traceest_adapters import _state as common
 
 FAILS = "one by itself, the model fails"
+
+
+def first_line(error: Exception) -> str:
+    """What it says, in short."""
+    said = str(error).strip().splitlines()
+    return said[0].rstrip(":") if said else type(error).__name__
+
+
 SHARED = "None for what all examples share (in_axes=(0, None))"
 
 

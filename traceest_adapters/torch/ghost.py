@@ -122,6 +122,8 @@ class Ghost:
             if self.look.wrong({"": layer.sqnorms({c: found[c][:, :, :few] for c in layer.calls})}, {"": expected}):
                 self.look.findings.failed.add(route)
             self.look.findings.looked.add(route)
+            if not any(self.look.due(("units", *other.names)) for other in self.layers):
+                self._of_v = {}
         return route not in self.look.findings.failed
 
     def _verify(self, params: Params, uses: dict[str, list[Use]], calls: list[Call], layer_calls: list[Call]) -> Known:
