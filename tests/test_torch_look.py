@@ -112,7 +112,7 @@ def believe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @SLOWER
-@pytest.mark.parametrize("name", ["prelu of a weight that is made", "cdist", "slogdet", "solve"])
+@pytest.mark.parametrize("name", ["cdist", "det", "slogdet", "solve"])
 def test_it_would_be_wrong_if_it_were_not_looked_at(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     believe(monkeypatch)
     model, a = made(BATCHED_WRONGLY[name]), 2 * x(5, 4)

@@ -33,6 +33,20 @@ def told(request: pytest.FixtureRequest) -> object:
         print("\nrandom models:", ", ".join(f"{n} {what}" for what, n in TALLY.most_common(12)))
 
 
+FOUND = [
+    Program(
+        ("einsum", "prelu", "class_token"), sizes=Sizes(2, 1, 4), actions=("ask", "ask")
+    ),  # a gradient of another shape
+    Program(("batch_norm",), sizes=Sizes(2, 1, 4), batches=True, actions=("ask", "mode", "ask")),
+]
+"""What the slow test has found."""
+
+
+@pytest.mark.parametrize("program", FOUND, ids=lambda program: "-".join(program.blocks))
+def test_programs_that_were_found_wrong(program: Program) -> None:
+    examine(program)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_part_alone(name: str) -> None:
     """As many positions as examples, so that a place taken on trust is wrong; asked before training and after."""

@@ -121,6 +121,8 @@ class PerExample:
             row, pullback = torch.func.vjp(lambda p: self.model.row({**fixed, **p}, example), chosen)
             by = torch.func.vmap(lambda v: pullback(v)[0])(u)
             g = [by[name] for name in names]
+            if any(x.shape != (len(u), *chosen[name].shape) for name, x in zip(names, g, strict=True)):
+                raise RuntimeError("mapped, a gradient has another shape")
             # What the model closes over may have changed since: its state is looked at each time.
             return reduce(g), row, _total(a, g) if due else u.new_zeros(())
 

@@ -204,6 +204,9 @@ class Ghost:
         if not self.look.may_batch("deltas"):
             return one_by_one([self.state], edges, [U], self.create_graph)
         found = grads([self.state], edges, [U], self.create_graph)
+        if any(g is not None and g.shape != (c, *call.shape) for call, g in zip(calls, found, strict=True)):
+            self.look.plainer("deltas", c)
+            return one_by_one([self.state], edges, [U], self.create_graph)
         route = ("deltas", c, *(call.at for call in calls))
         if c == 1 or not self.look.due(route):
             return found

@@ -47,7 +47,9 @@ def grads(
         if ran_out(error):
             raise
         return one_by_one(outputs, inputs, cotangents, create_graph)
-    at = dict(zip(reached, found, strict=True))
+    at, c = dict(zip(reached, found, strict=True)), len(cotangents[0])
+    if any(isinstance(x := inputs[i], torch.Tensor) and g.shape != (c, *x.shape) for i, g in at.items()):
+        return one_by_one(outputs, inputs, cotangents, create_graph)
     return [at.get(i) for i in range(len(inputs))]
 
 
