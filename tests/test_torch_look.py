@@ -105,6 +105,20 @@ def test_what_pytorch_batches_wrongly_is_right(name: str) -> None:
     check(ntk(model, a), dense(model, a), 5)
 
 
+@SLOWER
+@pytest.mark.parametrize("first", [torch.eye(30, **F64)[:, :3], torch.ones(30, 3, **F64), torch.zeros(30, 3, **F64)])
+def test_cotangents_that_show_little_are_not_enough_to_look_with(first: torch.Tensor) -> None:
+    """A route is not believed for what comes after unit vectors, equal ones, or none."""
+    model, a = made(BATCHED_WRONGLY["cdist"]), 2 * x(5, 4)
+    J, D, V = jacobian(model, a), dense(model, a), x(30, 3)
+    for product in (J.rmatmat, J.block_sqnorms, J.block_rmatmat):
+        product(first)
+    np.testing.assert_allclose(J.rmatmat(V), D.T @ V, atol=1e-8)
+    blocks = torch.stack([d.T @ v for d, v in zip(D.split(6), V.split(6), strict=True)])
+    np.testing.assert_allclose(J.block_sqnorms(V), (blocks**2).sum(1), atol=1e-8)
+    np.testing.assert_allclose(J.block_rmatmat(V), blocks.transpose(1, 2), atol=1e-8)
+
+
 def believe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is looked at but ghost norms' rules."""
     monkeypatch.setattr(LOOK.Look, "due", lambda self, route: False)

@@ -73,23 +73,26 @@ class PerExample:
                     raise
                 self._go_plainer(error)
                 continue
-            if way == "together" or self._holds(way, names, U, total):
+            if way == "together" or self._holds(way, names, U, total, reduce):
                 if self._why:
                     self.look.say(f"{self._why}, which gives the same result more slowly.")
                     self._why = ""
                 return found
             self._go_plainer(None)
 
-    def _holds(self, way: str, names: list[str], U: torch.Tensor, total: torch.Tensor | None) -> bool:
+    def _holds(self, way: str, names: list[str], U: torch.Tensor, total: torch.Tensor | None, reduce: Reduce) -> bool:
         """Whether Σ_b r_b Σ_i a_i J_bᵀ u_{b,i}, `total`, is what a plain pass over the batch has for it."""
         route = (way, len(U), *names)
         if not self.look.due(route) or total is None:
             return True
-        parts = total.split([self.params[name].numel() for name in names])
-        if self.look.wrong(dict(zip(names, parts, strict=True)), self.look.expected(U, names)):
-            return False
-        self.look.findings.looked.add(route)
-        return True
+        sizes = [self.params[name].numel() for name in names]
+        ours = lambda total: dict(zip(names, total.split(sizes), strict=True))  # noqa: E731
+
+        def again(R: list[torch.Tensor]) -> Any:
+            with math_attention(), torch.set_grad_enabled(self.differentiable):
+                return ours(getattr(self, f"_{way}")(names, reduce, R[0])[1])
+
+        return self.look.holds(route, [U], ours(total), again, lambda V: self.look.expected(V[0], names))
 
     def _go_plainer(self, error: Exception | None) -> None:
         if error is not None and memory.ran_out(error):

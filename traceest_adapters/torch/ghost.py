@@ -210,12 +210,13 @@ class Ghost:
         route = ("deltas", c, *(call.at for call in calls))
         if c == 1 or not self.look.due(route):
             return found
-        plain = grads([self.state], edges, [self.look.combined(U)[None]])
-        combined = [None if g is None else self.look.combined(g) for g in found]
-        if self.look.wrong(_numbered(combined), _numbered([None if g is None else g[0] for g in plain])):
+        ours = lambda found: _numbered([self.look.combined(g) for g in found])  # noqa: E731
+        again = lambda R: ours(grads([self.state], edges, R))  # noqa: E731
+        once = lambda V: grads([self.state], edges, [self.look.combined(V[0])[None]])  # noqa: E731
+        plain = lambda V: _numbered([None if g is None else g[0] for g in once(V)])  # noqa: E731
+        if not self.look.holds(route, [U], ours(found), again, plain):
             self.look.plainer("deltas", c)
             return one_by_one([self.state], edges, [U], self.create_graph)
-        self.look.findings.looked.add(route)
         return found
 
     def _to_a_pass(self, calls: list[Call]) -> int:

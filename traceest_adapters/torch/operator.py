@@ -296,11 +296,11 @@ class TorchJacobian(te.Operator):
         look, c = self._look, len(T[0])
         out = self._through_transpose(T) if look.may_batch("jvps") else self._jvp_one_by_one(T)
         if c > 1 and look.may_batch("jvps") and look.due(("jvps", c)):
-            (plain,) = self._through_transpose([look.combined(t)[None] for t in T])
-            if look.wrong({"": look.combined(out)}, {"": plain.detach()}):
+            again = lambda R: {"": look.combined(self._through_transpose(R))}  # noqa: E731
+            one = lambda R: {"": self._through_transpose([look.combined(t)[None] for t in R])[0].detach()}  # noqa: E731
+            if not look.holds(("jvps", c), T, {"": look.combined(out)}, again, one):
                 look.plainer("jvps", c)
                 out = self._jvp_one_by_one(T)
-            look.findings.looked.add(("jvps", c))
         return out.reshape(c, -1).T.to(self.dtype)
 
     def _through_transpose(self, T: list[torch.Tensor]) -> torch.Tensor:
