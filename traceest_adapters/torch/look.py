@@ -169,7 +169,8 @@ class Look:
         expected = plain(U)
         if self.wrong(found, expected):
             return False
-        full = all(bool((x != 0).all()) and bool((x[1:] != x[:-1]).flatten(1).any(1).all()) for x in U)
+        rows = [x.reshape(len(x), -1) for x in U if x.numel()]
+        full = all(bool((x != 0).all()) and bool((x[1:] != x[:-1]).any(1).all()) for x in rows)
         if not full or any(g is not None and not bool((g != 0).any()) for g in expected.values()):
             random = torch.Generator().manual_seed(len(U[0]))
             R = [torch.randn(x.shape, generator=random).to(x) for x in U]
