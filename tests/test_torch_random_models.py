@@ -40,6 +40,7 @@ FOUND = [
     Program(
         ("einsum", "prelu", "class_token"), sizes=Sizes(2, 1, 4), actions=("ask", "ask")
     ),  # a gradient of another shape
+    Program(("dense", "embedding"), sizes=Sizes(2, 1, 4), batches=True, actions=("ask", "ask")),
     Program(("batch_norm",), sizes=Sizes(2, 1, 4), batches=True, actions=("ask", "mode", "ask")),
 ]
 """What the slow test has found."""

@@ -76,6 +76,8 @@ def lookup_cross_gram(P: Lookup, Q: Lookup, most: int) -> torch.Tensor:
     both = read[torch.isin(read, Q.words.flatten())]
     (c, B, _, width), (d, C) = P.right.shape, Q.right.shape[:2]
     out = P.right.new_zeros(B * c, C * d)
+    if not len(both):  # no word is read in both: of nothing there is one empty part
+        return out.reshape(B, c, C, d)
     for words in both.split(max(1, most // ((B * c + C * d) * width))):
         g, h = (_rows_of(words, f).transpose(0, 1).flatten(2).flatten(0, 1) for f in (P, Q))
         out += g @ h.T
