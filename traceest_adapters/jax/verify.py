@@ -28,6 +28,7 @@ from traceest_adapters import _state as common
 from traceest_adapters.jax import ghost, steps
 from traceest_adapters.jax.plan import Plan
 from traceest_adapters.jax.routes import gap, rounding
+from traceest_adapters.jax.states import first_line
 
 ROUNDING = 1e-5
 """Least difference, relative to the largest entry, that tells: parts of a float64 model may be of float32."""
@@ -122,7 +123,7 @@ def _with_right_ghosts(plan: Plan, look: Look) -> tuple[Plan, str]:
     except Exception as error:  # a rule that cannot be mapped may raise anything
         if memory.ran_out(error):
             raise
-        why = f"ghost norms do not work here, so that examples are treated one by one ({_first_line(error)})"
+        why = f"ghost norms do not work here, so that examples are treated one by one ({first_line(error)})"
         return Plan((), (), (), tuple(sorted({*plan.rest, *leaves})), (), plan.budget), why
     wrong, unknown = look.wrong(simpler, leaves, gaps)
     if not (wrong or unknown):
@@ -190,7 +191,3 @@ def _named(J: Any, leaves: set[int]) -> str:
     names = [repr(J.parameters[leaf]) for leaf in sorted(leaves)]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -225,7 +225,6 @@ ONE_BY_ONE = "probes are taken one by one, which gives the right result more slo
 class Reference(NamedTuple):
     """The user's own module, run once as it is: its state, (B, n_b), and Jᵀ(r ∘ v) by its parameters."""
 
-    shapes: list[tuple[int, ...]]
     state: torch.Tensor
     grads: Grads
     overwrites: bool
@@ -236,7 +235,7 @@ def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> R
     """By one forward and one backward pass; `chosen` are the parameters as the user has them.
 
     Parameters that are not the module's, do not require grad or have hooks on their gradients are not compared.
-    `shapes` looks at the state's tensors and gives their shapes.
+    `shapes` looks at the state's tensors, and raises where they are none to differentiate.
     """
     if model.owner is None:
         mine = {name: p.detach().clone().requires_grad_() for name, p in chosen.items()}
@@ -245,14 +244,14 @@ def reference(model: Model, chosen: Params, inputs: Inputs, shapes: Shapes) -> R
         mine = {name: p for name, p in chosen.items() if p.requires_grad and _free(p) and own.get(name) is p}
     with torch.enable_grad(), checkpoints_off():
         tensors, overwrites = model.as_its_owner_runs_it(mine, inputs)
-        found = shapes(tensors)
+        shapes(tensors)
         state = model.as_rows(tensors)
         v, r = cotangents(state)
         grads: list[Any] = [None] * len(mine)
         if mine and state.requires_grad:
             grads = list(torch.autograd.grad(state, list(mine.values()), r * v, allow_unused=True))
     by = {name: None if g is None else as_dense(g) for name, g in zip(mine, grads, strict=True)}
-    return Reference(found, state.detach(), by, overwrites)
+    return Reference(state.detach(), by, overwrites)
 
 
 def _free(p: torch.Tensor) -> bool:
