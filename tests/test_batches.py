@@ -25,13 +25,13 @@ from traceest_adapters.torch import jacobian as torch_jacobian
 
 F64 = {"dtype": torch.float64}
 SKETCHED = sys.modules["traceest.operators.sketched"]
-TORCH_SKETCH = sys.modules["traceest_adapters.torch.sketch"]
-JAX_SKETCH = sys.modules["traceest_adapters.jax.sketch"]
+TORCH_SKETCH = sys.modules["traceest_adapters.torch.per_example.sketch"]
+JAX_SKETCH = sys.modules["traceest_adapters.jax.per_example.sketch"]
 JAX_GHOST, JAX_PULLBACK = (sys.modules[f"traceest_adapters.jax.{name}"] for name in ("ghost", "pullback"))
-JAX_STEPS = sys.modules["traceest_adapters.jax.steps"]
-LAYERS = sys.modules["traceest_adapters.torch.layers"]
-LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
-EXAMPLES = sys.modules["traceest_adapters.torch.examples"]
+JAX_STEPS = sys.modules["traceest_adapters.jax.per_example.compiled"]
+LAYERS = sys.modules["traceest_adapters.torch.per_example.factors"]
+LOOKUP = sys.modules["traceest_adapters.torch.per_example.lookup"]
+EXAMPLES = sys.modules["traceest_adapters.torch.per_example.mapped"]
 
 
 def x(*shape: int, seed: int = 0) -> np.ndarray:

@@ -20,10 +20,10 @@ import traceest as te
 
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
 NYSTROM = sys.modules["traceest.estimators.nystrom"]
-LEAVE_OUT = sys.modules["traceest.estimators.leave_out"]
+LEAVE_OUT = sys.modules["traceest.uncertainty.leave_out"]
 XDIAG = sys.modules["traceest.estimators.xdiag"]
-SKETCH = sys.modules["traceest.sketches.one_sided"]
-TWO_SIDED = sys.modules["traceest.sketches.two_sided"]
+SKETCH = sys.modules["traceest.kernels.sketches.one_sided"]
+TWO_SIDED = sys.modules["traceest.kernels.sketches.two_sided"]
 
 
 def zero(A, n=None, **kwargs):

@@ -15,7 +15,7 @@ from traceest.operators import block_rmatmat, block_sqnorms, sketch_gram
 from traceest.operators.factors import SideBySide
 
 FACTORS = sys.modules["traceest.operators.factors"]
-POWERS = sys.modules["traceest.powers"]
+POWERS = sys.modules["traceest.estimators.polynomial"]
 J1, J2 = zoo.jacobian(12, 5, 40), zoo.jacobian(12, 5, 25, seed=1)
 K1, K2 = J1 @ J1.T, J2 @ J2.T
 SUM = K1 + 0.3 * K2

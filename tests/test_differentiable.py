@@ -19,7 +19,7 @@ from torch import nn
 import traceest as te
 from traceest_adapters import jax as in_jax
 from traceest_adapters import torch as in_torch
-from traceest_adapters.torch import ghost
+from traceest_adapters.torch.per_example import ghost_norms
 
 F64 = {"dtype": torch.float64}
 RNG = np.random.default_rng(0)
@@ -213,18 +213,18 @@ def test_the_example_steers_the_kernel(framework: str) -> None:
 # -- the tests bite -----------------------------------------------------------------------------------------------
 def test_an_input_without_its_graph_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of a layer is δ aᵀ; with a held fixed, its derivative lacks the share of all layers before."""
-    honest = ghost._factor
+    honest = ghost_norms._factor
 
     def wrong(use: Any, *args: Any) -> Any:
         return honest(use._replace(x=None if use.x is None else use.x.detach()), *args)
 
-    monkeypatch.setattr(ghost, "_factor", wrong)
+    monkeypatch.setattr(ghost_norms, "_factor", wrong)
     with pytest.raises(AssertionError):
         test_gradients_agree_with_differences("mlp", "norm")
 
 
 def test_derivatives_by_outputs_without_their_graph_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = ghost.grads
-    monkeypatch.setattr(ghost, "grads", lambda outputs, inputs, U, graph=False: honest(outputs, inputs, U))
+    honest = ghost_norms.grads
+    monkeypatch.setattr(ghost_norms, "grads", lambda outputs, inputs, U, graph=False: honest(outputs, inputs, U))
     with pytest.raises(AssertionError):
         test_gradients_agree_with_differences("conv and batch norm", "trace")

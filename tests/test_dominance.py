@@ -12,10 +12,9 @@ from assertions import assert_close
 from scipy.special import stdtrit
 
 import traceest as te
-from traceest import _tails
 from traceest._array_api import namespace
-from traceest.estimators import ustatistics
-from traceest.estimators.ustatistics import block_sum, pair_mean, squared_mean
+from traceest.uncertainty import skewed_intervals, ustatistics
+from traceest.uncertainty.ustatistics import block_sum, pair_mean, squared_mean
 
 B, N, P = 20, 10, 60
 BALANCED = zoo.jacobian(B, N, P)
@@ -68,8 +67,8 @@ def test_an_interval_that_forgets_the_unlucky_block_is_caught(monkeypatch: pytes
 
 
 def test_a_reach_that_is_too_short_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    student = _tails.student
-    monkeypatch.setattr(_tails, "student", lambda *args: student(*args) / 3)
+    student = skewed_intervals.student
+    monkeypatch.setattr(skewed_intervals, "student", lambda *args: student(*args) / 3)
     with pytest.raises(AssertionError, match="covers"):
         check_coverage(4)
 
@@ -125,7 +124,7 @@ def test_a_rescaled_block_is_a_block_of_rescaled_probes(backend: Any, factor: fl
 
 def test_students_quantile_is_close_to_the_exact_one() -> None:
     dfs = np.asarray([2.0, 3.0, 5.0, 20.0])
-    for level, found in zip(_tails.LEVELS[1:], _tails.student(np, dfs), strict=True):
+    for level, found in zip(skewed_intervals.LEVELS[1:], skewed_intervals.student(np, dfs), strict=True):
         near = 0.07 if level <= 0.975 else 0.35  # too far at 99.9 % with two
         np.testing.assert_allclose(found, stdtrit(dfs, 0.5 + level / 2), rtol=near)
 

@@ -16,7 +16,7 @@ import torch
 from assertions import assert_close
 
 import traceest as te
-from traceest.estimate import from_samples
+from traceest.uncertainty.estimate import from_samples
 
 A = zoo.spectral("poly", 60)
 J = zoo.jacobian(10, 4, 50)

@@ -14,7 +14,8 @@ from models import as_jax, jax_gru, jax_mlp, random, torch_gru, torch_mlp
 import traceest as te
 from traceest import _backends
 from traceest_adapters import _memory as memory
-from traceest_adapters.jax import jacobian, ntk, steps
+from traceest_adapters.jax import jacobian, ntk
+from traceest_adapters.jax.per_example import compiled
 
 KEY = jax.random.key(0)
 
@@ -105,7 +106,13 @@ def test_the_chunk_size_does_not_change_the_products() -> None:
 
 def test_a_new_number_of_probes_or_new_parameters_compile_no_step_again() -> None:
     fn, params, x, _ = CASES["mlp"]
-    compiled_steps = (steps.block_sqnorms, steps.vjps, steps.matmat, steps.gram_matmat, steps.block_grads)
+    compiled_steps = (
+        compiled.block_sqnorms,
+        compiled.vjps,
+        compiled.matmat,
+        compiled.gram_matmat,
+        compiled.block_grads,
+    )
 
     def use(scale: float, k: int) -> None:
         J = jacobian(fn, jax.tree.map(lambda p: scale * p, params), x)
@@ -116,10 +123,10 @@ def test_a_new_number_of_probes_or_new_parameters_compile_no_step_again() -> Non
 
     use(1.0, 4)
     use(1.0, 1)  # a single probe has programs of its own
-    compiled = [step._cache_size() for step in compiled_steps]
+    before = [step._cache_size() for step in compiled_steps]
     for k in (1, 3, 6, 17):
         use(0.5 + k, k)
-    assert [step._cache_size() for step in compiled_steps] == compiled
+    assert [step._cache_size() for step in compiled_steps] == before
 
 
 def test_the_model_is_linearised_once_for_all_probes() -> None:

@@ -13,9 +13,10 @@ from models import as_jax, jax_gru, per_example, random, torch_gru
 
 import traceest as te
 from traceest_adapters import _memory as memory
-from traceest_adapters.jax import ghost, jacobian, layers, loops, tape, taps, verify
+from traceest_adapters.jax import jacobian
 from traceest_adapters.jax.jaxprs import inner
-from traceest_adapters.jax.plan import Plan
+from traceest_adapters.jax.per_example import factors, ghost_norms, interpreter, records, scan, verify
+from traceest_adapters.jax.per_example.plan import Plan
 
 
 class Case(NamedTuple):
@@ -227,7 +228,7 @@ def test_a_statistic_is_the_same_with_ghost_norms_and_without(monkeypatch: pytes
     case = CASES["attention"]
     K = te.gram(jacobian(case.fn, case.params, case.x))
     with_ghosts = te.effective_rank(K, n_probes=4, rng=0).value
-    monkeypatch.setattr(ghost, "plan", lambda model, trained, *_: Plan((), (), (), tuple(range(len(trained)))))
+    monkeypatch.setattr(ghost_norms, "plan", lambda model, trained, *_: Plan((), (), (), tuple(range(len(trained)))))
     K = te.gram(jacobian(case.fn, case.params, case.x))
     np.testing.assert_allclose(te.effective_rank(K, n_probes=4, rng=0).value, with_ghosts, rtol=1e-10)
 
@@ -248,10 +249,10 @@ def test_branches_by_value_are_not_mapped_over() -> None:
 def test_large_parameters_that_are_not_understood_are_treated_example_by_example(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ghost._plan.cache_clear()
-    monkeypatch.setattr("traceest_adapters.jax.plan.SMALL", 0)
+    ghost_norms._plan.cache_clear()
+    monkeypatch.setattr("traceest_adapters.jax.per_example.plan.SMALL", 0)
     plan = assert_right(CASES[name])._plan
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     assert plan.rest
 
 
@@ -305,23 +306,24 @@ def wrongly(function: Callable[..., Any], change: Callable[[Any], Any]) -> Calla
 
 MUTATIONS: dict[str, tuple[str, Any, str, Callable[[Any], Any]]] = {
     "a use is missed": ("used twice", Plan, "of", lambda of: lambda self, leaf: of(self, leaf)[:1]),
-    "both sides alike": ("used with its transpose", layers, "merged",
+    "both sides alike": ("used with its transpose", factors, "merged",
                          lambda f: lambda uses, factors: f([uses[0]] * len(uses), factors)),
-    "positions apart": ("wide, few positions", layers, "_pairs", lambda f: wrongly(f,
+    "positions apart": ("wide, few positions", factors, "_pairs", lambda f: wrongly(f,
         lambda x: x * jnp.eye(x.shape[-1]))),
-    "padding is a word": ("words outside, dropped", layers, "outer",
+    "padding is a word": ("words outside, dropped", factors, "outer",
                           lambda f: lambda use, x, d, dtype: f(use, jnp.abs(x), d, dtype)),
-    "scale forgotten": ("scaled", taps, "_reordered", lambda f: wrongly(f, lambda v: v and v._replace(scale=None))),
-    "order of axes": ("used with its transpose", taps, "_reordered", lambda f: wrongly(f,
+    "scale forgotten": ("scaled", interpreter, "_reordered", lambda f: wrongly(f,
+        lambda v: v and v._replace(scale=None))),
+    "order of axes": ("used with its transpose", interpreter, "_reordered", lambda f: wrongly(f,
         lambda v: v and v._replace(axes=v.axes[::-1]))),
     "padded on the wrong side": (
-        "conv, strided and dilated", layers, "patches",
+        "conv, strided and dilated", factors, "patches",
         lambda f: lambda x, conv: f(x, conv._replace(padding=tuple(pair[::-1] for pair in conv.padding)))),
-    "steps are positions": ("scan over layers", loops, "_slice",
+    "steps are positions": ("scan over layers", scan, "_slice",
                             lambda f: wrongly(f, lambda k: k if k.view is None else k._replace(
                                 view=k.view._replace(loops=(*k.view.loops[:-1], None))))),
-    "spoiling ignored": ("of both kinds", tape.Tape, "spoil", lambda f: lambda self, *inputs: None),
-    "looks into custom derivatives": ("custom derivative", taps, "INLINED",
+    "spoiling ignored": ("of both kinds", records.Tape, "spoil", lambda f: lambda self, *inputs: None),
+    "looks into custom derivatives": ("custom derivative", interpreter, "INLINED",
                                       lambda names: {**names, "custom_vjp_call": "call_jaxpr"}),
 }  # fmt: skip
 
@@ -335,10 +337,10 @@ def mutated(name: str, monkeypatch: pytest.MonkeyPatch) -> Case:
 @pytest.fixture
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plans and compiled steps are made anew, and forgotten afterwards."""
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     jax.clear_caches()
     yield
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     jax.clear_caches()
 
 
@@ -383,14 +385,14 @@ def equations(jaxpr: Any) -> int:
 
 
 def test_verification_goes_back_once_for_all_parameters() -> None:
-    """Once for each would be quadratic in depth: three minutes of compilation for 200 layers, half a minute so."""
+    """Once for each would be quadratic in depth: three minutes of compilation for 200 factors, half a minute so."""
 
     def size(depth: int) -> int:
         J = a_deep_network(depth)
         arrays = J.trained, J.fixed, J._examples
         look = verify.Look(J)
-        plan = ghost.plan(J.model, *arrays)
-        gaps = jax.make_jaxpr(ghost.gaps, static_argnums=(0, 1))
+        plan = ghost_norms.plan(J.model, *arrays)
+        gaps = jax.make_jaxpr(ghost_norms.gaps, static_argnums=(0, 1))
         return equations(gaps(plan, J.dtype, *J._stepwise[:2], look.U, look.signs, look.expected).jaxpr)
 
     assert size(24) <= 4.2 * size(6)

@@ -10,7 +10,8 @@ import pytest
 from models import as_jax, jax_gru, torch_gru
 
 from traceest_adapters import _memory as memory
-from traceest_adapters.jax import ghost, jacobian, steps
+from traceest_adapters.jax import jacobian
+from traceest_adapters.jax.per_example import compiled, ghost_norms
 
 
 def embedded(p: Any, words: Any) -> Any:
@@ -53,9 +54,9 @@ def test_they_are_those_of_formed_gradients(name: str, k: int) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_formed_once_for_each_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    J, seen, step = MODELS[name](), [], ghost.formed
+    J, seen, step = MODELS[name](), [], ghost_norms.formed
     J.sketch_gram(probes(J, 8))
-    monkeypatch.setattr(ghost, "formed", lambda *args: seen.append(args[2]) or step(*args))
+    monkeypatch.setattr(ghost_norms, "formed", lambda *args: seen.append(args[2]) or step(*args))
     J.sketch_gram(probes(J, 8))
     assert seen == [1] * 4
 
@@ -65,7 +66,7 @@ def test_gradients_are_formed_once_for_each_piece(name: str, monkeypatch: pytest
 def test_rows_come_in_parts_that_fit_the_budget(name: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest gradient, of all pieces, is more than half of it; with the smallest, not all taps are held either."""
     J = MODELS[name]()
-    V, sizes, parts, step = probes(J, 8), [], [], ghost.formed
+    V, sizes, parts, step = probes(J, 8), [], [], ghost_norms.formed
 
     def counted(*args: Any) -> Any:
         found = step(*args)
@@ -73,7 +74,7 @@ def test_rows_come_in_parts_that_fit_the_budget(name: str, share: float, monkeyp
         parts.append(args[2])
         return found
 
-    monkeypatch.setattr(ghost, "formed", counted)
+    monkeypatch.setattr(ghost_norms, "formed", counted)
     budget = int(share * 8 * 8 * J._B * max(p.size for p in J.trained))
     expected = formed(J, V)
     with memory.within(budget):
@@ -87,4 +88,4 @@ def test_rows_come_in_parts_that_fit_the_budget(name: str, share: float, monkeyp
 def test_the_inner_products_are_of_all_axes_after_the_second() -> None:
     rng = np.random.default_rng(0)
     p, q = (jnp.asarray(rng.standard_normal((b, c, 2, 3))) for b, c in ((4, 5), (6, 1)))
-    np.testing.assert_allclose(steps.inner(p, q), np.einsum("bcxy,Bdxy->bcBd", p, q), rtol=1e-13)
+    np.testing.assert_allclose(compiled.inner(p, q), np.einsum("bcxy,Bdxy->bcBd", p, q), rtol=1e-13)

@@ -16,7 +16,8 @@ from flax import nnx
 from models import random
 
 import traceest as te
-from traceest_adapters.jax import jacobian, ntk, partition, steps
+from traceest_adapters.jax import jacobian, ntk, partition
+from traceest_adapters.jax.per_example import compiled
 
 X = random(5, 4)
 KEY = jax.random.key(1)
@@ -157,11 +158,11 @@ def test_steps_are_shared_by_equal_models_and_by_no_others() -> None:
         return jacobian(over_batch, model, X, check=False).rmatmat(jnp.ones((10, 1)))
 
     norm(mlp())
-    compiled = steps.linearise_reverse._cache_size()
+    before = compiled.linearise_reverse._cache_size()
     norm(mlp(seed=1))
-    assert steps.linearise_reverse._cache_size() == compiled
+    assert compiled.linearise_reverse._cache_size() == before
     assert not np.allclose(norm(mlp(jnp.sin)), norm(mlp()))
-    assert steps.linearise_reverse._cache_size() == compiled + 1
+    assert compiled.linearise_reverse._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(("a", "b", "same"), [(1, 1, True), (1, True, False), (1, 1.0, False), ("a", "a", True),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import traceest as te
-from traceest_adapters.jax import empirical_fisher, ghost, hessian, jacobian, layers, ntk, program
+from traceest_adapters.jax import empirical_fisher, hessian, jacobian, ntk, program
+from traceest_adapters.jax.per_example import factors, ghost_norms
 
 B, N_IN, N_OUT = 5, 3, 4
 
@@ -205,8 +206,8 @@ def test_a_fault_in_what_is_known_of_a_layer_is_seen(monkeypatch: pytest.MonkeyP
     params = {"w": random(N_IN, 6), "v": random(6, 2)}
     assert not jacobian(fn, params, X)._plan.rest
     jax.clear_caches()
-    right = layers.outer
-    monkeypatch.setattr(layers, "outer", lambda use, x, d, dtype: right(use, x + (use.leaf == 1), d, dtype))
+    right = factors.outer
+    monkeypatch.setattr(factors, "outer", lambda use, x, d, dtype: right(use, x + (use.leaf == 1), d, dtype))
     with pytest.warns(RuntimeWarning, match="of 'w' gradients.*example by example"):
         J = jacobian(fn, params, X)
     assert J._plan.rest == (1,)
@@ -330,7 +331,7 @@ def test_programs_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None
         jacobian(lambda p, x, n=n: jnp.sin(n * x @ p), W, X, check=False)
         assert len(program._known) <= 4
     program.forget()
-    assert ghost.sqnorms._cache_size() == 0
+    assert ghost_norms.sqnorms._cache_size() == 0
 
 
 # -- keyword inputs ---------------------------------------------------------------------------------------------------

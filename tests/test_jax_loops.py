@@ -13,8 +13,9 @@ from models import as_jax, jax_gru, per_example, random, torch_gru
 
 import traceest as te
 from traceest_adapters import _memory as memory
-from traceest_adapters.jax import ghost, jacobian, through_time, units, verify
-from traceest_adapters.jax.plan import Plan
+from traceest_adapters.jax import jacobian
+from traceest_adapters.jax.per_example import bptt, ghost_norms, recurrent_norms, verify
+from traceest_adapters.jax.per_example.plan import Plan
 
 H, T, INPUTS = 4, 6, 3
 X = random(5, T, INPUTS)
@@ -219,10 +220,10 @@ def test_norms_and_grams_are_those_of_the_formed_gradients(name: str) -> None:
 
 
 def test_loops_whose_transitions_fit_no_memory_are_gone_through_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     monkeypatch.setattr(memory, "BUDGET", 4 * len(X) * T * H * H * 8 - 1)
     plan = assert_right(CASES["minimal"])._plan
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     assert loops_of(plan) == ((False, 0),)
 
 
@@ -268,10 +269,10 @@ def test_they_can_be_mapped_over_parameters_and_differentiated_by_probes() -> No
 def test_a_statistic_is_the_same_with_units_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["minimal"]
     with_units = te.rhutch(of(case), 9, rng=0)
-    monkeypatch.setattr(units, "cell", lambda *_: None)
-    ghost._plan.cache_clear()
+    monkeypatch.setattr(recurrent_norms, "cell", lambda *_: None)
+    ghost_norms._plan.cache_clear()
     without = te.rhutch(of(case), 9, rng=0)
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     np.testing.assert_allclose(with_units.value, without.value, rtol=1e-10)
 
 
@@ -296,17 +297,18 @@ def test_slopes_and_operands_may_be_as_large_or_small_as_their_product_allows(sc
 # -- bite ----------------------------------------------------------------------------------------------------------
 
 MUTATIONS: dict[str, tuple[str, Any, str, Callable[[Any], Any]]] = {
-    "transitions turned around": ("minimal", through_time, "transitions", lambda f: lambda *a: f(*a).T),
-    "steps are independent": ("minimal", through_time, "transitions", lambda f: lambda *a: 0 * f(*a)),
-    "always forwards": ("several loops", through_time, "adjoint", lambda f: lambda reverse, *a: f(False, *a)),
-    "many always forwards": ("backwards", through_time, "adjoint_of_many", lambda f: lambda reverse, *a: f(False, *a)),
-    "a gate is missed": ("minimal", units, "forms", lambda f: lambda cell, factors: f(
+    "transitions turned around": ("minimal", bptt, "transitions", lambda f: lambda *a: f(*a).T),
+    "steps are independent": ("minimal", bptt, "transitions", lambda f: lambda *a: 0 * f(*a)),
+    "always forwards": ("several loops", bptt, "adjoint", lambda f: lambda reverse, *a: f(False, *a)),
+    "many always forwards": ("backwards", bptt, "adjoint_of_many", lambda f: lambda reverse, *a: f(False, *a)),
+    "a gate is missed": ("minimal", recurrent_norms, "forms", lambda f: lambda cell, factors: f(
         cell._replace(entries=tuple((leaf, tuple(e[:2] for e in es)) for leaf, es in cell.entries)), factors)),
-    "what leaks is a unit's": ("gates are results", units, "made_of", lambda f: lambda made: (
+    "what leaks is a unit's": ("gates are results", recurrent_norms, "made_of", lambda f: lambda made: (
         f(made)[0], f(made)[1][:1])),
-    "units are by themselves": ("normalised", units, "_mixed", lambda f: lambda eqn, inputs, joined: [
+    "units are by themselves": ("normalised", recurrent_norms, "_mixed", lambda f: lambda eqn, inputs, joined: [
         np.full(v.aval.shape, -1) for v in eqn.outvars]),
-    "units in another order": ("minimal", units, "_arranged", lambda f: lambda use, label: f(use, label)[::-1]),
+    "units in another order": ("minimal", recurrent_norms, "_arranged",
+                                lambda f: lambda use, label: f(use, label)[::-1]),
 }  # fmt: skip
 
 
@@ -314,11 +316,11 @@ MUTATIONS: dict[str, tuple[str, Any, str, Callable[[Any], Any]]] = {
 def mutated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     """Plans and compiled steps are made anew, and forgotten afterwards."""
     case, owner, attribute, change = MUTATIONS[request.param]
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     jax.clear_caches()
     monkeypatch.setattr(owner, attribute, change(getattr(owner, attribute)))
     yield CASES[case]
-    ghost._plan.cache_clear()
+    ghost_norms._plan.cache_clear()
     jax.clear_caches()
 
 

@@ -9,11 +9,11 @@ from assertions import Counter, assert_close, assert_counts, unbiased
 
 import traceest as te
 from traceest._array_api import namespace
-from traceest._errors import degrees_of_freedom
-from traceest.estimators.ustatistics import Invariant, block_sum, pair_mean, squared_mean
+from traceest.kernels.sketches import Request
+from traceest.kernels.sketches.one_sided import one_sided
 from traceest.operators import sketch_gram
-from traceest.sketches import Request
-from traceest.sketches.one_sided import one_sided
+from traceest.uncertainty.moments import degrees_of_freedom
+from traceest.uncertainty.ustatistics import Invariant, block_sum, pair_mean, squared_mean
 
 J1, J2 = zoo.jacobian(20, 4, 60), zoo.jacobian(20, 4, 60) + 0.8 * zoo.jacobian(20, 4, 60, seed=1)
 K1, K2 = J1 @ J1.T, J2 @ J2.T

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import traceest as te
-from traceest.estimators import _products
+from traceest.operators import products
 
 N = 30
 ESTIMATORS: dict[str, Callable[[Any], te.Estimate]] = {
@@ -176,6 +176,6 @@ def test_rounding_that_is_differentiated_by_is_caught(monkeypatch: pytest.Monkey
         Q, R = np.linalg.qr(Y) if isinstance(Y, np.ndarray) else xp.linalg.qr(Y)[:2]
         return Q, R
 
-    monkeypatch.setattr(_products, "_steady", plain)
+    monkeypatch.setattr(products, "_steady", plain)
     with pytest.raises(AssertionError):
         test_where_the_value_is_exact_so_is_the_gradient("xtrace", "torch")

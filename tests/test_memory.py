@@ -84,11 +84,11 @@ def test_memory_that_runs_out_halves_the_chunks_and_the_run_goes_on(monkeypatch:
 
 
 def test_jax_goes_on_too_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from traceest_adapters.jax import steps
+    from traceest_adapters.jax.per_example import compiled
 
     J = make("jax")
     honest = J.rmatmat(probes(J))
-    monkeypatch.setattr(steps, "vjps", failing(steps.vjps, OUT["jax"][2], 1))
+    monkeypatch.setattr(compiled, "vjps", failing(compiled.vjps, OUT["jax"][2], 1))
     with pytest.warns(RuntimeWarning, match="chunk_size=2"):
         found = J.rmatmat(probes(J))
     assert J.chunk_size == 2

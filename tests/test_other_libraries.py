@@ -24,8 +24,8 @@ from assertions import Counter, assert_close
 from models import as_jax, jax_mlp, torch_mlp
 
 import traceest as te
+from traceest_adapters.interop.scipy import to_scipy
 from traceest_adapters.jax import ntk as jax_ntk
-from traceest_adapters.scipy import to_scipy
 from traceest_adapters.torch import jacobian as torch_jacobian
 from traceest_adapters.torch import ntk as torch_ntk
 
@@ -40,7 +40,7 @@ def library(name: str) -> Any:
     """The library itself, and its adapter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they do while they are imported is theirs
-        return pytest.importorskip(name), import_module(f"traceest_adapters.{name}")
+        return pytest.importorskip(name), import_module(f"traceest_adapters.interop.{name}")
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
@@ -644,7 +644,7 @@ def test_the_doors_are_installed_as_the_project_says():
 def test_no_other_library_is_imported_before_its_operators_are_seen():
     libraries = [n for n in NAMES if n != "scipy"] + ["jax", "torch"]
     code = (
-        "import sys, numpy as np, traceest as te, traceest_adapters.scipy;"
+        "import sys, numpy as np, traceest as te, traceest_adapters.interop.scipy;"
         "te.trace(np.eye(40), rng=0); te.aslinearoperator(np.eye(3)) + np.eye(3);"
         f"print([m for m in {libraries} if m in sys.modules])"
     )

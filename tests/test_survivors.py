@@ -14,7 +14,7 @@ import torch
 from models import torch_mlp
 
 import traceest as te
-from traceest import _tails
+from traceest.uncertainty import skewed_intervals
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax import jacobian as in_jax
 from traceest_adapters.torch import jacobian as in_torch
@@ -75,14 +75,14 @@ def test_several_kernels_have_the_budget_each(options: dict[str, Any]) -> None:
 
 def test_of_two_spreads_the_larger_is_believed_block_by_block() -> None:
     spread, df = np.array([1.0, 4.0, 2.0]), np.array([3.0, 5.0, 7.0])
-    other = _tails.Rescaling(lambda f: f, spread[::-1].copy(), np.array([11.0, 13.0, 17.0]))
-    one = _tails.Rescaling(lambda f: f, spread, df)
+    other = skewed_intervals.Rescaling(lambda f: f, spread[::-1].copy(), np.array([11.0, 13.0, 17.0]))
+    one = skewed_intervals.Rescaling(lambda f: f, spread, df)
     for a, b in ((one, other), (other, one)):
         found = a.larger(b)
         np.testing.assert_array_equal(found.spread, [2.0, 4.0, 2.0])
         assert found.df[0] == 11.0
         assert found.df[2] == 7.0
-    unknown = _tails.Rescaling(lambda f: f)
+    unknown = skewed_intervals.Rescaling(lambda f: f)
     for a, b in ((one, unknown), (unknown, one)):
         np.testing.assert_array_equal(a.larger(b).spread, spread)
         np.testing.assert_array_equal(a.larger(b).df, df)

@@ -11,7 +11,8 @@ from models import torch_gru, torch_mlp
 from torch import nn
 
 import traceest as te
-from traceest_adapters.torch import examples, jacobian, ntk
+from traceest_adapters.torch import jacobian, ntk
+from traceest_adapters.torch.per_example import mapped
 
 torch.manual_seed(0)
 F64 = {"dtype": torch.float64}
@@ -154,7 +155,7 @@ def test_hooks_and_library_switches_are_put_back() -> None:
 def test_a_group_of_layers_at_a_time_gives_the_same_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     J, V = jacobian(torch_mlp(), x(7, 6)), x(35, 5)
     whole = J.sketch_gram(V)
-    monkeypatch.setattr(examples.memory, "BUDGET", 1)
+    monkeypatch.setattr(mapped.memory, "BUDGET", 1)
     torch.testing.assert_close(J.sketch_gram(V), whole)
     torch.testing.assert_close(jacobian(torch_mlp(), x(7, 6), chunk_size=2).sketch_gram(V), whole)
 

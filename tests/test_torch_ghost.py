@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from traceest_adapters import _memory
-from traceest_adapters.torch import TorchJacobian, examples, jacobian
+from traceest_adapters.torch import TorchJacobian, jacobian
+from traceest_adapters.torch.per_example import mapped
 
-LAYERS = sys.modules["traceest_adapters.torch.layers"]
-LOOKUP = sys.modules["traceest_adapters.torch.lookup"]
-GHOST = sys.modules["traceest_adapters.torch.ghost"]
-ALIKE = sys.modules["traceest_adapters.torch.alike"]
-FUNCTIONS = sys.modules["traceest_adapters.torch.functions"]
+LAYERS = sys.modules["traceest_adapters.torch.per_example.factors"]
+LOOKUP = sys.modules["traceest_adapters.torch.per_example.lookup"]
+GHOST = sys.modules["traceest_adapters.torch.per_example.ghost_norms"]
+ALIKE = sys.modules["traceest_adapters.torch.per_example.stacked_layers"]
+FUNCTIONS = sys.modules["traceest_adapters.torch.per_example.rules"]
 ADAPTER = sys.modules["traceest_adapters.torch.operator"]
 F64 = {"dtype": torch.float64}
 torch.manual_seed(0)
@@ -406,7 +407,7 @@ def test_nothing_is_done_example_by_example(monkeypatch: pytest.MonkeyPatch, cas
     def refuse(*_: Any) -> None:
         raise AssertionError("gradients are formed example by example")
 
-    monkeypatch.setattr(examples.PerExample, "_reduced", refuse)
+    monkeypatch.setattr(mapped.PerExample, "_reduced", refuse)
     check(J)
 
 
@@ -629,7 +630,7 @@ def test_a_gradient_that_is_taken_on_trust_is_caught(monkeypatch: pytest.MonkeyP
     if "in ways not known" not in case:
         check(CASES[case].jacobian())
         broken(monkeypatch, GHOST, "merge", lambda honest, factors: honest(factors[:1]))
-        functions = sys.modules["traceest_adapters.torch.functions"]
+        functions = sys.modules["traceest_adapters.torch.per_example.rules"]
         monkeypatch.setattr(functions, "_padding", lambda padding, kernel, _: [(0, 2 * p) for p in padding])
         broken(monkeypatch, LOOKUP._Rows, "of", lambda honest, f: honest(f._replace(right=f.right * 1.001)))
     with pytest.raises(AssertionError):

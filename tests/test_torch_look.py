@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import traceest as te
 from traceest_adapters.torch import jacobian, ntk
 
-LOOK = sys.modules["traceest_adapters.torch.look"]
+LOOK = sys.modules["traceest_adapters.torch.per_example.verify"]
 F64 = {"dtype": torch.float64}
 SLOWER = pytest.mark.filterwarnings("ignore:.*more slowly:RuntimeWarning")
 

@@ -17,7 +17,7 @@ import traceest as te
 from traceest_adapters.torch import jacobian, ntk
 
 F64 = {"dtype": torch.float64}
-OUTPUTS = sys.modules["traceest_adapters.torch.outputs"]
+OUTPUTS = sys.modules["traceest_adapters.torch.output_selection"]
 torch.manual_seed(0)
 
 

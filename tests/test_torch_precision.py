@@ -22,7 +22,7 @@ from traceest_adapters.torch import jacobian, ntk
 
 F32 = {"dtype": torch.float32}
 BF16, F16 = torch.bfloat16, torch.float16
-PLAIN = sys.modules["traceest_adapters.torch.plain"]
+PLAIN = sys.modules["traceest_adapters.torch.execution"]
 
 
 def convolutional() -> nn.Module:

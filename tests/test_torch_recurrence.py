@@ -119,7 +119,7 @@ def test_a_projection_and_dropout_are_left_to_the_fused_layer() -> None:
 WAYS = ["by transitions and units", "by gates and weights"]
 
 
-LOOK = sys.modules["traceest_adapters.torch.look"]
+LOOK = sys.modules["traceest_adapters.torch.per_example.verify"]
 
 
 def take(way: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_independent_probes_at_each_checkpoint_are_caught(monkeypatch):
 
 
 def test_a_basis_that_depends_on_the_probes_is_caught(monkeypatch):
-    from traceest.sketches import deflated as module
+    from traceest.kernels.sketches import deflated as module
     from traceest.tracking import _sketches
 
     honest = module.deflated

@@ -8,8 +8,8 @@ import pytest
 from assertions import assert_unbiased, unbiased
 
 import traceest as te
-from traceest.estimators.ustatistics import block_sum, pair_mean, squared_mean
 from traceest.operators import sketch_gram
+from traceest.uncertainty.ustatistics import block_sum, pair_mean, squared_mean
 
 N = 60
 SEEDS = 300

@@ -8,8 +8,8 @@ import pytest
 from assertions import assert_unbiased, assert_variance
 
 import traceest as te
-from traceest.estimators.ustatistics import pair_mean
 from traceest.operators import sketch_gram
+from traceest.uncertainty.ustatistics import pair_mean
 
 N_PROBES = 40_000
 

@@ -7,10 +7,9 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 from traceest import probes
 from traceest._sources import door as _door
 from traceest.checks import CheckReport, check
-from traceest.diagonal import diagonal
-from traceest.estimate import ConfidenceInterval, Estimate, merge
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
-from traceest.inner_product import inner_product
+from traceest.estimators.diagonal import diagonal
+from traceest.estimators.polynomial import trace_of_polynomial
 from traceest.kernels import (
     Summary,
     alignment,
@@ -21,6 +20,7 @@ from traceest.kernels import (
     summary,
     target_alignment,
 )
+from traceest.kernels.inner_product import inner_product
 from traceest.operators import (
     DenseOperator,
     Gram,
@@ -38,7 +38,6 @@ from traceest.operators import (
     vstack,
 )
 from traceest.partial import PartialTrace, partial_trace
-from traceest.powers import trace_of_polynomial
 from traceest.spectrum import (
     Eigenvalues,
     SpectralDensity,
@@ -50,9 +49,10 @@ from traceest.spectrum import (
     spectral_norm,
     trace_of_function,
 )
-from traceest.storage import load, save
 from traceest.trace import trace
 from traceest.tracking import Checkpoint, Tracker
+from traceest.uncertainty.estimate import ConfidenceInterval, Estimate, merge
+from traceest.uncertainty.storage import load, save
 
 # The public calls, of which results are marked with what they were made of.
 alignment = _door(alignment)

@@ -10,7 +10,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _files
-from traceest.estimate import _to_host
+from traceest.uncertainty.estimate import _to_host
 
 EXPECTED = "a checkpoint that trace(checkpoint=) wrote; give it a path of its own, or delete the file"
 

@@ -9,11 +9,11 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation
 from traceest._settings import usual
-from traceest.estimate import _to_host
-from traceest.estimators._metering import Meter
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.boundary import Watch, watching
+from traceest.operators.metering import Meter
 from traceest.probes import Probes, random_source
+from traceest.uncertainty.estimate import _to_host
 
 MANY_BLOCKS = 512
 """Up to this many, all pairs of blocks' inner products are looked at."""

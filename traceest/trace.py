@@ -12,14 +12,13 @@ from traceest import _array_api as aa
 from traceest import _progress
 from traceest import _validation as check
 from traceest._files import as_path
-from traceest._growth import FIRST_LOOK, Growth, Target
 from traceest._settings import usual
+from traceest.adaptive import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
-from traceest.estimate import Estimate, same_probes, told
-from traceest.estimators._metering import chunk_columns
 from traceest.estimators.exact import Route, cheapest, finite_exact
-from traceest.inner_product import inner_product, one_sided_pair
+from traceest.kernels.inner_product import inner_product, one_sided_pair
 from traceest.operators.gram import shorter
+from traceest.operators.metering import chunk_columns
 from traceest.probes import Distribution
 from traceest.samplers import (
     Deflating,
@@ -30,6 +29,7 @@ from traceest.samplers import (
     hutchinson_sampling,
     rhutch_sampling,
 )
+from traceest.uncertainty.estimate import Estimate, same_probes, told
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"]
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from traceest import Eigenvalues, Estimate, PartialTrace, SpectralDensity, Summary
-from traceest.estimate import ARRAYS, STATIC
+from traceest.uncertainty.estimate import ARRAYS, STATIC
 
 RESULTS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Estimate: (ARRAYS, STATIC),

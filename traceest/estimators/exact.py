@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate, certain, told, trace_bounds
-from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
 from traceest.operators.gram import shorter
+from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.products import form
+from traceest.uncertainty.estimate import Estimate, certain, told, trace_bounds
 
 
 class Route(NamedTuple):

@@ -7,12 +7,12 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate, from_samples, told, trace_bounds
-from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import form
 from traceest.estimators.exact import exact
 from traceest.estimators.one_sided import fhutch, rhutch
+from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.products import form
 from traceest.probes import Distribution, Probes
+from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
 
 
 @usual

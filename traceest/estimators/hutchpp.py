@@ -9,11 +9,11 @@ from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate, from_samples, told, trace_bounds
-from traceest.estimators._metering import Meter, chunk_columns
-from traceest.estimators._products import deflate, orth, products, quadratic_forms
 from traceest.estimators.exact import cheapest, exact
+from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.products import deflate, orth, products, quadratic_forms
 from traceest.probes import Distribution, Probes, directions
+from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
 
 
 @usual

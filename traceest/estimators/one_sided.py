@@ -8,12 +8,12 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate, from_samples, told
-from traceest.estimators._metering import Meter, chunk_columns
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.operators.layout import layout
+from traceest.operators.metering import Meter, chunk_columns
 from traceest.probes import Distribution, Probes
+from traceest.uncertainty.estimate import Estimate, from_samples, told
 
 
 @usual

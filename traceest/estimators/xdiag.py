@@ -6,9 +6,9 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest.estimate import Estimate
-from traceest.estimators._products import orth, products
-from traceest.estimators.leave_out import LeftOut, left_out_directions, pair_weights
+from traceest.operators.products import orth, products
+from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.leave_out import LeftOut, left_out_directions, pair_weights
 
 PAIRS = 2**22
 """Numbers that the pairs of left-out probes may take at a time, over as many rows as that allows."""

@@ -1,7 +1,7 @@
 """Statistics of kernels: Frobenius norm, effective rank, alignments, each alone or all from one sketch.
 
 Of K = JJᴴ they come from one-sided products alone, by the block U-statistic of
-`traceest.estimators.ustatistics`: m probes through J give trace, norm and alignment together. Of any other
+`traceest.uncertainty.ustatistics`: m probes through J give trace, norm and alignment together. Of any other
 operator they come from products v ↦ Kv. Ratios carry jackknife errors.
 """
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from traceest.estimate import Estimate, _to_host
+from traceest.uncertainty.estimate import Estimate, _to_host
 
 if TYPE_CHECKING:
     from traceest.kernels.summary import Summary

@@ -7,11 +7,11 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate
 from traceest.kernels import statistics
-from traceest.kernels._answer import answer
+from traceest.kernels.adaptive import answer
+from traceest.kernels.sketches import Method, Request, kernels_of_one_state
 from traceest.probes import Distribution
-from traceest.sketches import Method, Request, kernels_of_one_state
+from traceest.uncertainty.estimate import Estimate
 
 
 @usual

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate
-from traceest.sketches import Sketch
+from traceest.kernels.sketches import Sketch
+from traceest.uncertainty.estimate import Estimate
 
 
 def trace(s: Sketch, a: int) -> Estimate:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from traceest._settings import usual
-from traceest.estimate import Estimate, told
 from traceest.kernels import statistics
-from traceest.kernels._answer import marks_of
+from traceest.kernels.adaptive import marks_of
 from traceest.kernels.alignments import targets
 from traceest.kernels.grouping import Grouping, groups_of
 from traceest.kernels.norms import largest_rank
+from traceest.kernels.sketches import Method, Request, Sketch, fused, kernels_of_one_state, sketch
 from traceest.probes import Distribution
-from traceest.sketches import Method, Request, Sketch, fused, kernels_of_one_state, sketch
+from traceest.uncertainty.estimate import Estimate, told
 
 
 @dataclass(frozen=True, repr=False)

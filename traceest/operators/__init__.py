@@ -1,8 +1,8 @@
 """Operators: anything with shape, dtype, device, a namespace, and `matmat` and/or `rmatmat`."""
 
+from traceest.operators.algebra import identity, polynomial, symmetric_part
 from traceest.operators.base import Jacobian, LinearOperator, Operator
 from traceest.operators.blocks import block_rmatmat, block_sqnorms, sketch_gram
-from traceest.operators.composite import identity, polynomial, symmetric_part
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.dense import DenseOperator
 from traceest.operators.densify import to_dense

@@ -260,12 +260,12 @@ class Operator:
         if self.shape[1] != other.shape[0]:
             raise ValueError(f"A @ B: {self.shape} and {other.shape} do not chain; A's columns must be B's rows.")
         check_compatible(self, other, "A @ B")
-        from traceest.operators.composite import Product
+        from traceest.operators.algebra import Product
 
         return Product(self, other)
 
     def __pow__(self, p: Any) -> Operator:
-        from traceest.operators.composite import power
+        from traceest.operators.algebra import power
 
         return power(self, p)
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimators._metering import Meter
 from traceest.operators.layout import feature_axis, state_shape
+from traceest.operators.metering import Meter
 from traceest.partial.result import PartialTrace
 from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
 from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs

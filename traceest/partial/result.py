@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest._errors import degrees_of_freedom, welch_satterthwaite
 from traceest._settings import usual
-from traceest.estimate import Estimate, certain, from_samples
-from traceest.estimators.ustatistics import Statistic, jackknife, pair_mean, squared_mean
 from traceest.kernels.statistics import _ratio
+from traceest.uncertainty.estimate import Estimate, certain, from_samples
+from traceest.uncertainty.moments import degrees_of_freedom, welch_satterthwaite
+from traceest.uncertainty.ustatistics import Statistic, jackknife, pair_mean, squared_mean
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,9 +11,9 @@ from math import prod
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
-from traceest.estimators._metering import Meter, chunk_columns
 from traceest.operators.blocks import block_gram, n_blocks, sketch_gram
 from traceest.operators.layout import Layout
+from traceest.operators.metering import Meter, chunk_columns
 
 COLUMNS = 16
 """Columns sent through a factor at a time, where its Gram matrix of all pairs of them is made and few are wanted."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from traceest import _backends
-from traceest.estimate import _to_host
+from traceest.uncertainty.estimate import _to_host
 
 FEW = 64
 """Entries of explicit probes, of which so many or more are never the same by chance, signs included."""

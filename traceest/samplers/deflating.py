@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, from_samples, trace_bounds
-from traceest.estimators._products import deflate, form
+from traceest.estimators.sampler import Sampler
+from traceest.operators.products import deflate, form
 from traceest.probes import Distribution, Probes, independent
-from traceest.samplers.base import Sampler
+from traceest.uncertainty.estimate import Estimate, from_samples, trace_bounds
 
 
 class Deflating(Sampler):

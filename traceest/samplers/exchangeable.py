@@ -10,13 +10,13 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest.estimate import Estimate, _to_host, from_samples, trace_bounds
-from traceest.estimators import leave_out
-from traceest.estimators._products import deflate, form, orth
+from traceest.estimators.sampler import Sampler, Target
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.layout import layout
+from traceest.operators.products import deflate, form, orth
 from traceest.probes import SIGNS, Distribution, Probes, independent, random_source
-from traceest.samplers.base import Sampler, Target
+from traceest.uncertainty import leave_out
+from traceest.uncertainty.estimate import Estimate, _to_host, from_samples, trace_bounds
 
 PILOT = 4
 """Products that ask what XTrace would leave."""

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, certain, from_samples, trace_bounds
-from traceest.estimators._products import form
+from traceest.estimators.sampler import Sampler, Target
 from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.operators.layout import layout
+from traceest.operators.products import form
 from traceest.probes import Distribution, Probes
-from traceest.samplers.base import Sampler, Target
+from traceest.uncertainty.estimate import Estimate, certain, from_samples, trace_bounds
 
 LEAST = 4
 """Samples before the first look where blocks are many: one that outweighs all others has to be seen for it."""

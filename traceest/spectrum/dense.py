@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimators._metering import MEMORY
 from traceest.operators import densify
+from traceest.operators.metering import MEMORY
 from traceest.spectrum import looks
 
 

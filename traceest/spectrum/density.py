@@ -10,8 +10,8 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate, _to_host
 from traceest.spectrum.quadrature import Quadrature, quadrature
+from traceest.uncertainty.estimate import Estimate, _to_host
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimators._metering import Meter
+from traceest.operators.metering import Meter
 from traceest.probes import Probes
 from traceest.spectrum import looks
 from traceest.spectrum.dense import dense_cost, to_dense

@@ -7,10 +7,10 @@ from typing import Any
 
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate
 from traceest.probes import Distribution
 from traceest.spectrum import looks
 from traceest.spectrum.quadrature import Quadrature, finished, quadrature
+from traceest.uncertainty.estimate import Estimate
 
 
 @usual

@@ -11,11 +11,11 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate
 from traceest.operators import gram
 from traceest.probes import Distribution
 from traceest.spectrum import looks
 from traceest.spectrum.quadrature import Function, Quadrature, finished, quadrature
+from traceest.uncertainty.estimate import Estimate
 
 
 @usual

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest.estimators._products import deflate
+from traceest.operators.products import deflate
 from traceest.spectrum import looks
 from traceest.spectrum.lanczos import norms
 

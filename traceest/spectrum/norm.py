@@ -8,9 +8,9 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._settings import usual
-from traceest.estimate import Estimate
 from traceest.spectrum.eigenvalues import make_plan, solve
 from traceest.spectrum.functions import self_adjoint
+from traceest.uncertainty.estimate import Estimate
 
 FEWEST = 8
 """Products below which the Ritz value may be far from the norm, and its residual not show it."""

@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest import _backends, _tails
+from traceest import _backends
 from traceest import _validation as check
-from traceest.estimate import Estimate, _to_host, certain, from_samples
-from traceest.estimators._metering import MEMORY, Meter, chunk_columns
-from traceest.estimators._products import deflate
 from traceest.estimators.nystrom import mean_square
+from traceest.operators.metering import MEMORY, Meter, chunk_columns
+from traceest.operators.products import deflate
 from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes
 from traceest.spectrum import looks, truncation
 from traceest.spectrum.dense import to_dense
@@ -42,6 +41,8 @@ from traceest.spectrum.leading import Rule, leading
 from traceest.spectrum.pilot import FEWEST, piloted
 from traceest.spectrum.plan import plan
 from traceest.spectrum.truncation import depths
+from traceest.uncertainty import skewed_intervals
+from traceest.uncertainty.estimate import Estimate, _to_host, certain, from_samples
 
 Function = Callable[[Any], Any]
 
@@ -201,9 +202,9 @@ class Quadrature(NamedTuple):
         if not self.gradient or values.ndim > 2 or aa.is_complex(xp, values.dtype):
             return None
         shares = xp.stack([value - self.n * xp.min(values), value - self.n * xp.max(values)])
-        spread = _tails.relative_spread(xp, xp.abs(shares), xp.stack([sampling, sampling]) ** 2)
-        rescaling = _tails.Rescaling(lambda c: value + shares * (c - 1), spread, xp.stack([df, df]))
-        return _tails.reach(xp, value, rescaling)
+        spread = skewed_intervals.relative_spread(xp, xp.abs(shares), xp.stack([sampling, sampling]) ** 2)
+        rescaling = skewed_intervals.Rescaling(lambda c: value + shares * (c - 1), spread, xp.stack([df, df]))
+        return skewed_intervals.reach(xp, value, rescaling)
 
 
 def _asked(

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimate import Estimate, from_samples
-from traceest.estimators._metering import Meter
-from traceest.estimators._products import form
 from traceest.operators.blocks import block_sqnorms
+from traceest.operators.metering import Meter
+from traceest.operators.products import form
 from traceest.probes import Probes
+from traceest.uncertainty.estimate import Estimate, from_samples
 
 
 class Shifted:

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest.estimators._metering import Meter
+from traceest.kernels.sketches import Request, Sketch, exact_cost
+from traceest.kernels.sketches.deflated import Deflated, deflated
+from traceest.kernels.sketches.exact import Exact, dense_kernel, of_dense_kernels
+from traceest.kernels.sketches.one_sided import OneSided, one_sided
+from traceest.kernels.sketches.two_sided import Plain, two_sided
 from traceest.operators.blocks import n_blocks
+from traceest.operators.metering import Meter
 from traceest.probes import Probes
-from traceest.sketches import Request, Sketch, exact_cost
-from traceest.sketches.deflated import Deflated, deflated
-from traceest.sketches.exact import Exact, dense_kernel, of_dense_kernels
-from traceest.sketches.one_sided import OneSided, one_sided
-from traceest.sketches.two_sided import Plain, two_sided
 
 
 class Sketches:

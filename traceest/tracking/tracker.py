@@ -14,16 +14,16 @@ from typing import Any
 from traceest import _validation as check
 from traceest._settings import usual
 from traceest._sources import door
-from traceest.estimate import Estimate
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
+from traceest.kernels.sketches import Sketch
 from traceest.operators.blocks import n_blocks
 from traceest.operators.layout import layout
 from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
-from traceest.sketches import Sketch
 from traceest.tracking import _export
 from traceest.tracking._dynamic import Shifted
 from traceest.tracking._sketches import Deflation, Sketches
+from traceest.uncertainty.estimate import Estimate
 
 FIRST, LAST, NOW = 0, 1, 2
 

@@ -14,7 +14,7 @@ from traceest_adapters.jax import arguments, checks, jaxprs, partition, placemen
 from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Function, Model, Traced, traced
 from traceest_adapters.jax.operator import JaxJacobian
-from traceest_adapters.jax.routes import Routes
+from traceest_adapters.jax.per_example.routes import Routes
 
 
 @clear("jacobian(fn, params, *inputs)")

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceest_adapters import _state as common
-from traceest_adapters.jax import compiling, diagnosis, steps, verify
+from traceest_adapters.jax import compiling, diagnosis
 from traceest_adapters.jax.model import Model
+from traceest_adapters.jax.per_example import compiled, verify
 
 SMALL = 2**12
 """Numbers of a model and its batch for which no program is optimised."""
@@ -55,7 +56,7 @@ def look(J: Any) -> None:
 def _alone_and_together(model: Model, lanes: int, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:
     """Largest difference between states computed one by one and together, and the largest entry."""
     together = model.rows(trained, fixed, inputs)
-    alone = steps.scanned(lambda example: model.row(trained, fixed, example), examples, lanes)
+    alone = compiled.scanned(lambda example: model.row(trained, fixed, example), examples, lanes)
     both = jnp.isfinite(alone) & jnp.isfinite(together)  # NaN in both is for the first product to report
     alike = both | ~(jnp.isfinite(alone) | jnp.isfinite(together))
     difference = jnp.where(both, jnp.abs(alone - together), jnp.where(alike, 0, jnp.inf))

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import diagnosis, ghost, modes, placement, pullback, steps, verify
-from traceest_adapters.jax.grams import Grams
+from traceest_adapters.jax import diagnosis, modes, placement
 from traceest_adapters.jax.model import Model, has_tracers, traced
-from traceest_adapters.jax.plan import Plan
-from traceest_adapters.jax.routes import Routes
-from traceest_adapters.jax.sketch import Sketch, Sketched
+from traceest_adapters.jax.per_example import compiled, ghost_norms, pullback, verify
+from traceest_adapters.jax.per_example.grams import Grams
+from traceest_adapters.jax.per_example.plan import Plan
+from traceest_adapters.jax.per_example.routes import Routes
+from traceest_adapters.jax.per_example.sketch import Sketch, Sketched
 
 MOST = 4
 """Probes to a compiled step. On a CPU more gain little, since the examples fill the matrix products already."""
@@ -104,11 +105,11 @@ class JaxJacobian(te.Operator):
     # -- linearisations: computed once, used by every probe -----------------------------------------
     @once
     def _vjp(self) -> Any:
-        return steps.linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
+        return compiled.linearise_reverse(self.model, self.trained, self.fixed, self.inputs)
 
     @once
     def _jvp(self) -> Any:
-        return steps.linearise_forward(self.model, self.trained, self.fixed, self.inputs)
+        return compiled.linearise_forward(self.model, self.trained, self.fixed, self.inputs)
 
     @once
     def _examples(self) -> Any:
@@ -129,7 +130,7 @@ class JaxJacobian(te.Operator):
             raise diagnosis.not_alone(self.model.batch_axis, self.not_alone)
         arrays = self.trained, self.fixed, self._examples
         with memory.within(self.memory_budget):
-            plan = ghost.plan(self.model, *arrays)
+            plan = ghost_norms.plan(self.model, *arrays)
             if not self.routes.look or traced(arrays):
                 return self.routes.as_seen(plan)
             return self.routes.seen(verify.verified(plan, self))
@@ -216,10 +217,12 @@ class JaxJacobian(te.Operator):
     def _sqnorms(self, plan: Plan, tapped: Any, U: Any) -> Any:
         parts = []
         if tapped:
-            parts.append(ghost.sqnorms(plan, self.dtype, *tapped, U))
+            parts.append(ghost_norms.sqnorms(plan, self.dtype, *tapped, U))
         if plan.rest:
-            arrays = self.trained, self.fixed, self._examples, steps.probes_first(U, self._B) if U.ndim == 2 else U
-            parts.append(steps.block_sqnorms(self.model, plan.rest, self._way, *arrays, self.routes.maps("examples")))
+            arrays = self.trained, self.fixed, self._examples, compiled.probes_first(U, self._B) if U.ndim == 2 else U
+            parts.append(
+                compiled.block_sqnorms(self.model, plan.rest, self._way, *arrays, self.routes.maps("examples"))
+            )
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
     @modes.needs("reverse")
@@ -261,7 +264,7 @@ class JaxJacobian(te.Operator):
     def sketch_bytes(self) -> int:
         """What those of one probe take."""
         plan = self._step_plan
-        tapped = sum(ghost.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small))
+        tapped = sum(ghost_norms.size(plan, i, self.trained[i]) for i in (*plan.weights, *plan.small))
         return self._B * (tapped + sum(self.trained[i].size for i in plan.rest)) * int(self.dtype.itemsize)
 
     def _gram(self, group: tuple[int, ...], pieces: list[Any], k: int) -> Any:
@@ -271,11 +274,11 @@ class JaxJacobian(te.Operator):
         found = grams.over(group, pieces)
         if found is None:
             return jnp.zeros((self._B, k, self._B, k), self.dtype)
-        return steps.assembled(k, self.dtype, found)
+        return compiled.assembled(k, self.dtype, found)
 
     def _block_grads(self, group: tuple[int, ...], U: Any) -> Any:
         arrays = self.trained, self.fixed, self._examples, U
-        return steps.block_grads(self.model, group, self._way, *arrays, self.routes.maps("examples"))
+        return compiled.block_grads(self.model, group, self._way, *arrays, self.routes.maps("examples"))
 
     # -- columns in chunks of one size, so that a new number of probes compiles no product ---------------
     def _cotangents(self, V: Any, most: int | None = None) -> list[Any]:
@@ -299,7 +302,7 @@ class JaxJacobian(te.Operator):
         k = V.shape[1]
         c = 1 if k == 1 else c
         fill = -k % c
-        leaves = steps.leading(V, shapes, dtypes, fill)
+        leaves = compiled.leading(V, shapes, dtypes, fill)
         if k <= c:
             yield leaves
         else:
@@ -316,7 +319,7 @@ class JaxJacobian(te.Operator):
         """`grads` of every piece, a (c, …) array for each parameter, as the columns of a (P, k) array."""
         pieces = iter(pieces)
         some = iter(lambda: [grads(piece) for piece in islice(pieces, JOINED)], [])
-        return self._by_chunks(lambda grads: steps.columns(grads).astype(self.dtype), some, k)
+        return self._by_chunks(lambda grads: compiled.columns(grads).astype(self.dtype), some, k)
 
     def _by_chunks(self, step: Callable[[Any], Any], pieces: Iterable[Any], k: int) -> Any:
         """`step` of every piece, (…, c) each, joined to (…, k)."""

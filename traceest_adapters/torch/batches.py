@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 
 import traceest as te
 from traceest_adapters import _batches as common
-from traceest_adapters.torch.look import Findings
 from traceest_adapters.torch.model import Inputs
 from traceest_adapters.torch.operator import TorchJacobian
+from traceest_adapters.torch.per_example.verify import Findings
 
 Make = Callable[[Inputs, int, dict[int, Findings]], TorchJacobian]
 """From a batch's inputs, its place among the batches and what was found of those seen before, to its Jacobian."""

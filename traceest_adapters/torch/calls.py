@@ -16,10 +16,10 @@ from traceest_adapters._batches import Blocks, check_arguments
 from traceest_adapters._calls import clear
 from traceest_adapters.torch.batches import batched
 from traceest_adapters.torch.constants import Source
-from traceest_adapters.torch.look import Findings, reference
+from traceest_adapters.torch.execution import graphs_allowed
 from traceest_adapters.torch.model import Inputs, Model, kept
 from traceest_adapters.torch.operator import TorchJacobian
-from traceest_adapters.torch.plain import graphs_allowed
+from traceest_adapters.torch.per_example.verify import Findings, reference
 
 
 @clear("jacobian(model, *inputs, kwargs={…})")

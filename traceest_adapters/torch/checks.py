@@ -15,8 +15,8 @@ from traceest_adapters import _foreign
 from traceest_adapters import _state as common
 from traceest_adapters._memory import ran_out
 from traceest_adapters.torch import diagnosis
-from traceest_adapters.torch.look import Reference
 from traceest_adapters.torch.model import Inputs, Model, Params
+from traceest_adapters.torch.per_example.verify import Reference
 
 
 def options(batch_axis: Any, chunk_size: Any) -> None:

@@ -13,8 +13,8 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters._symmetric import Symmetric
 from traceest_adapters.torch.constants import Source
+from traceest_adapters.torch.execution import math_attention
 from traceest_adapters.torch.model import Params
-from traceest_adapters.torch.plain import math_attention
 from traceest_adapters.torch.products import MOST, flat, vjp
 
 ONCE = getattr(torch.autograd.function.once_differentiable(lambda ctx: None), "__code__", None)

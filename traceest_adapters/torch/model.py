@@ -12,8 +12,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from traceest_adapters._calls import chosen_by
-from traceest_adapters.torch.outputs import listed, select, steps
-from traceest_adapters.torch.plain import Autocast, plainly, uncompiled
+from traceest_adapters.torch.execution import Autocast, plainly, uncompiled
+from traceest_adapters.torch.output_selection import listed, select, steps
 from traceest_adapters.torch.private import copied, left_as_it_was
 
 Params = dict[str, torch.Tensor]

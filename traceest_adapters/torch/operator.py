@@ -14,14 +14,14 @@ import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.constants import Source
-from traceest_adapters.torch.examples import PerExample
-from traceest_adapters.torch.ghost import Ghost
-from traceest_adapters.torch.look import Findings, Look, Reference, Shapes
+from traceest_adapters.torch.execution import in_full, math_attention
 from traceest_adapters.torch.model import Model, Params
-from traceest_adapters.torch.plain import in_full, math_attention
+from traceest_adapters.torch.per_example.ghost_norms import Ghost
+from traceest_adapters.torch.per_example.mapped import PerExample
+from traceest_adapters.torch.per_example.recorder import Recorder, recording
+from traceest_adapters.torch.per_example.sketch import Sketch
+from traceest_adapters.torch.per_example.verify import Findings, Look, Reference, Shapes
 from traceest_adapters.torch.products import CACHE, MOST, as_dense, pairs, squares, vjp
-from traceest_adapters.torch.sketch import Sketch
-from traceest_adapters.torch.taps import Recorder, recording
 
 
 class TorchJacobian(te.Operator):

@@ -1,0 +1,212 @@
+"""Products v ↦ K_a v of one or several kernels: plain, or leaving one probe out of a low-rank part of all of them.
+
+Every inner product ⟨K_a, K_b⟩ = tr C, C = K_aᴴK_b, is estimated like a trace by XTrace, tr(Q₍ᵢ₎ᴴCQ₍ᵢ₎) + uᵢᴴCuᵢ, since
+K_aQ and K_bQ, which the traces need, give QᴴCQ as well, and K_aω and K_bω the rest: one basis, of the mixture
+Σ K_aω/‖K_aΩ‖∞, serves them all. What leaving one or two out makes of a trace or product is kept divided by k, about the
+mean; a smooth function of these values is linear there, and the error of the function is that of a mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from traceest import _array_api as aa
+from traceest import _validation as check
+from traceest.kernels.sketches.base import Sketch
+from traceest.kernels.sketches.request import Request
+from traceest.operators.layout import layout
+from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.products import orth, products
+from traceest.probes import SIGNS, Probes, of_pairs
+from traceest.uncertainty.block_spread import spread_of_samples
+from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.leave_out import Basis, LeftOut
+from traceest.uncertainty.ustatistics import Statistic, block_sum, jackknife, squared_mean
+
+LOW_RANK_FROM = 8
+"""Products from which half of them are better spent on a basis; below, two or three probes make no low-rank part."""
+
+
+@dataclass
+class Plain(Sketch):
+    """V and K_aV, each in its unit: independent samples."""
+
+    xp: Any
+    V: Any
+    KV: list[Any]
+    units: list[Any]
+    fields: dict[str, Any]
+    targets: list[Any]
+    groups: list[Sketch] = field(default_factory=list)
+
+    @property
+    def like(self) -> Any:
+        """An array of the framework."""
+        return self.V
+
+    def parts(self) -> tuple[Any, Any]:
+        """The arrays, and the rest, which is hashable."""
+        return (self.KV, self.V, self.units, self.targets), tuple(self.fields.items())
+
+    @classmethod
+    def of_parts(cls, arrays: Any, static: Any) -> Plain:
+        """The sketch of these parts."""
+        KV, V, units, targets = arrays
+        return cls(aa.namespace(V), V, KV, units, dict(static), targets)
+
+    def forms(self, a: int) -> Any:
+        """VᴴK_aV, (1, m)."""
+        return aa.real(self.xp, aa.vdot(self.xp, self.V, self.KV[a]))[None, :]
+
+    def trace(self, a: int) -> Statistic:
+        """Mean vᴴK_av."""
+        return block_sum(self.xp, self.forms(a))
+
+    def squared_trace(self, a: int) -> Statistic:
+        """The trace's square less its variance."""
+        return squared_mean(self.xp, self.forms(a))
+
+    def _product(self, a: int, b: int) -> Statistic:
+        """Mean ⟨K_av, K_bv⟩."""
+        samples = aa.real(self.xp, aa.vdot(self.xp, self.KV[a], self.KV[b]))[None, :]
+        mean = block_sum(self.xp, samples)
+        return spread_of_samples(self.xp, mean, samples) if a == b else mean
+
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+        """Mean ‖K_av − K_bv‖², in the larger unit."""
+        unit = self.xp.maximum(self.units[a], self.units[b])
+        difference = self.KV[a] * (self.units[a] / unit) - self.KV[b] * (self.units[b] / unit)
+        return block_sum(self.xp, self.xp.sum(aa.abs2(self.xp, difference), axis=0)[None, :]), unit
+
+    def example_traces(self, a: int) -> Estimate | None:
+        """None: products with K do not tell examples apart."""
+        return None
+
+    def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+        """With the error of a mean, by the jackknife."""
+        return jackknife(self.xp, statistic, size, **self.fields, **fields)
+
+
+@dataclass
+class LowRank(Sketch):
+    """Ω, K_aΩ and K_aQ, each in its kernel's unit, and the basis Q of all, Q and R of their mixture."""
+
+    xp: Any
+    Omega: Any
+    Y: list[Any]
+    Z: list[Any]
+    Q: Any
+    R: Any
+    normalise: bool
+    units: list[Any]
+    fields: dict[str, Any]
+    targets: list[Any]
+    groups: list[Sketch] = field(default_factory=list)
+
+    @property
+    def like(self) -> Any:
+        """An array of the framework."""
+        return self.Omega
+
+    def parts(self) -> tuple[Any, Any]:
+        """The arrays, and the rest, which is hashable."""
+        arrays = self.Y, self.Z, self.Omega, self.Q, self.R, self.units, self.targets
+        return arrays, (self.normalise, tuple(self.fields.items()))
+
+    @classmethod
+    def of_parts(cls, arrays: Any, static: Any) -> LowRank:
+        """The sketch of these parts."""
+        (Y, Z, Omega, Q, R, units, targets), (normalise, fields) = arrays, static
+        return cls(aa.namespace(Omega), Omega, Y, Z, Q, R, normalise, units, dict(fields), targets)
+
+    @cached_property
+    def basis(self) -> Basis:
+        """What leaving out makes of it."""
+        return Basis.of(self.xp, self.Omega, self.Q, self.R)
+
+    def trace(self, a: int) -> Statistic:
+        """XTrace of C = K_a."""
+        xp, Qh = self.xp, aa.adjoint(self.xp, self.Q)
+        r, t, H = Qh @ self.Y[a], aa.adjoint(xp, self.Z[a]) @ self.Omega, Qh @ self.Z[a]
+        return self._statistic(aa.vdot(xp, self.Omega, self.Y[a]), r, t, H)
+
+    def squared_trace(self, a: int) -> Statistic:
+        """The square less its bias, the variance of the trace."""
+        t = self.trace(a)
+        variance = self.estimate(t).stderr ** 2
+        return t.map(lambda x: x**2 - variance)
+
+    def _product(self, a: int, b: int) -> Statistic:
+        """XTrace of C = K_aᴴK_b."""
+        return self._inner(self.Y[a], self.Z[a], self.Y[b], self.Z[b])
+
+    def _squared_distance(self, a: int, b: int) -> tuple[Statistic, Any]:
+        """XTrace of C = DᴴD, D = K_a − K_b, in the larger unit."""
+        unit = self.xp.maximum(self.units[a], self.units[b])
+        s, t = self.units[a] / unit, self.units[b] / unit
+        Y, Z = (X[a] * s - X[b] * t for X in (self.Y, self.Z))
+        return self._inner(Y, Z, Y, Z), unit
+
+    def example_traces(self, a: int) -> Estimate | None:
+        """None: products with K do not tell examples apart."""
+        return None
+
+    def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+        """With the leave-two-out error of `traceest.uncertainty.leave_out`."""
+        xp, value, k = self.xp, statistic.value, self.Omega.shape[1]
+        d = (statistic.left_out - value) * k
+        left_out = LeftOut(value + d[:, 0], value + d[:, 1:], xp.abs(value))
+        e = left_out.estimate(xp, 1.0, **self.fields, **fields)
+        return Estimate(value * size, e.stderr * size, e.df, None, **self.fields, **fields)
+
+    def _inner(self, Ya: Any, Za: Any, Yb: Any, Zb: Any) -> Statistic:
+        """Tr C of C = K_aᴴK_b: QᴴCΩ, QᴴCᴴΩ and QᴴCQ from the products with Q."""
+        xp, Zah = self.xp, aa.adjoint(self.xp, Za)
+        return self._statistic(aa.vdot(xp, Ya, Yb), Zah @ Yb, aa.adjoint(xp, Zb) @ Ya, Zah @ Zb)
+
+    def _statistic(self, forms: Any, r: Any, t: Any, H: Any) -> Statistic:
+        xp, k = self.xp, self.Omega.shape[1]
+        left_out = self.basis.traces(xp, forms, r, t, H, self.normalise).real(xp)
+        value = xp.sum(left_out.one) / k
+        both = aa.concat_columns(xp, [left_out.one[:, None], left_out.two])
+        return Statistic(value, value + (both - value) / k)
+
+
+def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
+    """Send the probes through every kernel, and what they span too, where the budget is large enough for that."""
+    for K in Ks:
+        check.require_side(K, "matmat", request.caller)
+    n, xp, meters = Ks[0].shape[0], aa.namespace(Ks[0]), [Meter(K) for K in Ks]
+    chunk = chunk_columns(Ks[0], None)
+    m = request.n_drawn(2) + (request.probes is None and request.centred)  # projecting needs no column of ones
+    check.check_probes(request.probes, n, Ks[0], request.caller)
+    low_rank = request.method != "hutchinson" and request.probes is None and m >= LOW_RANK_FROM
+    rows = layout(Ks[0], 1)
+    law = request.distribution or ("sphere" if low_rank else of_pairs(rows))
+    stream = Probes(n, Ks[0], rng=request.rng, distribution=law, layout=rows, probes=request.probes)
+    V, extra = stream.take(m // 2 if low_rank else m), request.extra_columns(xp, Ks[0])
+    Y = None if request.targets is None or extra is None else extra[:, int(request.centred) :]
+    KV = [products(xp, meter.op, _centred(xp, V, request.centred), chunk) for meter in meters]
+    targets = []
+    if Y is not None:
+        targets = [aa.real(xp, xp.sum(aa.conj(xp, Y) * products(xp, meter.op, Y, chunk))) for meter in meters]
+    KV = [_centred(xp, X, request.centred) for X in KV]
+    units = [xp.sum(aa.safe_scale(xp, X)) for X in KV]
+    KV = [X / u for X, u in zip(KV, units, strict=True)]
+    targets = [t / u / request.target_norm for t, u in zip(targets, units, strict=True)] if targets else []
+    if low_rank:
+        Q, R, *_ = orth(sum(KV[1:], start=KV[0]), V)
+        Z = [products(xp, meter.op, _centred(xp, Q, request.centred), chunk) for meter in meters]
+        Z = [_centred(xp, X, request.centred) / u for X, u in zip(Z, units, strict=True)]
+    spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}
+    if not low_rank:
+        return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets)
+    fields: dict[str, Any] = {"method": "two-sided low-rank", **spent}
+    return LowRank(xp, V, KV, Z, Q, R, law not in SIGNS, units, fields, targets)
+
+
+def _centred(xp: Any, X: Any, centred: bool) -> Any:
+    """H X, H = I − 11ᵀ/n."""
+    return X - xp.sum(X, axis=0, keepdims=True) / X.shape[0] if centred else X

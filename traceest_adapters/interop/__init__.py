@@ -1,0 +1,1 @@
+"""Operators of other libraries as operators of traceest, and the other way."""
