@@ -34,7 +34,7 @@ def zero(A, n=None, **kwargs):
 
 def residual_of(broken):
     """Hutch++ with its residual term changed."""
-    return lambda samples, **fields: broken(te.estimate.from_samples(samples, **fields))
+    return lambda samples, **fields: broken(te.uncertainty.estimate.from_samples(samples, **fields))
 
 
 @pytest.mark.parametrize("spectrum", zoo.SPECTRA)

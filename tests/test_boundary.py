@@ -284,7 +284,7 @@ def test_abilities_are_held_to_their_shapes(ability):
     f, message = ABILITIES[ability]
     wrong = te.Operator(J.shape, like=J, matmat=lambda X: J @ X, rmatmat=lambda V: J.T @ V, n_blocks=4, **{ability: f})
     with pytest.raises(ValueError, match=f"{ability} of Operator.*{message}"):
-        getattr(te.estimators._metering.Meter(wrong).op, ability)(np.ones((24, 4)))
+        getattr(te.operators.metering.Meter(wrong).op, ability)(np.ones((24, 4)))
 
 
 def test_operators_of_ours_are_held_to_it_too(monkeypatch):

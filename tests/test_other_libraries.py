@@ -130,7 +130,7 @@ def probes(A, k=3, seed=1):
 
 
 def host(x):
-    return te.estimate._to_host(x)
+    return te.uncertainty.estimate._to_host(x)
 
 
 # -- in ---------------------------------------------------------------------------------------------
