@@ -27,7 +27,9 @@ F64 = {"dtype": torch.float64}
 SKETCHED = sys.modules["traceest.operators.sketched"]
 TORCH_SKETCH = sys.modules["traceest_adapters.torch.per_example.sketch"]
 JAX_SKETCH = sys.modules["traceest_adapters.jax.per_example.sketch"]
-JAX_GHOST, JAX_PULLBACK = (sys.modules[f"traceest_adapters.jax.{name}"] for name in ("ghost", "pullback"))
+JAX_GHOST, JAX_PULLBACK = (
+    sys.modules[f"traceest_adapters.jax.per_example.{name}"] for name in ("ghost_norms", "pullback")
+)
 JAX_STEPS = sys.modules["traceest_adapters.jax.per_example.compiled"]
 LAYERS = sys.modules["traceest_adapters.torch.per_example.factors"]
 LOOKUP = sys.modules["traceest_adapters.torch.per_example.lookup"]

@@ -100,8 +100,9 @@ def test_all_primitives(shard: int, tally: Tally) -> None:
     names = sorted(harnesses())[shard::SHARDS]
     wrong = []
     for name in names:
-        wrong += examine(harnesses()[name], FORMS, tally, (1, 2, 3))
-        jax.clear_caches()  # each program holds memory maps, of which a process may have 65,530
+        for some in chunks(harnesses()[name], 2 * TOGETHER):
+            wrong += examine(some, FORMS, tally, (1, 2, 3))
+            jax.clear_caches()  # each program holds memory maps, of which a process may have 65,530
     assert not wrong, told(wrong)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from traceest_adapters.torch import jacobian
 
 RECURRENCE, THROUGH_TIME, UNITS = (
-    sys.modules[f"traceest_adapters.torch.{name}"] for name in ("recurrence", "through_time", "units")
+    sys.modules[f"traceest_adapters.torch.per_example.{name}"] for name in ("rnn", "bptt", "recurrent_norms")
 )
 F64 = {"dtype": torch.float64}
 B, T = 5, 6
