@@ -140,15 +140,15 @@ def passes(monkeypatch: pytest.MonkeyPatch, model: nn.Module, a: torch.Tensor, *
 @pytest.mark.parametrize(
     ("of", "shape"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), (5, 4)),
-        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4)), (3, 2, 5, 5)),
+        (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 9)), (5, 4)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 9)), (3, 2, 5, 5)),
         (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), (3, 4, 8)),
     ],
 )
 def test_a_kernel_and_its_first_product_take_three_passes_each_way(
     monkeypatch: pytest.MonkeyPatch, of: Callable[[], nn.Module], shape: tuple[int, ...]
 ) -> None:
-    """Forwards the user's module, the copy that is recorded, the mapped examples; backwards the module, w, the probes."""
+    """Forwards: the user's module, its copy that is recorded, mapped examples; backwards: the module, w, the probes."""
     forward, backward = passes(monkeypatch, made(of), x(*shape))
     assert forward <= 3
     assert backward <= 3

@@ -73,7 +73,8 @@ class Ghost:
         self.rest: list[str] = []
         self.layers: list[Units] = []
         self._of_v: Deltas = {}
-        self._asked, self._ready = None if differentiable else asked, {}
+        self._asked = None if differentiable else asked
+        self._ready: Deltas = {}
         self._found_alike: dict[frozenset[str], tuple[list[Alike], list[list[Use]]]] = {}
         self.unit, self.create_graph = 1.0, False
         if state.requires_grad:
