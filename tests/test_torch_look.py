@@ -106,6 +106,55 @@ def test_what_pytorch_batches_wrongly_is_right(name: str) -> None:
 
 
 @SLOWER
+@pytest.mark.parametrize("name", BATCHED_WRONGLY)
+def test_the_first_product_of_several_probes_is_looked_at_together_with_the_layers(name: str) -> None:
+    model, a = made(BATCHED_WRONGLY[name]), 2 * x(5, 4)
+    D = dense(model, a)
+    for k in (2, 3, 5):
+        V = x(len(D), k)
+        blocks = torch.stack([d.T @ v for d, v in zip(D.split(len(D) // 5), V.split(len(D) // 5), strict=True)])
+        gram = torch.einsum("bpi,cpj->bicj", blocks, blocks)
+        np.testing.assert_allclose(jacobian(model, a).block_sqnorms(V), (blocks**2).sum(1), atol=1e-8)
+        np.testing.assert_allclose(jacobian(model, a).sketch_gram(V), gram, atol=1e-8)
+
+
+def passes(monkeypatch: pytest.MonkeyPatch, model: nn.Module, a: torch.Tensor, **how: Any) -> tuple[int, int]:
+    """Forward and backward passes that a kernel and its first product take."""
+    forward, backward, run, once = [0], [0], type(model).__call__, torch.autograd.grad
+
+    def counted(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        forward[0] += isinstance(self, type(model)) and len(list(self.parameters())) == len(list(model.parameters()))
+        return run(self, *args, **kwargs)
+
+    def differentiated(*args: Any, **kwargs: Any) -> Any:
+        backward[0] += 1
+        return once(*args, **kwargs)
+
+    with monkeypatch.context() as m:
+        m.setattr(nn.Module, "__call__", counted)
+        m.setattr(torch.autograd, "grad", differentiated)
+        te.rhutch(ntk(model, a, **how), 4, rng=0)
+    return forward[0], backward[0]
+
+
+@pytest.mark.parametrize(
+    ("of", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 9)), (5, 4)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 9)), (3, 2, 5, 5)),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), (3, 4, 8)),
+    ],
+)
+def test_a_kernel_and_its_first_product_take_three_passes_each_way(
+    monkeypatch: pytest.MonkeyPatch, of: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    """Forwards: the user's module, its copy that is recorded, mapped examples; backwards: the module, w, the probes."""
+    forward, backward = passes(monkeypatch, made(of), x(*shape))
+    assert forward <= 3
+    assert backward <= 3
+
+
+@SLOWER
 @pytest.mark.parametrize("first", [torch.eye(30, **F64)[:, :3], torch.ones(30, 3, **F64), torch.zeros(30, 3, **F64)])
 def test_cotangents_that_show_little_are_not_enough_to_look_with(first: torch.Tensor) -> None:
     """A route is not believed for what comes after unit vectors, equal ones, or none."""

@@ -104,7 +104,13 @@ class TorchJacobian(te.Operator):
         """The parameters whose per-example gradients need not be formed."""
         state, recorder = self._recorded
         how = self.dtype, self._chunk_asked, self.differentiable
-        return Ghost(state, recorder, self.params, *how, self._look)
+        return Ghost(state, recorder, self.params, *how, self._look, self.__dict__.pop("_asked", None))
+
+    def _ghost_for(self, U: torch.Tensor) -> Ghost:
+        """The same, to be used with cotangents U: on first use, one look is at both."""
+        if "_ghost" not in self.__dict__:
+            self._asked = U
+        return self._ghost
 
     @cached_property
     @in_full
@@ -220,7 +226,8 @@ class TorchJacobian(te.Operator):
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k)."""
         if len(self._state) == 1:
             return self._by_chunks(lambda U: squares(self._vjp(U))[None, :], self._cotangents(V))
-        U, rest = self._cotangents(V), self._ghost.rest
+        U = self._cotangents(V)
+        rest = self._ghost_for(U).rest
         out = self._ghost.sqnorms(U).to(self.dtype)
         if not rest:
             return out
@@ -248,6 +255,7 @@ class TorchJacobian(te.Operator):
         to be formed, of these.
         """
         U = self._cotangents(V)
+        self._ghost_for(U)
         k, B = U.shape[:2]
         member = {name: [g for g, group in enumerate(groups) if i in group] for i, name in enumerate(self.parameters)}
         asked = {name for name, of in member.items() if of}

@@ -169,15 +169,18 @@ class Look:
         expected = plain(U)
         if self.wrong(found, expected):
             return False
-        rows = [x.reshape(len(x), -1) for x in U if x.numel()]
-        full = all(bool((x != 0).all()) and bool((x[1:] != x[:-1]).any(1).all()) for x in rows)
-        if not full or any(g is not None and not bool((g != 0).any()) for g in expected.values()):
+        if not self.is_full(U) or any(g is not None and not bool((g != 0).any()) for g in expected.values()):
             random = torch.Generator().manual_seed(len(U[0]))
             R = [torch.randn(x.shape, generator=random).to(x) for x in U]
             if self.wrong(again(R), plain(R)):
                 return False
         self.findings.looked.add(route)
         return True
+
+    def is_full(self, U: list[torch.Tensor]) -> bool:
+        """Whether no number of U is zero, and its probes differ."""
+        rows = [x.reshape(len(x), -1) for x in U if x.numel()]
+        return all(bool((x != 0).all()) and bool((x[1:] != x[:-1]).any(1).all()) for x in rows)
 
     def expected(self, U: torch.Tensor, names: Iterable[str]) -> Grads:
         """Jᵀ(r ∘ Σ_i a_i u_i) for U of shape (c, B, n_b)."""
