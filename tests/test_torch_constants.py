@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import traceest as te
-from traceest import _sources
+from traceest import _boundary
 from traceest_adapters.torch import empirical_fisher, gauss_newton, hessian, jacobian, ntk
 
 F64 = {"dtype": torch.float64}
@@ -193,6 +193,6 @@ def test_products_of_an_operator_are_plain() -> None:
 
 # -- the tests bite -----------------------------------------------------------------------------------------------
 def test_a_source_that_is_not_told_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sources, "_marked", lambda result, sources: result)
+    monkeypatch.setattr(_boundary, "_marked", lambda result, sources: result)
     with pytest.raises(pytest.fail.Exception):
         test_a_penalty_without_a_gradient_is_refused_at_backward("rhutch")

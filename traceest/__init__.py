@@ -5,7 +5,6 @@ is everything after that, for any operator that can be multiplied by, on any Arr
 """
 
 from traceest import probes
-from traceest._sources import door as _door
 from traceest.checks import CheckReport, check
 from traceest.estimators import exact, fhutch, hutchinson, hutchpp, na_hutchpp, nystrompp, rhutch, xnystrace, xtrace
 from traceest.estimators.diagonal import diagonal
@@ -53,36 +52,6 @@ from traceest.trace import trace
 from traceest.tracking import Checkpoint, Tracker
 from traceest.uncertainty.estimate import ConfidenceInterval, Estimate, merge
 from traceest.uncertainty.storage import load, save
-
-# The public calls, of which results are marked with what they were made of.
-alignment = _door(alignment)
-centred_alignment = _door(centred_alignment)
-diagonal = _door(diagonal)
-effective_rank = _door(effective_rank)
-eigenvalues = _door(eigenvalues)
-entropy_rank = _door(entropy_rank)
-exact = _door(exact)
-fhutch = _door(fhutch)
-frobenius_norm = _door(frobenius_norm)
-hutchinson = _door(hutchinson)
-hutchpp = _door(hutchpp)
-inner_product = _door(inner_product)
-logdet = _door(logdet)
-na_hutchpp = _door(na_hutchpp)
-nystrompp = _door(nystrompp)
-partial_trace = _door(partial_trace)
-relative_distance = _door(relative_distance)
-rhutch = _door(rhutch)
-schatten_norm = _door(schatten_norm)
-spectral_density = _door(spectral_density)
-spectral_norm = _door(spectral_norm)
-summary = _door(summary)
-target_alignment = _door(target_alignment)
-trace = _door(trace)
-trace_of_function = _door(trace_of_function)
-trace_of_polynomial = _door(trace_of_polynomial)
-xnystrace = _door(xnystrace)
-xtrace = _door(xtrace)
 
 __version__ = "0.1.0"
 

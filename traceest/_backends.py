@@ -65,6 +65,7 @@ class Door(Generic[Plugin]):
 
     def __init__(self, group: str, native: Iterable[str] = NATIVE) -> None:
         self.group, self._known = group, dict[str, Plugin | None](dict.fromkeys(native))
+        self.loaded: list[Plugin] = []  # in use, each once
 
     @cached_property
     def _offered(self) -> dict[str, metadata.EntryPoint]:
@@ -73,17 +74,17 @@ class Door(Generic[Plugin]):
     def register(self, package: str, plugin: Plugin) -> None:
         """Make `plugin` answer for objects whose type lives in `package`."""
         self._known[package] = plugin
-
-    @property
-    def loaded(self) -> list[Plugin]:
-        """The plug-ins in use, each once."""
-        return list({id(plugin): plugin for plugin in self._known.values() if plugin is not None}.values())
+        if not any(plugin is other for other in self.loaded):
+            self.loaded.append(plugin)
 
     def of(self, kind: type) -> Plugin | None:
         """The plug-in of the package that the class `kind` comes from, or None where there is none."""
         package = kind.__module__.partition(".")[0]
         if package not in self._known:
-            self._known[package] = self._offered[package].load() if package in self._offered else None
+            if package in self._offered:
+                self.register(package, self._offered[package].load())
+            else:
+                self._known[package] = None
         return self._known[package]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.boundary import Watch, watching
 from traceest.operators.metering import Meter
@@ -99,7 +99,7 @@ class CheckReport:
     __repr__ = __str__
 
 
-@usual
+@public
 def check(A: Any, *, rng: Any = 0, rtol: float | None = None, strict: bool = False) -> CheckReport:
     """Whether A is what it says it is: deterministic, linear, its own adjoint's adjoint, symmetric, positive.
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 from traceest import _array_api as aa
 from traceest import _progress
 from traceest import _validation as check
+from traceest._boundary import public
 from traceest._files import as_path
-from traceest._settings import usual
 from traceest.adaptive import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
 from traceest.estimators.exact import Route, cheapest, finite_exact
@@ -45,7 +45,7 @@ would have to have a relative standard deviation below `CLEAR`, or `OF_FLAT` of 
 tolerance sooner: some products saved would not pay for several looks, each a pass through the model of its own."""
 
 
-@usual
+@public
 def trace(
     A: Any,
     *,

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import Route, cheapest
 from traceest.estimators.xdiag import spreads, xdiag
 from traceest.operators.blocks import block_sqnorms, unit_probes
@@ -31,7 +31,7 @@ ENOUGH = 8
 """Products from which XDiag tells its error."""
 
 
-@usual
+@public
 def diagonal(
     A: Any,
     n_matvecs: int | None = None,

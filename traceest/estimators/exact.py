@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
 from traceest.operators.gram import shorter
 from traceest.operators.metering import Meter, chunk_columns
@@ -42,7 +42,7 @@ def cheapest(A: Any, side: str = "auto") -> Route | None:
     )
 
 
-@usual
+@public
 def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_size: int | None = None) -> Estimate:
     """The exact trace: Σ eᵢᴴAeᵢ, or ‖J‖² for a Gram operator K = JJᴴ, by the fewest products.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import exact
 from traceest.estimators.one_sided import fhutch, rhutch
 from traceest.operators.metering import Meter, chunk_columns
@@ -15,7 +15,7 @@ from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
 
 
-@usual
+@public
 def hutchinson(
     A: Any,
     n_matvecs: int | None = None,

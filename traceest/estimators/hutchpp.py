@@ -8,7 +8,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import deflate, orth, products, quadratic_forms
@@ -16,7 +16,7 @@ from traceest.probes import Distribution, Probes, directions
 from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
 
 
-@usual
+@public
 def hutchpp(
     A: Any,
     n_matvecs: int | None = None,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import products, quadratic_forms
@@ -32,7 +32,7 @@ from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
 
 
-@usual
+@public
 def nystrompp(
     A: Any,
     n_matvecs: int | None = None,
@@ -102,7 +102,7 @@ def nystrompp(
     return _plus_residual(plan, L, R, True, method="nystrompp", bounds=(0.0, math.inf))
 
 
-@usual
+@public
 def na_hutchpp(
     A: Any,
     n_matvecs: int | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import exact
 from traceest.operators.blocks import block_sqnorms, n_blocks
 from traceest.operators.layout import layout
@@ -16,7 +16,7 @@ from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, from_samples, told
 
 
-@usual
+@public
 def rhutch(
     J: Any,
     n_probes: int | None = None,
@@ -92,7 +92,7 @@ def rhutch(
     return _squared_norms(samples, stream, "rhutch" if B == 1 else "rhutch per block", meter)
 
 
-@usual
+@public
 def fhutch(
     J: Any,
     n_probes: int | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.algebra import Polynomial, checked_coefficients
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
 from traceest.operators.metering import Meter, chunk_columns
@@ -20,7 +20,7 @@ EXACT_BYTES = 2**30
 """The largest matrix that an exact answer is computed from."""
 
 
-@usual
+@public
 def trace_of_polynomial(
     A: Any,
     coefficients: Sequence[complex],

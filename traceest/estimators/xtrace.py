@@ -11,7 +11,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
@@ -20,7 +20,7 @@ from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, told, trace_bounds
 
 
-@usual
+@public
 def xtrace(
     A: Any,
     n_matvecs: int | None = None,
@@ -97,7 +97,7 @@ def xtrace(
     return told(e, "trace", meter.op, marks)
 
 
-@usual
+@public
 def xnystrace(
     A: Any,
     n_matvecs: int | None = None,

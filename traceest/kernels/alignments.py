@@ -6,7 +6,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -14,7 +14,7 @@ from traceest.probes import Distribution
 from traceest.uncertainty.estimate import Estimate
 
 
-@usual
+@public
 def alignment(
     K1: Any,
     K2: Any,
@@ -64,7 +64,7 @@ def alignment(
     return _alignment(K1, K2, request)
 
 
-@usual
+@public
 def centred_alignment(
     K1: Any,
     K2: Any,
@@ -113,7 +113,7 @@ def centred_alignment(
     return _alignment(K1, K2, request)
 
 
-@usual
+@public
 def relative_distance(
     K1: Any,
     K2: Any,
@@ -159,7 +159,7 @@ def relative_distance(
     return answer(Ks, request, statistics.relative_distance, 0, 1)
 
 
-@usual
+@public
 def target_alignment(
     K: Any,
     y: Any,

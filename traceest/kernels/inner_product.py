@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -15,7 +15,7 @@ from traceest.probes import Distribution
 from traceest.uncertainty.estimate import Estimate
 
 
-@usual
+@public
 def inner_product(
     A: Any,
     B: Any,

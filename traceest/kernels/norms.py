@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -12,7 +12,7 @@ from traceest.probes import Distribution
 from traceest.uncertainty.estimate import Estimate
 
 
-@usual
+@public
 def frobenius_norm(
     K: Any,
     n_probes: int | None = None,
@@ -87,7 +87,7 @@ def frobenius_norm(
     return answer(kernels_of_one_state([K], request.caller), request, statistics.frobenius_norm, 0)
 
 
-@usual
+@public
 def effective_rank(
     K: Any,
     n_probes: int | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import marks_of
 from traceest.kernels.alignments import targets
@@ -72,7 +72,7 @@ class Summary:
         """Products spent with the adjoints, in all."""
         return self.trace.n_rmatvecs
 
-    @usual
+    @public
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values, for `json`."""
         return {
@@ -81,7 +81,7 @@ class Summary:
             "groups": {label: part.to_dict() for label, part in self.groups.items()},
         }
 
-    @usual
+    @public
     def __repr__(self) -> str:
         from traceest.kernels._table import table
 
@@ -92,7 +92,7 @@ ESTIMATES = tuple(f.name for f in fields(Summary) if f.name not in ("groups", "n
 """Fields of `Summary` that are Estimates, where they are there."""
 
 
-@usual
+@public
 def summary(
     *kernels: Any,
     n_probes: int | None = None,

@@ -7,7 +7,7 @@ from numbers import Number, Real
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.base import Derived, Operator
 from traceest.operators.convert import aslinearoperator
 
@@ -52,7 +52,7 @@ class Polynomial(Operator):
         self.base, self.coefficients = A, coefficients
 
 
-@usual
+@public
 def polynomial(A: Any, coefficients: Sequence[complex]) -> Operator:
     """p(A) = c₀ I + c₁ A + … + c_d A^d, lazily: d products with A a column, by Horner's rule.
 
@@ -117,7 +117,7 @@ def checked_coefficients(A: Any, coefficients: Sequence[Any], caller: str) -> tu
     return tuple(found)
 
 
-@usual
+@public
 def symmetric_part(A: Any) -> Operator:
     """(A + Aᴴ)/2, lazily; it has the same real quadratic forms, and for real A the same trace.
 
@@ -162,7 +162,7 @@ def symmetric_part(A: Any) -> Operator:
     return Derived(A.shape, like=A, matmat=product, rmatmat=product, symmetric=True, name="(A+Aᴴ)/2")
 
 
-@usual
+@public
 def identity(n: int, *, like: Any) -> Operator:
     """The identity of size n; ``A + c * identity(n, like=A)`` shifts a spectrum.
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 
 Array = Any
@@ -128,7 +128,7 @@ class Operator:
         super().__init_subclass__(**kwargs)
         for name in (*SIDES, *ABILITIES):
             if isfunction(product := cls.__dict__.get(name)):
-                setattr(cls, name, usual(product))
+                setattr(cls, name, public(product, marks=False))
 
     def __init__(
         self,
@@ -210,11 +210,11 @@ class Operator:
         else:
             xp = aa.namespace(c)
             is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
-        adjoint = usual(lambda X: conj_c * self.rmatmat(X))
+        adjoint = public(lambda X: conj_c * self.rmatmat(X), marks=False)
         return Derived(
             self.shape,
             like=self,
-            matmat=usual(lambda X: c * self.matmat(X)) if hasattr(self, "matmat") else None,
+            matmat=public(lambda X: c * self.matmat(X), marks=False) if hasattr(self, "matmat") else None,
             rmatmat=adjoint if hasattr(self, "rmatmat") else None,
             symmetric=self.symmetric and is_real,
             psd=self.psd and isinstance(c, Real) and float(c) >= 0,
@@ -237,7 +237,7 @@ class Operator:
         other = _operand(other)
         return other if other is NotImplemented else other - self
 
-    @usual
+    @public(marks=False)
     def __rmatmul__(self, X: Array) -> Any:
         if getattr(X, "ndim", None) not in (1, 2):
             return NotImplemented
@@ -269,7 +269,7 @@ class Operator:
 
         return power(self, p)
 
-    @usual
+    @public(marks=False)
     def _apply(self, X: Array) -> Array:
         if X.shape[0] != self.shape[1]:
             raise ValueError(f"A @ X: X has {X.shape[0]} rows, expected {self.shape[1]} (A is {self.shape}).")
@@ -306,7 +306,9 @@ def _build(
 ) -> Operator:
     """An operator whose every side is `combine` of its operands' same sides, where all have it."""
     sides: dict[str, Any] = {
-        side: usual(combine(*(getattr(A, side) for A in operands))) if all(hasattr(A, side) for A in operands) else None
+        side: public(combine(*(getattr(A, side) for A in operands)), marks=False)
+        if all(hasattr(A, side) for A in operands)
+        else None
         for side in SIDES
     }
     return Derived(shape, like=operands[0], name=name, **sides, **known)

@@ -8,14 +8,14 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.base import ABILITIES, Derived, Operator
 from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 from traceest.operators.dense import DenseOperator
 from traceest.operators.foreign import Foreign
 
 
-@usual
+@public
 def aslinearoperator(
     A: Any,
     *,

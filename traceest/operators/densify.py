@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.blocks import n_blocks, sketch_gram, unit_probes
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.dense import DenseOperator
@@ -15,7 +15,7 @@ COLUMNS = 256
 """Unit vectors multiplied at a time."""
 
 
-@usual
+@public
 def to_dense(A: Any, *, max_bytes: int = 2**30) -> Any:
     """The matrix of A, from unit vectors on the side that takes fewer.
 

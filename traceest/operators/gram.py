@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.adjoint import Adjoint
 from traceest.operators.base import Operator, check_addends
 from traceest.operators.blocks import n_blocks as blocks_of
@@ -73,7 +73,7 @@ class Gram(Operator):
         return f"<Gram {self.shape[0]}×{self.shape[1]} of {self.factor!r}>"
 
 
-@usual
+@public
 def gram(J: Any, *, n_blocks: int | None = None) -> Gram:
     """The Gram operator K = J Jᴴ; of a model's Jacobian, its Neural Tangent Kernel.
 

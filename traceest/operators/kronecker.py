@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.base import Operator, check_compatible
 from traceest.operators.blocks import block_rmatmat, n_blocks
 from traceest.operators.convert import aslinearoperator
@@ -46,7 +46,7 @@ class Kronecker(Operator):
         return xp.reshape(xp.permute_dims(g, (0, 2, 3, 1)), (g.shape[0], k, self.shape[1]))
 
 
-@usual
+@public
 def kron(A: Any, B: Any, *more: Any) -> Operator:
     """The Kronecker product A ⊗ B (⊗ …), lazily: (A ⊗ B)[(i, k), (j, l)] = A[i, j] B[k, l].
 

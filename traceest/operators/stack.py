@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _progress
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators import blocks
 from traceest.operators.base import Operator, check_compatible
 from traceest.operators.convert import aslinearoperator
@@ -134,7 +134,7 @@ class Stack(Operator):
 _BLOCKWISE = ("block_rmatmat", "block_sqnorms", "sketch_gram", "grouped_gram")
 
 
-@usual
+@public
 def vstack(operators: Iterable[Any], *, progress: bool = False) -> Stack:
     """[J₁; J₂; …], lazily: operators with the same columns, one below the other.
 

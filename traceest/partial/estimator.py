@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.layout import feature_axis, state_shape
 from traceest.operators.metering import Meter
 from traceest.partial.result import PartialTrace
@@ -17,7 +17,7 @@ from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
 Side = Literal["auto", "matmat", "rmatmat"]
 
 
-@usual
+@public
 def partial_trace(
     K: Any,
     n_probes: int | None = None,

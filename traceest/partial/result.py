@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels.statistics import _ratio
 from traceest.uncertainty.estimate import Estimate, certain, from_samples
 from traceest.uncertainty.moments import degrees_of_freedom, welch_satterthwaite
@@ -52,7 +52,7 @@ class PartialTrace:
     method: str = ""
 
     @cached_property
-    @usual
+    @public
     def matrix(self) -> Estimate:
         """M, (d, d), each entry with its own standard error."""
         xp, m, mean = self._xp, self.samples.shape[1], self._block_means
@@ -62,7 +62,7 @@ class PartialTrace:
         return self._array(value, *self._spread(self.samples - mean, 1 / (m * (m - 1))))
 
     @cached_property
-    @usual
+    @public
     def trace(self) -> Estimate:
         """Tr M = tr K."""
         forms = self._forms * self.unit
@@ -72,14 +72,14 @@ class PartialTrace:
         return from_samples(forms, bounds=bounds, **self._fields)
 
     @cached_property
-    @usual
+    @public
     def frobenius_norm(self) -> Estimate:
         """‖M‖, from the unbiased ‖M‖² = Σ_{b≠c} mean ⟨M_{b,i}, M_{c,j}⟩ + Σ_b mean_{i≠j} ⟨M_{b,i}, M_{b,j}⟩."""
         norm = self._norm2.map(lambda f: aa.root(self._xp, f))
         return self._estimate(norm, self.unit, bounds=(0.0, math.inf))
 
     @cached_property
-    @usual
+    @public
     def effective_rank(self) -> Estimate:
         """|tr M|² / ‖M‖², the participation ratio: how many modes of the kept axes there are."""
         xp = self._xp
@@ -87,7 +87,7 @@ class PartialTrace:
         return self._estimate(rank, bounds=(1.0 if self.psd else 0.0, float(self.samples.shape[-1])))
 
     @cached_property
-    @usual
+    @public
     def eigenvalues(self) -> Estimate:
         """Those of the mean matrix, (d,), in descending order. Costs n_blocks·m eigenvalue problems of size d.
 
@@ -125,7 +125,7 @@ class PartialTrace:
         known = xp.arange(value.shape[0], device=aa.device(value)) < self.sample_rank * (m - 1) * self.samples.shape[0]
         return self._array(value, xp.where(known, stderr, xp.ones_like(stderr) * math.nan), df, bounds=bounds)
 
-    @usual
+    @public
     def __repr__(self) -> str:
         d = self.samples.shape[-1]
         cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"

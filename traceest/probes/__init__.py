@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.layout import Layout
 from traceest.probes.laws import ORTHOGONAL, SIGNS, Distribution, directions, independent, of_pairs
 from traceest.probes.sources import Source, random_source
@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 
-@usual
 def _drawn(name: Distribution, n: int, k: int, rng: Any, like: Any, n_blocks: int, layout: Layout | None = None) -> Any:
     like = np.empty(0) if like is None else like
     if n % n_blocks:
@@ -79,7 +78,7 @@ def _distribution(name: Distribution, doc: str) -> Any:
     >>> te.probes.{name}(6, 3, rng=0).shape
     (6, 3)
     """
-    return draw
+    return public(draw)
 
 
 rademacher = _distribution("rademacher", "Independent fair signs ±1 (complex: (±1 ± i)/√2). Variance 2(‖A‖² − Σ aᵢᵢ²).")
@@ -96,6 +95,7 @@ hadamard = _distribution(
 )
 
 
+@public
 def balanced(
     n: int,
     k: int,

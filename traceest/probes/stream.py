@@ -11,7 +11,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.layout import Layout
 from traceest.probes import balanced_signs
 from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
@@ -105,7 +105,7 @@ class Probes:
         """Whether a call of `chunks` goes on with the orthogonal set of the one before."""
         return self.explicit is None and self.distribution == "hadamard"
 
-    @usual
+    @public
     def take(self, k: int) -> Any:
         """The next k probes, (n, k); of an orthogonal law, the first of a set."""
         self._set = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.spectrum.quadrature import Quadrature, quadrature
 from traceest.uncertainty.estimate import Estimate, _to_host
 
@@ -54,13 +54,13 @@ class SpectralDensity:
     n_rmatvecs: int = 0
     method: str = ""
 
-    @usual
+    @public
     def __repr__(self) -> str:
         shape = "×".join(str(i) for i in self.nodes.shape)
         cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
         return f"SpectralDensity({self.grid.shape[0]} points, {shape} nodes, method={self.method!r}, {cost})"
 
-    @usual
+    @public
     def cumulative(self, x: Any) -> Any:
         """The share of eigenvalues up to x, broadened likewise; on the host, x a number or an array."""
         from scipy.special import ndtr  # not needed, and not paid for, before it is asked for
@@ -69,12 +69,12 @@ class SpectralDensity:
         x = np.asarray(_to_host(x), dtype=np.float64)
         return np.sum(weights * ndtr((x[..., None, None] - nodes) / width), axis=(-2, -1)) / nodes.shape[0]
 
-    @usual
+    @public
     def band(self, confidence: float = 0.95) -> tuple[Any, Any]:
         """Lower and upper end, (n_points,), of the pointwise intervals of `density`."""
         return Estimate(self.density, self.stderr, self.df, bounds=(0.0, np.inf)).confidence_interval(confidence)
 
-    @usual
+    @public
     def plot(self, ax: Any = None, **kwargs: Any) -> Any:
         """Draw the density and its 95 % band (needs matplotlib); returns the axes.
 
@@ -97,7 +97,7 @@ class SpectralDensity:
         return ax
 
 
-@usual
+@public
 def spectral_density(
     A: Any,
     n_matvecs: int | None = None,

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
 from traceest.spectrum import looks
@@ -59,14 +59,14 @@ class Eigenvalues:
     converged: bool | None = None
     method: str = ""
 
-    @usual
+    @public
     def __repr__(self) -> str:
         cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
         tail = "" if self.converged is None else f", converged={self.converged}"
         return f"Eigenvalues({self.values}, method={self.method!r}, {cost}{tail})"
 
 
-@usual
+@public
 def eigenvalues(
     A: Any,
     k: int = 6,

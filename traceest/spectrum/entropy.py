@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.probes import Distribution
 from traceest.spectrum import looks
 from traceest.spectrum.quadrature import Quadrature, finished, quadrature
 from traceest.uncertainty.estimate import Estimate
 
 
-@usual
+@public
 def entropy_rank(
     K: Any,
     n_matvecs: int | None = None,

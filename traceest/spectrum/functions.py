@@ -10,7 +10,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.operators import gram
 from traceest.probes import Distribution
 from traceest.spectrum import looks
@@ -18,7 +18,7 @@ from traceest.spectrum.quadrature import Function, Quadrature, finished, quadrat
 from traceest.uncertainty.estimate import Estimate
 
 
-@usual
+@public
 def trace_of_function(
     A: Any,
     f: Function,
@@ -130,7 +130,7 @@ def _kept_at_zero(A: Any, f: Function) -> Function:
     return lambda x: f(xp.where(x > 0, x, xp.zeros_like(x)))
 
 
-@usual
+@public
 def logdet(
     A: Any,
     n_matvecs: int | None = None,
@@ -233,7 +233,7 @@ def _log_above_rounding(A: Any, shift: Any) -> Function:
     return f
 
 
-@usual
+@public
 def schatten_norm(
     A: Any,
     p: float,

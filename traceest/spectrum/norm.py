@@ -7,7 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.spectrum.eigenvalues import make_plan, solve
 from traceest.spectrum.functions import self_adjoint
 from traceest.uncertainty.estimate import Estimate
@@ -21,7 +21,7 @@ ALWAYS_EXACT = 16
 QUANTILE = 1.96
 
 
-@usual
+@public
 def spectral_norm(A: Any, n_matvecs: int | None = None, *, rtol: float | None = 1e-3, rng: Any = None) -> Estimate:
     """Estimate ‖A‖₂, the largest singular value, by Krylov iteration from a random vector.
 

@@ -12,8 +12,7 @@ from os import PathLike
 from typing import Any
 
 from traceest import _validation as check
-from traceest._settings import usual
-from traceest._sources import door
+from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
 from traceest.kernels.sketches import Sketch
@@ -65,7 +64,7 @@ class Checkpoint:
         """All Estimates by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
 
-    @usual
+    @public
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={float(e):.4g}±{float(e.stderr):.2g}" for name, e in self.estimates.items())
         return f"Checkpoint(step={self.step:g}, {shown})"
@@ -151,8 +150,7 @@ class Tracker:
     def __getitem__(self, i: int) -> Checkpoint:
         return self.checkpoints[i]
 
-    @door
-    @usual
+    @public
     def update(self, K: Any, step: float | None = None) -> Checkpoint:
         """Look at the kernel as it is now.
 
@@ -186,7 +184,7 @@ class Tracker:
         self.checkpoints.append(_checkpoint(step, K, s, values, trace))
         return self.checkpoints[-1]
 
-    @usual
+    @public
     def table(self) -> dict[str, list[float]]:
         """Columns by name: step, and every statistic with ``_stderr`` and its 95 % interval, ``_low`` and ``_high``."""
         return _export.columns(self.checkpoints)
@@ -195,7 +193,7 @@ class Tracker:
         """Write `table` as comma-separated values, in one step."""
         _export.to_csv(self.checkpoints, path)
 
-    @usual
+    @public
     def plot(self, axes: Any = None) -> Any:
         """Draw trace, norm, effective rank and alignments with their 95 % intervals; needs matplotlib.
 

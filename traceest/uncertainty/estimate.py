@@ -12,7 +12,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _backends
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.uncertainty import skewed_intervals
 from traceest.uncertainty.moments import of_samples, welch_satterthwaite
 
@@ -97,11 +97,11 @@ class Estimate:
     probes: tuple[str, ...] = ()
 
     # -- as a number ---------------------------------------------------------------------------
-    @usual
+    @public
     def __float__(self) -> float:
         return float(self.value)
 
-    @usual
+    @public
     def __complex__(self) -> complex:
         return complex(self.value)
 
@@ -115,7 +115,7 @@ class Estimate:
         """All products spent, with the operator and with its adjoint."""
         return self.n_matvecs + self.n_rmatvecs
 
-    @usual
+    @public
     def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
         """Two-sided interval: Student's, stretched to `reach`, clipped to the statistic's natural bounds.
 
@@ -153,7 +153,7 @@ class Estimate:
             return ConfidenceInterval(float(low), float(high))
         return ConfidenceInterval(low, high)
 
-    @usual
+    @public
     def half_width(self, confidence: float = 0.95) -> Any:
         """How far the unclipped interval goes to its longer side, at least t-quantile × stderr; NaN if stderr is."""
         down, up = self._widths(confidence)
@@ -211,7 +211,7 @@ class Estimate:
         return merge((self, *others))
 
     # -- showing --------------------------------------------------------------------------------
-    @usual
+    @public
     def to_dict(self) -> dict[str, Any]:
         """Plain Python numbers, for `json`; NaN and infinities become None."""
         value = np.asarray(_to_host(self.value))
@@ -229,7 +229,7 @@ class Estimate:
         }
         return json.loads(json.dumps(out), parse_constant=lambda _: None)
 
-    @usual
+    @public
     def __repr__(self) -> str:
         cost = f"n_matvecs={self.n_matvecs}, n_rmatvecs={self.n_rmatvecs}"
         tail = f"method={self.method!r}, {cost}"
@@ -246,7 +246,7 @@ class Estimate:
         return f"Estimate({shown}, {tail})"
 
 
-@usual
+@public
 def merge(estimates: Sequence[Estimate]) -> Estimate:
     """Combine estimates of one quantity from different probes; `Estimate.merge` says how.
 

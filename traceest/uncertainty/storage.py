@@ -13,7 +13,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest import _files
-from traceest._settings import usual
+from traceest._boundary import public
 from traceest.kernels.summary import ESTIMATES, Summary
 from traceest.uncertainty import skewed_intervals
 from traceest.uncertainty.estimate import ARRAYS, PROVENANCE, STATIC, Estimate, _to_host
@@ -21,7 +21,7 @@ from traceest.uncertainty.estimate import ARRAYS, PROVENANCE, STATIC, Estimate, 
 EXPECTED = "a file written by traceest.save"
 
 
-@usual
+@public
 def save(estimate: Estimate | Summary, path: str | PathLike[str]) -> None:
     """Write an Estimate, its samples included, or a Summary to an ``.npz`` file, in one step and never through a link.
 
@@ -59,7 +59,7 @@ def save(estimate: Estimate | Summary, path: str | PathLike[str]) -> None:
     _files.write_archive(where, "save", {"static": text}, arrays)
 
 
-@usual
+@public
 def load(path: str | PathLike[str], *, like: Any = None) -> Any:
     """Read what was written by `save`.
 

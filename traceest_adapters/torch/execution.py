@@ -13,7 +13,7 @@ import torch
 import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from traceest._sources import made_of
+from traceest._boundary import made_of
 
 
 class Autocast(NamedTuple):

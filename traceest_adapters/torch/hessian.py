@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import traceest as te
-from traceest._sources import made_of
+from traceest._boundary import made_of
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters._symmetric import Symmetric
