@@ -12,14 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-WORDS = 5
-
-
-class Sizes(NamedTuple):
-    B: int
-    T: int
-    C: int
+from differential import WORDS, Sizes
 
 
 class Block(NamedTuple):

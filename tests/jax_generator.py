@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import differential
 import jax
 import jax.numpy as jnp
 import jax_tricks  # noqa: F401  (it adds to the blocks)
 import numpy as np
+from differential import WORDS, Dense, Sizes, compare, named, routes
 from hypothesis import strategies as st
-from jax_blocks import BLOCKS, COUPLED, WORDS, Sizes
-from jax_reference import Dense, Outcome, compare, dense, routes
+from jax_blocks import BLOCKS, COUPLED
+from jax_reference import JAX, dense
 
 from traceest_adapters.jax import jacobian
 
@@ -97,20 +97,18 @@ def of_global(net: Net, params: Any, batch: Any) -> Any:
     return net.run(params, batch, GLOBAL["scale"])
 
 
-class Session:
+class Session(differential.Session):
     """A program as it runs: the newest kernel's operator and what it should be, and those of before."""
 
     def __init__(self, program: Program) -> None:
-        self.program, self.rng = program, np.random.default_rng(program.seed)
-        self.tally: Counter[str] = Counter()
-        self.wrong: list[str] = []
+        super().__init__(program)
+        self.rng = np.random.default_rng(program.seed)
         self.net = Net(program)
         GLOBAL["scale"] = 1.0
         self.params = self.net.init(self.rng)
         self.batch = self._drawn()
         self.J: Any = None
         self.D: Dense | None = None
-        self.asked = program.routes
         net = self.net
         self.fn = {
             "method": net.apply,
@@ -130,13 +128,6 @@ class Session:
         if self.program.batch_axis == 1:
             found = {k: np.ascontiguousarray(np.swapaxes(x, 0, 1)) for k, x in found.items()}
         return found if self.program.arrays == "numpy" else {k: jnp.asarray(x) for k, x in found.items()}
-
-    def run(self) -> Session:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for i, action in enumerate(self.program.actions):
-                getattr(self, action.replace(" ", "_"))(f"{i + 1}. {action}")
-        return self
 
     def function(self) -> Any:
         if self.fn is not None:
@@ -168,18 +159,8 @@ class Session:
         assert self.D is not None
         self.asked += 1
         turn = [ROUTES[(FEW * self.asked + i) % len(ROUTES)] for i in range(FEW)]
-        every = routes(self.D, (self.program.probes,), statistics=True)
-        outcomes = compare(make, self.D, (route for route in every if route[0].split(",")[0] in turn))
-        for outcome in outcomes:
-            self._note(outcome, when)
-
-    def _note(self, outcome: Outcome, when: str) -> None:
-        if outcome.wrong is not None:
-            self.wrong.append(f"{when}, {outcome.route}: {outcome.wrong}")
-        elif outcome.refused is not None:
-            self.tally[f"refused ({outcome.route.split(',')[0]}: {outcome.refused})"] += 1
-        else:
-            self.tally["comparisons"] += 1
+        every = routes(self.D, JAX, (self.program.probes,))
+        self.note(when, compare(make, self.D, named(every, turn), JAX))
 
     def _dense(self) -> Dense | None:
         """Of the whole batch at once, by a function that JAX has never seen."""

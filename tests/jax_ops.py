@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax_reference import Dense, dense
+from differential import Dense
+from jax_reference import dense
 
 EXAMPLES = 3
 FORMS = ("argument", "elementwise", "matmul")

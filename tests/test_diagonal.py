@@ -254,7 +254,7 @@ def test_auto_gives_the_bits_of_the_way_it_takes(m):
 
 
 def test_a_look_at_the_wrong_spread_is_caught(monkeypatch):
-    module = sys.modules["traceest.diagonal"]
+    module = sys.modules["traceest.estimators.diagonal"]
     honest = module.spreads
     monkeypatch.setattr(module, "spreads", lambda arrays: honest(arrays)[::-1])
     for spectrum in ("identity", "poly"):

@@ -8,13 +8,13 @@ one model, each with a parameter of its own, for most of the time is compilation
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import pytest
+from differential import Dense, Tally, compare, counted, routes, tally_of, told
 from jax_ops import FORMS, Op, chunks, harnesses, model, op, reference, together
-from jax_reference import Dense, compare, routes
+from jax_reference import JAX
 
 from traceest_adapters.jax import jacobian
 from traceest_adapters.jax.operator import JaxJacobian
@@ -27,16 +27,7 @@ RULED = {
 }
 """Primitives that the adapter knows itself, of which one harness in so many is tried in every run."""
 
-Tally = Counter[str]
-
-
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """What was compared, and what was not and why, told at the end."""
-    found: Tally = Counter()
-    yield found
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\nJAX's harnesses:", ", ".join(f"{n} {what}" for what, n in found.most_common()))
+tally = tally_of("JAX's harnesses")
 
 
 def examine(some: list[Any], forms: tuple[str, ...], tally: Tally, probes: tuple[int, ...] = (3,)) -> list[str]:
@@ -61,24 +52,18 @@ def _compared(found: list[tuple[Op, Dense]], mapped: bool, tally: Tally, probes:
     """All as one model; where that is refused or wrong, in halves, and at last one by one."""
     ops, D = [one for one, _ in found], together(*map(list, zip(*found, strict=True)))
     params, inputs, fn = [one.parameter for one in ops], [one.inputs for one in ops], model(ops, mapped)
-    outcomes = compare(lambda: jacobian(fn, params, inputs), D, routes(D, probes))
+    every = routes(D, JAX, probes, statistics=False)
+    outcomes = compare(lambda: jacobian(fn, params, inputs), D, every, JAX)
     if len(found) > 1 and any(outcome != (outcome.route, None, None) for outcome in outcomes):
         half = len(found) // 2
         return [text for part in (found[:half], found[half:]) for text in _compared(part, mapped, tally, probes)]
     wrong = []
     for outcome in outcomes:
-        if outcome.refused is not None:
-            tally[f"refused ({ops[0].name.split('_')[0]}, {outcome.route.split(',')[0]}: {outcome.refused})"] += 1
-        else:
-            tally["comparisons"] += len(found)
+        counted(tally, outcome, f"{ops[0].name.split('_')[0]}, ", len(found))
         if outcome.wrong is not None:
             how = "mapped" if mapped else "stacked"
             wrong.append(f"{ops[0].name}, {ops[0].form}, {how}, {outcome.route}: {outcome.wrong}")
     return wrong
-
-
-def told(wrong: list[str]) -> str:
-    return "\n".join([f"{len(wrong)} wrong:", *wrong[:200]])
 
 
 @pytest.mark.parametrize("kind", RULED)

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import Counter
 
 import jax
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
-from jax_blocks import BLOCKS, COUPLED, Sizes
+from differential import PLAIN, Sizes, Tally, examine, for_minutes, not_refused, tally_of
+from hypothesis import given, settings
+from jax_blocks import BLOCKS, COUPLED
 from jax_generator import MANY, Program, Session, programs
 
 from traceest_adapters.jax.operator import JaxJacobian
 
-MINUTES = float(os.environ.get("TRACEEST_RANDOM_MINUTES", "20"))
-TALLY: Counter[str] = Counter()
-PLAIN = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck), "print_blob": False}
-
-
-def examine(program: Program) -> None:
-    session = Session(program).run()
-    TALLY.update(session.tally, models=1)
-    assert not session.wrong, "\n".join([repr(program), *session.wrong])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def told(request: pytest.FixtureRequest) -> object:
-    """What was compared, told at the end."""
-    TALLY.clear()
-    yield
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\nrandom models:", ", ".join(f"{n} {what}" for what, n in TALLY.most_common(12)))
-
-
+tally = tally_of("random models in JAX")
 ALONE = [pytest.param(name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, name in enumerate(sorted(BLOCKS))]
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_every_part_alone(name: str) -> None:
+def test_every_part_alone(name: str, tally: Tally) -> None:
     """As many positions as examples, so that a place taken on trust is wrong; asked before training and after."""
-    examine(Program((name,), head="zero, time-major", sizes=Sizes(3, 3, 4), actions=("ask", "step", "ask")))
-    examine(Program((name,), sizes=Sizes(3, 2, 4), probes=MANY, actions=("ask", "ask again", "ask again"), seed=1))
+    examine(
+        Session(Program((name,), head="zero, time-major", sizes=Sizes(3, 3, 4), actions=("ask", "step", "ask"))), tally
+    )
+    again = ("ask", "ask again", "ask again")
+    examine(Session(Program((name,), sizes=Sizes(3, 2, 4), probes=MANY, actions=again, seed=1)), tally)
 
 
 CHANGES = {
@@ -58,47 +41,29 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_changes_between_questions(what: str) -> None:
-    examine(CHANGES[what])
+def test_what_changes_between_questions(what: str, tally: Tally) -> None:
+    examine(Session(CHANGES[what]), tally)
 
 
 @settings(max_examples=12, derandomize=True, **PLAIN)
 @given(programs())
-def test_random_models(program: Program) -> None:
-    examine(program)
+def test_random_models(tally: Tally, program: Program) -> None:
+    examine(Session(program), tally)
 
 
 @pytest.mark.slow
-def test_random_models_for_minutes() -> None:
-    """TRACEEST_RANDOM_MINUTES of models that nobody has seen before; a mismatch is made small, its seed is told."""
-    end = time.monotonic() + 60 * MINUTES
-    while time.monotonic() < end:
-        number = int.from_bytes(os.urandom(4), "big")
-
-        @seed(number)
-        @settings(max_examples=50, **PLAIN)
-        @given(programs())
-        def some(program: Program) -> None:
-            examine(program)
-
-        try:
-            some()
-        except AssertionError as error:
-            raise AssertionError(f"seed {number}: {error}") from error
-        jax.clear_caches()
+def test_random_models_for_minutes(tally: Tally) -> None:
+    for_minutes(Session, programs(), tally, 50, between=jax.clear_caches)
 
 
 # -- the tests bite ------------------------------------------------------------------------------------------------
 @pytest.mark.slow
 def test_models_that_are_alone_are_not_refused() -> None:
-    """A generator that everything is refused of would prove nothing."""
-    for name in sorted(set(BLOCKS) - COUPLED):
-        session = Session(Program((name,))).run()
-        assert not any("make" in what for what in session.tally), (name, session.tally)
+    not_refused({name: Session(Program((name,))) for name in sorted(set(BLOCKS) - COUPLED)})
 
 
 def test_a_product_that_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = JaxJacobian.sketch_gram
     monkeypatch.setattr(JaxJacobian, "sketch_gram", lambda J, V: honest(J, V) * (1 + 1e-4))
     with pytest.raises(AssertionError, match="sketch_gram"):
-        examine(Program(("dense",), routes=0, actions=("ask", "ask", "ask")))
+        examine(Session(Program(("dense",), routes=0, actions=("ask", "ask", "ask"))), Counter())

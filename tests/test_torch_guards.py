@@ -6,17 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from differential import Dense, Outcome, compare, routes
 from torch import nn
-from torch_reference import compare, dense, normal
+from torch_reference import TORCH, dense, normal, stacked
 
 from traceest_adapters.torch import jacobian
 
 F64 = {"dtype": torch.float64}
 
 
-def agree(model: nn.Module, x: torch.Tensor, B: int) -> None:
+def compared(make: Any, D: Dense) -> list[Outcome]:
+    return compare(make, D, routes(D, TORCH, (1, 2, D.B)), TORCH)
+
+
+def agree(model: nn.Module, x: torch.Tensor) -> None:
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    found = compare(lambda: jacobian(model, x), dense(model(x), params), B)
+    found = compared(lambda: jacobian(model, x), dense(model(x), params))
     assert not [outcome for outcome in found if outcome.wrong or outcome.refused]
 
 
@@ -41,9 +46,9 @@ class Overwriting(nn.Module):
 
 def test_an_input_that_a_later_forward_pass_overwrites_is_not_used_as_it_is_then() -> None:
     model, x = Overwriting(), normal(0, 5, 3)
-    agree(model, x, 5)
+    agree(model, x)
     model.overwrite = True
-    agree(model, x, 5)
+    agree(model, x)
 
 
 @pytest.mark.parametrize("side", [3, 4], ids=["one position", "four positions"])
@@ -54,7 +59,6 @@ def test_groups_of_channels_are_summed_over_where_gradients_are_not_formed(group
     agree(
         nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(24 * (side - 2) ** 2, 2, **F64)),
         normal(0, 3, 16, side, side),
-        3,
     )
 
 
@@ -71,7 +75,7 @@ class TwoLayouts(nn.Module):
 
 
 def test_layers_of_one_shape_and_two_layouts_are_not_taken_together() -> None:
-    agree(TwoLayouts(), normal(0, 3, 3, 4), 3)
+    agree(TwoLayouts(), normal(0, 3, 3, 4))
 
 
 class EachTwice(nn.Module):
@@ -88,7 +92,7 @@ class EachTwice(nn.Module):
 
 
 def test_layers_that_are_used_twice_are_not_taken_together() -> None:
-    agree(EachTwice(), normal(0, 3, 2, 4), 3)
+    agree(EachTwice(), normal(0, 3, 2, 4))
 
 
 def flat(p: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
@@ -136,6 +140,6 @@ def test_tables_are_multiplied_across_batches(length: int) -> None:
     words = torch.randint(0, 5, (5, length), generator=torch.Generator().manual_seed(0))
     model = Positions()
     batches = [words[:2], words[2:]]
-    D = torch.cat([dense(model(some), dict(model.named_parameters())) for some in batches])
-    found = compare(lambda: jacobian(model, batches=batches), D, 5)
+    D = stacked([dense(model(some), dict(model.named_parameters())) for some in batches])
+    found = compared(lambda: jacobian(model, batches=batches), D)
     assert not [outcome for outcome in found if outcome.wrong]

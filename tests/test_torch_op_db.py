@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from differential import Dense, Tally, compare, counted, named, routes, tally_of, told
 from torch_ops import EXAMPLES, OneFunction, Varied, database, models, samples
-from torch_reference import Outcome, compare, dense
+from torch_reference import TORCH, dense
 
 from traceest_adapters.torch import jacobian
 
@@ -30,19 +32,11 @@ FOUND_WRONG = [
 """Functions that PyTorch batches wrongly in one way or another, or that were found wrong here: tried in every run."""
 
 EVERY, SHARDS, MOST = 5, 16, int(os.environ.get("TRACEEST_OP_SAMPLES", "16"))
-Tally = Counter[str]
+ROUTES = ("rmatmat", "block_sqnorms", "sketch_gram", "block_rmatmat", "gram_matmat", "matmat", "exact", "norm")
+tally = tally_of("PyTorch's functions")
 
 
-@pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
-    """What was compared, and what was not and why, told at the end."""
-    found: Tally = Counter()
-    yield found
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print("\nPyTorch's functions:", ", ".join(f"{n} {what}" for what, n in found.most_common()))
-
-
-def reference(model: OneFunction) -> torch.Tensor | str:
+def reference(model: OneFunction) -> Dense | str:
     """The dense Jacobian, or why there is none."""
     try:
         state = model.call(model.params, *model.inputs)
@@ -53,7 +47,7 @@ def reference(model: OneFunction) -> torch.Tensor | str:
         D = dense(state, model.params)
     except Exception:  # of a function that cannot be called or differentiated so by PyTorch itself
         return "not differentiable by PyTorch itself"
-    return D if bool(D.isfinite().all()) else "without a finite derivative"
+    return D if np.isfinite(D.matrix).all() else "without a finite derivative"
 
 
 def examine(name: str, most: int, tally: Tally) -> Iterator[str]:
@@ -72,25 +66,16 @@ def examine(name: str, most: int, tally: Tally) -> Iterator[str]:
                     tally[f"models {D}"] += 1
                     continue
                 tally["models"] += 1
-                for outcome in compare(lambda m=model: jacobian(m.call, *m.inputs, params=m.params), D, EXAMPLES):
-                    yield from _counted(outcome, f"{name}, sample {i}, {model.form}", tally)
-
-
-def _counted(outcome: Outcome, of: str, tally: Tally) -> Iterator[str]:
-    if outcome.refused is None:
-        tally["comparisons"] += 1
-    else:
-        tally[f"refused ({outcome.route.split(',')[0]}: {outcome.refused})"] += 1
-    if outcome.wrong is not None:
-        yield f"{of}, {outcome.route}: {outcome.wrong}"
+                every_route = named(routes(D, TORCH, (1, 2, EXAMPLES)), ROUTES)
+                make = lambda m=model: jacobian(m.call, *m.inputs, params=m.params)  # noqa: E731
+                for outcome in compare(make, D, every_route, TORCH):
+                    counted(tally, outcome)
+                    if outcome.wrong is not None:
+                        yield f"{name}, sample {i}, {model.form}, {outcome.route}: {outcome.wrong}"
 
 
 def names() -> list[str]:
     return [name for name in database() if name not in OTHER_PRECISION | STRIDED_VIEWS]
-
-
-def told(wrong: list[str]) -> str:
-    return "\n".join([f"{len(wrong)} wrong:", *wrong[:200]])
 
 
 @pytest.mark.parametrize("name", FOUND_WRONG)

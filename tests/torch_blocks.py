@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from differential import WORDS, Sizes
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 F64 = {"dtype": torch.float64}
-WORDS = 5
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of a batch: examples, positions, channels (an even number)."""
-
-    B: int
-    T: int
-    C: int
 
 
 Context = dict[str, torch.Tensor]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import differential
+import numpy as np
 import torch
 import torch_tricks  # noqa: F401  (it adds to the blocks)
+from differential import WORDS, Dense, Sizes, compare, named, routes
 from hypothesis import strategies as st
 from torch import nn
-from torch_blocks import BLOCKS, COUPLED, F64, WORDS, Sizes, linear
-from torch_reference import Outcome, compare, dense
+from torch_blocks import BLOCKS, COUPLED, F64, linear
+from torch_reference import TORCH, dense, stacked
 
 from traceest_adapters.torch import jacobian
 
 HEADS = ("none", "pooled", "pooled to one", "zero", "zero, time-major")
 OUTPUTS = ("tensor", "tuple", "dict", "both")
 """Of which the first or "y" is the state; of "both" everything is, the second part a thousand million times larger."""
+ROUTES = ("block_sqnorms", "exact", "rmatmat", "sketch_gram", "norm", "matmat", "gram_matmat", "block_rmatmat")
 ACTIONS = ("ask", "ask again", "step", "mode", "input", "buffers", "data", "ask of old")
 FEW = 3
 """Routes to a question: with as many as there are, most of the time would go into the first."""
@@ -91,25 +93,16 @@ def batch(program: Program) -> tuple[torch.Tensor, ...]:
     return tuple(x.transpose(0, 1).contiguous() for x in found) if program.batch_axis == 1 else found
 
 
-class Session:
+class Session(differential.Session):
     """A program as it runs: the newest kernel's operator and what it should be, and those of before."""
 
     def __init__(self, program: Program) -> None:
+        super().__init__(program)
         torch.manual_seed(program.seed)
-        self.program, self.tally = program, Counter()
-        self.wrong: list[str] = []
         self.model = Generated(program).train(program.training)
         self.inputs = batch(program)
         self.J: Any = None
-        self.old: list[tuple[Any, torch.Tensor]] = []
-        self.asked = program.routes
-
-    def run(self) -> Session:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for i, action in enumerate(self.program.actions):
-                getattr(self, action.replace(" ", "_"))(f"{i + 1}. {action}")
-        return self
+        self.old: list[tuple[Any, Dense]] = []
 
     # -- what is asked ------------------------------------------------------------------------------------------
     def ask(self, when: str) -> None:
@@ -118,11 +111,11 @@ class Session:
             self.old.append((self.J, self.D))
         self.J = None
         try:
-            self.D = torch.cat([dense(self._state(*some), self._params()) for some in self._batches()])
+            self.D = stacked([dense(self._state(*some), self._params()) for some in self._batches()])
         except (RuntimeError, ValueError):  # a row for each example, or a batch norm, of a half of the examples
             self.tally["no model of a part of the batch"] += 1
             return
-        if not bool(self.D.isfinite().all()) or float(self.D.norm()) > 1e6:
+        if not np.isfinite(self.D.matrix).all() or np.linalg.norm(self.D.matrix) > 1e6:
             self.tally["too large"] += 1
             return
         program = self.program
@@ -149,21 +142,11 @@ class Session:
         for J, D in self.old[-1:]:
             self._compare(lambda J=J: J, D, when)
 
-    def _compare(self, make: Any, D: torch.Tensor, when: str) -> None:
-        B = 1 if self.program.batch_axis is None else self.program.sizes.B
+    def _compare(self, make: Any, D: Dense, when: str) -> None:
         self.asked += 1
-        every = ("block_sqnorms", "exact", "rmatmat", "sketch_gram", "norm", "matmat", "gram_matmat", "block_rmatmat")
-        turn = [every[(self.asked + i) % len(every)] for i in range(FEW)]
-        for outcome in compare(make, D, B, lambda name: name.split(",")[0] in turn):
-            self._note(outcome, when)
-
-    def _note(self, outcome: Outcome, when: str) -> None:
-        if outcome.wrong is not None:
-            self.wrong.append(f"{when}, {outcome.route}: {outcome.wrong}")
-        elif outcome.refused is not None:
-            self.tally[f"refused ({outcome.route.split(',')[0]}: {outcome.refused})"] += 1
-        else:
-            self.tally["comparisons"] += 1
+        turn = [ROUTES[(self.asked + i) % len(ROUTES)] for i in range(FEW)]
+        every = routes(D, TORCH, sorted({1, 2, D.B}))
+        self.note(when, compare(make, D, named(every, turn), TORCH))
 
     def _params(self) -> dict[str, torch.Tensor]:
         return {name: x for name, x in self.model.named_parameters() if x.requires_grad}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from differential import WORDS, Sizes
 from torch.nn.utils import rnn
-from torch_blocks import F64, WORDS, Block, Context, Sizes, block, coupled, linear, p
+from torch_blocks import F64, Block, Context, block, coupled, linear, p
 
 
 # -- zeros ------------------------------------------------------------------------------------------------------
