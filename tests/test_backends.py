@@ -160,7 +160,7 @@ BATCHABLE = {
 
 
 @pytest.mark.parametrize("name", BATCHABLE)
-@pytest.mark.parametrize("library", ["jax", "jax-jit", "torch"])
+@pytest.mark.parametrize("library", [pytest.param("jax", marks=pytest.mark.slow), "jax-jit", "torch"])
 def test_estimates_come_out_of_vmap_as_pytrees(name, library):
     A, V, f = zoo.spectral("poly", N), probes(5, N, 6), BATCHABLE[name]
     if library == "torch":
@@ -229,8 +229,20 @@ OVER_KEYS = {
 }
 
 
+ALIKE = (
+    "hutchinson, rademacher",
+    "hutchinson, hadamard",
+    "hutchpp",
+    "nystrompp",
+    "xnystrace",
+    "rhutch",
+    "effective rank",
+)
+"""One of each kind."""
+
+
 @pytest.mark.usefixtures("compile_as_usual")
-@pytest.mark.parametrize("name", OVER_KEYS)
+@pytest.mark.parametrize("name", [n if n in ALIKE else pytest.param(n, marks=pytest.mark.slow) for n in OVER_KEYS])
 def test_seeds_are_mapped_over_and_compiled(name):
     """jit(vmap(estimator)) over keys gives what one key after the other does, error bars included."""
     A, f = jnp.asarray(zoo.spectral("poly", 20)), OVER_KEYS[name]

@@ -79,6 +79,7 @@ def test_slopes_are_those_of_power_laws() -> None:
     assert scaling.slope(rows, "summary", "seconds") is None
 
 
+@pytest.mark.slow
 def test_starting_brings_no_heavy_library_along() -> None:
     import_row, *first = startup.measure(1, ["torch"])
     assert import_row["brought"] == []

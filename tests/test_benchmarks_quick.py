@@ -36,6 +36,7 @@ def test_operators_are_raced_quickly(tmp_path: Path) -> None:
     assert (tmp_path / "against_spectra_n_1000.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_part_that_is_there_is_not_measured_again(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("torch")

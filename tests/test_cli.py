@@ -30,6 +30,11 @@ def framework(request):
     return request.param
 
 
+def slow_in(one, other):
+    """Both frameworks, the first of them in slow runs alone."""
+    return pytest.mark.parametrize("framework", [pytest.param(one, marks=pytest.mark.slow), other], indirect=True)
+
+
 @pytest.fixture
 def few_images(monkeypatch):
     """Kernels so small that their exact statistics take no time."""
@@ -43,6 +48,7 @@ def run_json(capsys, *args):
     return json.loads(capsys.readouterr().out)
 
 
+@slow_in("jax", "torch")
 @pytest.mark.usefixtures("few_images")
 def test_json_holds_every_statistic_with_its_interval_beside_the_exact_value(framework, capsys, tmp_path):
     png = tmp_path / "demo.png"
@@ -93,6 +99,7 @@ def assert_track_ends_in_the_table(model):
     assert track[0]["alignment"]["value"] == pytest.approx(1, rel=1e-5)
 
 
+@slow_in("torch", "jax")
 @pytest.mark.usefixtures("few_images")
 def test_tables_fit_eighty_columns_and_the_bar_stays_out_of_stdout(framework, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -199,7 +199,8 @@ def test_scaled_models_have_finite_gradients() -> None:
             torch.testing.assert_close(p.grad, plain[name], rtol=2e-3, atol=1e-3 * float(plain[name].abs().max()))
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_the_example_steers_the_kernel(framework: str) -> None:
     example = Path(__file__).parent.parent / "docs" / "examples" / "ntk_regulariser.py"
     command = [sys.executable, str(example), "--quick", "--framework", framework]

@@ -19,7 +19,8 @@ import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import traceest as te
-from traceest_adapters.jax import ghost, jacobian, ntk, steps
+from traceest_adapters.jax import jacobian, ntk
+from traceest_adapters.jax.per_example import compiled as steps, ghost_norms as ghost
 jax.config.update("jax_enable_x64", True)
 devices = jax.devices()
 assert len(devices) == 8
@@ -133,7 +134,8 @@ else:
 @pytest.mark.parametrize("name", [n if i in (2, 4, 5) else pytest.param(n, marks=pytest.mark.slow)
                                   for i, n in enumerate(CODE)])  # fmt: skip
 def test_on_a_mesh_of_eight(name: str) -> None:
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     root = str(Path(__file__).parent.parent)
     run = subprocess.run(
         [sys.executable, "-c", SETUP + CODE[name]], capture_output=True, text=True, env=env, cwd=root, check=False

@@ -19,11 +19,11 @@ from jax_reference import JAX
 from traceest_adapters.jax import jacobian
 from traceest_adapters.jax.operator import JaxJacobian
 
-SHARDS, TOGETHER, EVERY = 16, 12, 24
+SHARDS, TOGETHER, EVERY = 16, 12, 40
 RULED = {
-    "products": {"dot_general": 10},
-    "convolutions": {"conv_general_dilated": 30},
-    "others": {"gather": 76, "add": 3, "sub": 3, "div": 7, "reshape": 5},
+    "products": {"dot_general": 20},
+    "convolutions": {"conv_general_dilated": 60},
+    "others": {"gather": 150, "add": 6, "sub": 6, "div": 14, "reshape": 10},
 }
 """Primitives that the adapter knows itself, of which one harness in so many is tried in every run."""
 

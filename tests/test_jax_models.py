@@ -220,6 +220,7 @@ SLOW = {
     "vit (linen)",
     "neural ode (diffrax)",
     "neural ode, forward mode alone (diffrax)",
+    "neural ode, reverse mode alone (diffrax)",
 }
 ROUNDING = {"gpt-2 (nnx)": 1e-5}  # its attention weights are of float32 whatever the parameters are
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]

@@ -14,7 +14,7 @@ from jax_generator import MANY, Program, Session, programs
 from traceest_adapters.jax.operator import JaxJacobian
 
 tally = tally_of("random models in JAX")
-ALONE = [pytest.param(name, marks=() if i % 6 == 0 else pytest.mark.slow) for i, name in enumerate(sorted(BLOCKS))]
+ALONE = [pytest.param(name, marks=() if i % 9 == 0 else pytest.mark.slow) for i, name in enumerate(sorted(BLOCKS))]
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -45,7 +45,7 @@ def test_what_changes_between_questions(what: str, tally: Tally) -> None:
     examine(Session(CHANGES[what]), tally)
 
 
-@settings(max_examples=12, derandomize=True, **PLAIN)
+@settings(max_examples=8, derandomize=True, **PLAIN)
 @given(programs())
 def test_random_models(tally: Tally, program: Program) -> None:
     examine(Session(program), tally)

@@ -97,6 +97,7 @@ def test_alphas_are_told_apart_only_where_no_interval_meets_another():
     assert rich_or_lazy_report.told_apart(rows, "x", 0.0) == (0, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_runs_in_quick_mode_and_writes_what_its_page_needs(name, tmp_path, capsys):
     study, tables = STUDIES[name]

@@ -38,6 +38,7 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_question_runs_quickly_and_writes_what_it_says(name, tmp_path):
     printed = run(name, "--quick", "--out", str(tmp_path))
@@ -47,10 +48,12 @@ def test_a_question_runs_quickly_and_writes_what_it_says(name, tmp_path):
     for figure in FIGURES[name]:
         assert (tmp_path / f"{figure}.png").stat().st_size > 10_000
         assert (tmp_path / f"{figure}.svg").stat().st_size > 10_000
-    if name == "spectra":
-        check_spectra(found)
-    else:
-        check_modes(found)
+    CHECKS[name](found)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_data_hold_what_a_run_has_to(name):
+    CHECKS[name](json.loads((REPRODUCTION / "data" / f"{name}.json").read_text()))
 
 
 def check_spectra(found):
@@ -80,6 +83,9 @@ def check_modes(found):
             assert all(e["converged"] for e in answers.values())
             values = np.array([e["value"] for e in answers.values()])
             assert np.all(np.abs(values / values.mean() - 1) < 0.1) if len(values) else r["framework"] == "JAX"
+
+
+CHECKS = {"spectra": check_spectra, "ad_modes": check_modes}
 
 
 @pytest.mark.parametrize("name", FIGURES)

