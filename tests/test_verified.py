@@ -496,6 +496,55 @@ def test_what_is_packed_or_says_more_than_it_holds_is_not_read(tmp_path: Path, m
         te.load(path)
 
 
+def test_a_size_of_which_the_directory_lies_is_not_asked_for(tmp_path: Path) -> None:
+    """A member that is said to be larger than the file, by its header and by the archive's directory alike."""
+    path = tmp_path / "run.npz"
+    te.save(te.hutchinson(np.eye(40) + 1, 4, rng=0), path)
+    rewritten(path, samples=npy(0, "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 100000000), }"))
+    raw = bytearray(path.read_bytes())
+    at = raw.rindex(b"samples.npy") - 46 + 24  # of the uncompressed size, in the directory at the end
+    raw[at : at + 4] = (128 + 8 * 10**8).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="is compressed, or larger than the file itself"):
+        te.load(path)
+
+
+def test_arrays_that_no_estimate_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    e = te.hutchinson(np.eye(40) + 1, 4, rng=0)
+    te.save(e, path)
+    rewritten(path, samples=np.zeros((1, 0)))
+    with pytest.raises(ValueError, match="do not fit the rest"):
+        te.load(path)
+    axes = (1,) * 9
+    rewritten(path, samples=None, reach=None, **dict.fromkeys(("value", "stderr", "df"), np.ones(axes)))
+    with pytest.raises(ValueError, match="its value has 9 axes"):
+        te.load(path)
+
+
+def test_numbers_of_another_machine_come_in_the_order_of_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    e = te.hutchinson(np.eye(40) + 1, 4, rng=0)
+    te.save(e, path)
+    names = [name for name in ("value", "stderr", "df", "samples", "reach") if getattr(e, name) is not None]
+    rewritten(path, **{name: np.asarray(getattr(e, name)).astype(">f8") for name in names})
+    for name in names:
+        found = getattr(te.load(path), name)
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, getattr(e, name))
+
+
+def test_a_count_is_not_negative(tmp_path: Path) -> None:
+    path = tmp_path / "run.npz"
+    for n in (-1, 2**53):
+        np.savez(path, n=np.asarray(n))
+        with (
+            pytest.raises(ValueError, match="which no run has counted"),
+            _files.archive(path, "test", "a count") as file,
+        ):
+            file.number("n")
+
+
 def test_a_file_that_is_there_already_is_not_taken_for_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
