@@ -41,14 +41,14 @@ def alignment(s: Sketch, a: int, b: int, psd: bool) -> Estimate:
     found = s.product(a, b).map(cosine, s.product(a, a), s.product(b, b))
     if s.left_with_a_pair and a != b:
         found = found._replace(left_out=None)
-    return s.estimate(found, bounds=(0.0 if psd else -1.0, 1.0))
+    return s.estimate(found._replace(compares=True), bounds=(0.0 if psd else -1.0, 1.0))
 
 
 def relative_distance(s: Sketch, a: int, b: int) -> Estimate:
     """‖K_a − K_b‖ / ‖K_b‖."""
     xp, (squared, unit) = s.xp, s.squared_distance(a, b)
     ratio = squared.map(lambda d, f: _ratio(xp, aa.root(xp, d), aa.root(xp, f)), s.product(b, b))
-    return s.estimate(ratio, unit / s.units[b], bounds=(0.0, math.inf))
+    return s.estimate(ratio._replace(compares=True), unit / s.units[b], bounds=(0.0, math.inf))
 
 
 def target_alignment(s: Sketch, a: int, psd: bool) -> Estimate:
@@ -61,14 +61,15 @@ def target_alignment(s: Sketch, a: int, psd: bool) -> Estimate:
 def trace_change(s: Sketch, a: int, b: int) -> Estimate:
     """Tr K_a − tr K_b."""
     x, y, unit = _shares(s, a, b)
-    return s.estimate(s.trace(a).map(lambda t, u: t * x - u * y, s.trace(b)), unit)
+    change = s.trace(a).map(lambda t, u: t * x - u * y, s.trace(b))
+    return s.estimate(change._replace(compares=True), unit)
 
 
 def frobenius_norm_change(s: Sketch, a: int, b: int) -> Estimate:
     """‖K_a‖ − ‖K_b‖."""
     x, y, unit = _shares(s, a, b)
     change = s.product(a, a).map(lambda f, g: aa.root(s.xp, f) * x - aa.root(s.xp, g) * y, s.product(b, b))
-    return s.estimate(change, unit)
+    return s.estimate(change._replace(compares=True), unit)
 
 
 def effective_rank_change(s: Sketch, a: int, b: int) -> Estimate:
@@ -77,7 +78,8 @@ def effective_rank_change(s: Sketch, a: int, b: int) -> Estimate:
     def change(t: Any, f: Any, u: Any, g: Any) -> Any:
         return _ratio(s.xp, t, f) - _ratio(s.xp, u, g)
 
-    return s.estimate(s.squared_trace(a).map(change, s.product(a, a), s.squared_trace(b), s.product(b, b)))
+    found = s.squared_trace(a).map(change, s.product(a, a), s.squared_trace(b), s.product(b, b))
+    return s.estimate(found._replace(compares=True))
 
 
 def _shares(s: Sketch, a: int, b: int) -> tuple[Any, Any, Any]:

@@ -14,9 +14,10 @@ from traceest import _backends
 from traceest._boundary import public
 from traceest.operators.layout import Layout
 from traceest.probes import balanced_signs
-from traceest.probes.laws import ORTHOGONAL, Distribution, of_samples
+from traceest.probes.laws import ORTHOGONAL, SIGNS, Distribution, of_samples
 from traceest.probes.orthogonal_signs import HadamardSet, order
 from traceest.probes.sources import HostSource, mark_of, random_source
+from traceest.uncertainty.doubt import FEW_PAIRS, FEW_SAMPLES, Doubt
 
 SEEN = 4
 """Times that the rarer sum of balanced signs has to be expected for its share in the error to be seen in samples."""
@@ -85,13 +86,25 @@ class Probes:
         return d if self.distribution == "orthogonal" else order(d)
 
     @property
-    def doubt(self) -> float:
+    def doubt(self) -> Doubt:
         """How far off a form of those drawn so far may be, relative, without their spread telling of it; 0 in general.
 
         The sums of balanced signs over a feature's positions have squares of two values. Where the rarer one is not
         expected a few times among all that were drawn, a constant may have been met with the other alone.
         """
-        if self.explicit is not None or self.distribution != "balanced":
+        return self._doubt(self.explicit is None, FEW_SAMPLES)
+
+    def doubt_of_pairs(self, known: bool) -> Doubt:
+        """The same for products of two of those drawn, whose law is `known` to be what is named, or may be any."""
+        return self._doubt(known, FEW_PAIRS).of_squares()
+
+    def _doubt(self, known: bool, few: int) -> Doubt:
+        signs = not known or self.distribution in SIGNS
+        return Doubt(self._of_constants if known else 0.0, signs and self.drawn < few)
+
+    @property
+    def _of_constants(self) -> float:
+        if self.distribution != "balanced":
             return 0.0
         T = self.layout.positions
         low, high, larger = balanced_signs.sums(T)

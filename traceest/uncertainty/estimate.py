@@ -14,6 +14,7 @@ from traceest import _array_api as aa
 from traceest import _backends
 from traceest._boundary import public
 from traceest.uncertainty import skewed_intervals
+from traceest.uncertainty.doubt import CERTAIN, Doubt, doubted
 from traceest.uncertainty.moments import of_samples, welch_satterthwaite
 
 ARRAYS = ("value", "stderr", "df", "samples", "reach")
@@ -326,11 +327,7 @@ def _check_apart(estimates: Sequence[Estimate]) -> None:
         )
 
 
-AGREEING = 0.05
-"""Samples whose stderr is less than this part of what it may not see are taken to have met the same constant."""
-
-
-def from_samples(samples: Any, *, population: int | None = None, doubt: float = 0.0, **fields: Any) -> Estimate:
+def from_samples(samples: Any, *, population: int | None = None, doubt: Doubt = CERTAIN, **fields: Any) -> Estimate:
     """Mean over independent samples, summed over independent blocks, with a Student-t error.
 
     Parameters
@@ -340,18 +337,16 @@ def from_samples(samples: Any, *, population: int | None = None, doubt: float = 
     population : int, optional
         Length d of the probes when they were drawn orthogonal to each other: then the variance of the
         mean is s²/m·(1 − m/d), as in sampling without replacement.
-    doubt : float
-        Part of the value that may be an error which the samples' spread does not tell (`Probes.doubt`): where they all
+    doubt : Doubt
+        What part of the value may be an error which the samples' spread does not tell (`Probes.doubt`): where they all
         but agree, that is the stderr.
     **fields
         The remaining fields of `Estimate`.
     """
     positive = fields.get("bounds", (-math.inf, 0.0))[0] == 0
     value, stderr, df, reach = _backends.compiled(of_samples, (population, positive), samples, samples)
-    if doubt:
-        xp = aa.namespace(value)
-        unseen = doubt * xp.abs(value)
-        stderr = xp.where(stderr < AGREEING * unseen, unseen, stderr)
+    if samples.shape[1] != population:  # all there are leave no doubt
+        stderr = doubted(aa.namespace(value), doubt, value, stderr)
     return Estimate(value, stderr, df, samples, **fields, reach=reach)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest.uncertainty.doubt import CERTAIN, Doubt, doubted
 from traceest.uncertainty.estimate import Estimate
 from traceest.uncertainty.moments import degrees_of_freedom, welch_satterthwaite
 from traceest.uncertainty.skewed_intervals import Rescaling, reach
@@ -28,6 +29,7 @@ class Statistic(NamedTuple):
     value: Any
     left_out: Any  # (B, m) or None
     rescaled: Rescaling | None = None  # None: no block's length matters
+    compares: bool = False  # kernels with each other, and not with a unit
 
     def map(self, f: Callable[..., Any], *others: Statistic) -> Statistic:
         """F of this and other statistics of the same probes, leave-one-out values with it."""
@@ -36,6 +38,18 @@ class Statistic(NamedTuple):
         if any(s.left_out is None for s in everyone):
             return Statistic(whole, None)
         return Statistic(whole, f(*(s.left_out for s in everyone)), _of_rescaled(f, everyone))
+
+    def of_something(self, xp: Any, size: Any, square: bool) -> Statistic:
+        """With the error unknown where no pair of probes has seen anything of sketches whose products have that size.
+
+        A direction that all probes but one are orthogonal to has no product of two that is not 0. A square that comes
+        out negative with every probe left out has not been seen either.
+        """
+        if self.left_out is None:
+            return self
+        value, left_out = (x if square else xp.abs(x) for x in (self.value, self.left_out))
+        unseen = (size > 0) & (xp.maximum(value, xp.max(left_out)) <= size * xp.finfo(size.dtype).eps)
+        return self._replace(left_out=xp.where(unseen, xp.ones_like(self.left_out) * math.nan, self.left_out))
 
     def spreading(self, spread: Any, df: Any) -> Statistic:
         """With ρ² of the blocks' squared lengths, and its degrees of freedom."""
@@ -145,11 +159,13 @@ def pair_mean(xp: Any, H: Any, forms: tuple[Any, Any] | None = None, law: Invari
     return Statistic(value, value + cross_change + without - whole, rescaled)
 
 
-def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+def jackknife(
+    xp: Any, s: Statistic, size: Any = 1.0, *, doubt: Doubt = CERTAIN, proportional: Any = False, **fields: Any
+) -> Estimate:
     """`size` times s; Var ≈ Σ_b (m−1)/m Σ_i (θ₍₋b,i₎ − mean)² (Efron and Stein 1981), df by Welch–Satterthwaite.
 
     The interval reaches further where one block's probes may have been unlucky: see
-    `traceest.uncertainty.skewed_intervals`.
+    `traceest.uncertainty.skewed_intervals`. The error is no smaller than what `doubt` leaves; see `doubted`.
     """
     if s.left_out is None:
         nothing = s.value * math.nan
@@ -160,4 +176,5 @@ def jackknife(xp: Any, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate
     squares = aa.abs2(xp, d / scale)
     parts = xp.sqrt(xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
     stderr, df = welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
+    stderr = doubted(xp, doubt, s.value, stderr, proportional)
     return Estimate(s.value * size, stderr * size, df, reach=reach(xp, s.value, s.rescaled, size), **fields)

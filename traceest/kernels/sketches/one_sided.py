@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,9 +19,17 @@ from traceest.operators.layout import layout
 from traceest.operators.metering import Meter
 from traceest.probes import Probes, of_pairs
 from traceest.uncertainty.block_spread import block_df, block_spread, spread_of_samples
+from traceest.uncertainty.doubt import CERTAIN, Doubt, several_directions
 from traceest.uncertainty.estimate import Estimate
 from traceest.uncertainty.moments import degrees_of_freedom
-from traceest.uncertainty.ustatistics import Invariant, Statistic, block_sum, jackknife, pair_mean, squared_mean
+from traceest.uncertainty.ustatistics import (
+    Invariant,
+    Statistic,
+    block_sum,
+    jackknife,
+    pair_mean,
+    squared_mean,
+)
 
 
 @dataclass
@@ -33,6 +43,7 @@ class OneSided(Sketch):
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
     law: Invariant | None = None
+    doubt: Doubt = CERTAIN
 
     @property
     def left_with_a_pair(self) -> bool:
@@ -62,7 +73,9 @@ class OneSided(Sketch):
         xp = self.xp
         H = aa.abs2(xp, Ga) if Ga is Gb else aa.real(xp, aa.conj(xp, Ga) * Gb)
         forms = None if self.law is None else (self._diagonal(Ga), self._diagonal(Gb))
-        return pair_mean(xp, H, forms, self.law)
+        found = pair_mean(xp, H, forms, self.law)
+        size = xp.max(xp.abs(Ga)) * (xp.max(xp.abs(Gb)))
+        return found.of_something(xp, size, Ga is Gb)
 
     def _product(self, a: int, b: int) -> Statistic:
         """The U-statistic of G_a∘G_b."""
@@ -101,7 +114,14 @@ class OneSided(Sketch):
 
     def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         """With the delete-one jackknife."""
-        return jackknife(self.xp, statistic, size, **self.fields, **fields)
+        proportional = self.doubt.alike and statistic.compares and self._once("directions", self._directions, 0, 0)
+        return jackknife(self.xp, statistic, size, doubt=self.doubt, proportional=proportional, **self.fields, **fields)
+
+    def _directions(self, *_: int) -> Any:
+        """Whether the sketches of every kernel have several directions within a block."""
+        xp = self.xp
+        own = (xp.linalg.diagonal(xp.permute_dims(G, (1, 3, 0, 2))) for G in self.grams)  # (m, m, B)
+        return functools.reduce(operator.and_, [several_directions(xp, xp.permute_dims(G, (2, 0, 1))) for G in own])
 
 
 @dataclass
@@ -119,6 +139,7 @@ class Grams:
     m: int
     fields: dict[str, Any]
     law: Invariant | None
+    doubt: Doubt
 
     @property
     def like(self) -> Any:
@@ -127,13 +148,13 @@ class Grams:
 
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
-        return (self.grams, self.means, self.target_norm), (self.m, tuple(self.fields.items()), self.law)
+        return (self.grams, self.means, self.target_norm), (self.m, tuple(self.fields.items()), self.law, self.doubt)
 
     @classmethod
     def of_parts(cls, arrays: Any, static: Any) -> OneSided:
         """The sketch of these parts."""
-        (grams, means, target_norm), (m, fields, law) = arrays, static
-        return cls(aa.namespace(grams[0][0]), grams, means, target_norm, m, dict(fields), law).sketch()
+        (grams, means, target_norm), (m, fields, law, doubt) = arrays, static
+        return cls(aa.namespace(grams[0][0]), grams, means, target_norm, m, dict(fields), law, doubt).sketch()
 
     def sketch(self) -> OneSided:
         """Units taken out, and the columns that were not drawn turned into what they are for."""
@@ -153,7 +174,7 @@ class Grams:
             if self.target_norm is not None:
                 Y = xp.sum(G[:, first_target:, :, first_target:], axis=(0, 2))
                 targets.append(aa.real(xp, xp.sum(xp.linalg.diagonal(Y))) / self.target_norm)
-        return OneSided(xp, kept, units, self.fields, targets, law=self.law)
+        return OneSided(xp, kept, units, self.fields, targets, law=self.law, doubt=self.doubt)
 
 
 def one_sided(Ks: list[Any], request: Request) -> Grams:
@@ -187,7 +208,7 @@ def one_sided(Ks: list[Any], request: Request) -> Grams:
         spent = {"n_matvecs": spent["n_rmatvecs"], "n_rmatvecs": spent["n_matvecs"]}
     fields: dict[str, Any] = {"method": "block U-statistic" if B > 1 else "U-statistic", **spent}
     means = xp.sum(xp.reshape(V, (B, n // B, m)), axis=1) / n if request.centred else None
-    return Grams(xp, per_kernel, means, request.target_norm, m, fields, law)
+    return Grams(xp, per_kernel, means, request.target_norm, m, fields, law, stream.doubt_of_pairs(known))
 
 
 def _grams(xp: Any, J: Any, V: Any, B: int, groups: Any) -> list[Any]:

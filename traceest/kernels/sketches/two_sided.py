@@ -8,6 +8,8 @@ mean; a smooth function of these values is linear there, and the error of the fu
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,6 +23,7 @@ from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
 from traceest.probes import SIGNS, Probes, of_pairs
 from traceest.uncertainty.block_spread import spread_of_samples
+from traceest.uncertainty.doubt import CERTAIN, Doubt, several_directions
 from traceest.uncertainty.estimate import Estimate
 from traceest.uncertainty.leave_out import Basis, LeftOut
 from traceest.uncertainty.ustatistics import Statistic, block_sum, jackknife, squared_mean
@@ -40,6 +43,7 @@ class Plain(Sketch):
     fields: dict[str, Any]
     targets: list[Any]
     groups: list[Sketch] = field(default_factory=list)
+    doubt: Doubt = CERTAIN
 
     @property
     def like(self) -> Any:
@@ -48,13 +52,13 @@ class Plain(Sketch):
 
     def parts(self) -> tuple[Any, Any]:
         """The arrays, and the rest, which is hashable."""
-        return (self.KV, self.V, self.units, self.targets), tuple(self.fields.items())
+        return (self.KV, self.V, self.units, self.targets), (tuple(self.fields.items()), self.doubt)
 
     @classmethod
     def of_parts(cls, arrays: Any, static: Any) -> Plain:
         """The sketch of these parts."""
-        KV, V, units, targets = arrays
-        return cls(aa.namespace(V), V, KV, units, dict(static), targets)
+        (KV, V, units, targets), (fields, doubt) = arrays, static
+        return cls(aa.namespace(V), V, KV, units, dict(fields), targets, doubt=doubt)
 
     def forms(self, a: int) -> Any:
         """VᴴK_aV, (1, m)."""
@@ -86,7 +90,13 @@ class Plain(Sketch):
 
     def estimate(self, statistic: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         """With the error of a mean, by the jackknife."""
-        return jackknife(self.xp, statistic, size, **self.fields, **fields)
+        proportional = self.doubt.alike and statistic.compares and self._once("directions", self._directions, 0, 0)
+        return jackknife(self.xp, statistic, size, doubt=self.doubt, proportional=proportional, **self.fields, **fields)
+
+    def _directions(self, *_: int) -> Any:
+        """Whether the sketches of every kernel have several directions."""
+        xp = self.xp
+        return functools.reduce(operator.and_, [several_directions(xp, aa.adjoint(xp, X) @ X) for X in self.KV])
 
 
 @dataclass
@@ -202,7 +212,9 @@ def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
         Z = [_centred(xp, X, request.centred) / u for X, u in zip(Z, units, strict=True)]
     spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}
     if not low_rank:
-        return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets)
+        known = request.probes is None or request.distribution is not None
+        doubt = stream.doubt_of_pairs(known)
+        return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets, doubt=doubt)
     fields: dict[str, Any] = {"method": "two-sided low-rank", **spent}
     return LowRank(xp, V, KV, Z, Q, R, law not in SIGNS, units, fields, targets)
 
