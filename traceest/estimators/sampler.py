@@ -168,7 +168,7 @@ class Sampler(ABC):
         if name in self.stream.shapes():
             return shape == self.stream.shapes()[name] and dtype.kind == "i"
         kinds = {self.meter.op.dtype, aa.real_dtype(self.xp, self.meter.op.dtype)}
-        if len(shape) != 2 or dtype.name not in {str(kind).rpartition(".")[2] for kind in kinds}:
+        if len(shape) != 2 or dtype.name not in {str(kind).rpartition(".")[2].rstrip("'>") for kind in kinds}:
             return False
         if name == "witness":
             return shape == (self.stream.n, 1)
