@@ -182,6 +182,7 @@ def trace(
         return _exact(A, best, budget, chunk)
 
     sampler, rule = _sampler(A, method, rng, distribution, chunk, budget)
+    sampler.caller = "trace"
     check.budget(budget, None, sampler.cost, "max_matvecs", "trace")
     alone = method == "auto" and atol == 0 and not (start or checkpoint or callback) and isinstance(sampler, Sampling)
     clear = max(CLEAR, OF_FLAT * math.sqrt(2 / max(A.shape[0], 1)))
