@@ -16,19 +16,14 @@ from traceest._settings import usual
 from traceest.adaptive import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
 from traceest.estimators.exact import Route, cheapest, finite_exact
+from traceest.estimators.exchangeable import Exchangeable
+from traceest.estimators.hutchpp import Deflating
+from traceest.estimators.sampler import Sampler
+from traceest.estimators.sampling import Sampling, fhutch_sampling, hutchinson_sampling, rhutch_sampling
 from traceest.kernels.inner_product import inner_product, one_sided_pair
 from traceest.operators.gram import shorter
 from traceest.operators.metering import chunk_columns
 from traceest.probes import Distribution
-from traceest.samplers import (
-    Deflating,
-    Exchangeable,
-    Sampler,
-    Sampling,
-    fhutch_sampling,
-    hutchinson_sampling,
-    rhutch_sampling,
-)
 from traceest.uncertainty.estimate import Estimate, same_probes, told
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"]
