@@ -180,10 +180,6 @@ class HutchPP(Sampler):
         value = self.xp.sum(self.joined("on_sketch")) + residual.value
         return replace(residual, value=value, samples=None, bounds=self.bounds)
 
-    def seen(self, V: Any) -> Any:
-        """What `remember` is given for the probe V."""
-        return self.multiply(V)
-
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
         """Whether arrays with so many columns, and the state's counts, can be of one run."""
         samples, basis = columns["samples"], columns["basis"]

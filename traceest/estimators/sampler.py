@@ -127,9 +127,9 @@ class Sampler(ABC):
         if self.witness is None and self.caller is not None:
             self.witness = V[:, :1], seen[:, :1]
 
-    @abstractmethod
     def seen(self, V: Any) -> Any:
         """What `remember` is given for the probe V."""
+        return self.multiply(V)
 
     def verify(self) -> None:
         """Multiply the first probe once more, and compare.
@@ -220,9 +220,9 @@ class Sampler(ABC):
         self.stream.restore(state)
         self.meter.charge(state["n_matvecs"], state["n_rmatvecs"])
 
-    @abstractmethod
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
         """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        return state["drawn"] > 0 and set(columns.values()) == {state["drawn"]}
 
 
 def difference(xp: Any, again: Any, before: Any, size: Any = None) -> float:

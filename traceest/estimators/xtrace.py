@@ -200,20 +200,12 @@ class XNysTrace(Sampler):
         self.products.append(self.multiply(Omega))
         self.remember(Omega, self.products[-1])
 
-    def seen(self, V: Any) -> Any:
-        """What `remember` is given for the probe V."""
-        return self.multiply(V)
-
     def estimate(self) -> Estimate:
         """The answer so far."""
         Omega, Y = self.joined("probes"), self.joined("products")
         static = self.normalise, _backends.differentiated(Y)
         found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, static, (Omega, Y), Y)
         return Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **self.meter.spent)
-
-    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
-        return 0 < columns["probes"] == columns["products"] == state["drawn"]
 
 
 class XTrace(XNysTrace):
