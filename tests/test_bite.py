@@ -20,6 +20,7 @@ import traceest as te
 
 HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute of that name is the function
 NYSTROM = sys.modules["traceest.estimators.nystrom"]
+GRADIENTS = sys.modules["traceest.uncertainty.gradients"]
 LEAVE_OUT = sys.modules["traceest.uncertainty.leave_out"]
 XDIAG = sys.modules["traceest.estimators.xdiag"]
 SKETCH = sys.modules["traceest.kernels.sketches.one_sided"]
@@ -69,12 +70,12 @@ def test_a_residual_that_is_not_deflated_is_caught(monkeypatch):
 @pytest.mark.parametrize("spectrum", ["flat", "smallstep", "bigstep"])
 @pytest.mark.parametrize("name", ["na_hutchpp", "nystrompp"])
 def test_a_dropped_residual_of_a_low_rank_part_is_caught(monkeypatch, spectrum, name):
-    honest = NYSTROM._plus_residual
+    honest = NYSTROM.LowRankPlus.estimate
 
-    def dropped(plan, L, R, hermitian, **fields):
-        return replace(honest(plan, L, R, hermitian, **fields), value=np.sum(R.conj() * L))
+    def dropped(self):
+        return replace(honest(self), value=np.sum(self.R.conj() * self.L))
 
-    monkeypatch.setattr(NYSTROM, "_plus_residual", dropped)
+    monkeypatch.setattr(NYSTROM.LowRankPlus, "estimate", dropped)
     A = zoo.spectral(spectrum, test_unbiased.N)
     with pytest.raises(AssertionError, match="off"):
         test_unbiased.check_trace(lambda A, seed: getattr(te, name)(A, 12, rng=seed), A)
@@ -84,13 +85,13 @@ def test_a_dropped_residual_of_a_low_rank_part_is_caught(monkeypatch, spectrum, 
 
 @pytest.mark.parametrize("factor", [0.8, 1.3])
 def test_error_bars_of_the_wrong_size_from_gradients_are_caught(monkeypatch, factor):
-    honest = NYSTROM._stderr
+    honest = GRADIENTS.stderr
 
     def wrong(*args):
         stderr, df = honest(*args)
         return factor * stderr, df
 
-    monkeypatch.setattr(NYSTROM, "_stderr", wrong)
+    monkeypatch.setattr(GRADIENTS, "stderr", wrong)
     with pytest.raises(AssertionError):
         test_nystrom.test_intervals_hold_from_few_products("nystrompp", zoo.spectral("fastexp", 100), 30)
     with pytest.raises(AssertionError, match="off"):
@@ -98,7 +99,7 @@ def test_error_bars_of_the_wrong_size_from_gradients_are_caught(monkeypatch, fac
 
 
 def test_a_skew_part_that_is_taken_for_error_is_caught(monkeypatch):
-    monkeypatch.setattr(NYSTROM, "_symmetric_share", lambda xp, G, BG: 1.0)
+    monkeypatch.setattr(GRADIENTS, "_symmetric_share", lambda xp, G, BG: 1.0)
     A = np.random.default_rng(0).standard_normal((100, 100))
     with pytest.raises(AssertionError):
         test_nystrom.test_intervals_hold_from_few_products("na_hutchpp", A, 60)

@@ -14,6 +14,7 @@ OPERATORS = {
     "unknown": lambda: te.aslinearoperator(zoo.spectral("slowexp", 200)),
     "indefinite": lambda: te.aslinearoperator(zoo.indefinite(200), symmetric=True),
     "blocks": lambda: te.gram(zoo.jacobian(5, 40, 300), n_blocks=5),
+    "complex blocks": lambda: te.gram(zoo.jacobian(5, 40, 300) * np.exp(1j * np.arange(300)), n_blocks=5),
     "columns": lambda: te.gram(te.Operator((90, 60), like=np.empty(0), matmat=lambda X: zoo.jacobian(3, 30, 60) @ X)),
 }
 

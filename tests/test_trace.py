@@ -378,14 +378,14 @@ def test_a_run_by_vjps_goes_on_from_its_checkpoint(tmp_path):
 
 @pytest.mark.parametrize("ahead", [0.0, math.inf])
 def test_a_wrong_prediction_of_what_vjps_take_is_caught(monkeypatch, ahead):
-    honest = te.samplers.Exchangeable.ahead
+    honest = te.estimators.exchangeable.Exchangeable.ahead
 
     def wrong(self, e, target):
         needed = honest(self, e, target)
         self.lean = ahead == 0
         return needed
 
-    monkeypatch.setattr(te.samplers.Exchangeable, "ahead", wrong)
+    monkeypatch.setattr(te.estimators.exchangeable.Exchangeable, "ahead", wrong)
     if ahead:
         with pytest.raises(AssertionError):
             test_a_kernels_flat_spectrum_is_sampled_by_vjps_alone()
@@ -395,7 +395,7 @@ def test_a_wrong_prediction_of_what_vjps_take_is_caught(monkeypatch, ahead):
 
 
 def test_samples_of_vjps_that_are_not_of_the_kernel_are_caught(monkeypatch):
-    honest = te.samplers.Exchangeable._squares
-    monkeypatch.setattr(te.samplers.Exchangeable, "_squares", lambda self, V: 1.05 * honest(self, V))
+    honest = te.estimators.exchangeable.Exchangeable._squares
+    monkeypatch.setattr(te.estimators.exchangeable.Exchangeable, "_squares", lambda self, V: 1.05 * honest(self, V))
     with pytest.raises(AssertionError):
         test_a_kernels_flat_spectrum_is_sampled_by_vjps_alone()

@@ -9,7 +9,7 @@ from typing import Any
 
 from traceest.checkpoint import Checkpoint
 from traceest.estimators.exact import Route
-from traceest.samplers import Sampler
+from traceest.estimators.sampler import Sampler
 from traceest.uncertainty.estimate import Estimate
 
 FIRST_LOOK = Sampler.first

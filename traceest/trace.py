@@ -16,19 +16,14 @@ from traceest._files import as_path
 from traceest.adaptive import FIRST_LOOK, Growth, Target
 from traceest.checkpoint import Checkpoint
 from traceest.estimators.exact import Route, cheapest, finite_exact
+from traceest.estimators.exchangeable import Exchangeable
+from traceest.estimators.hutchpp import Deflating
+from traceest.estimators.sampler import Sampler
+from traceest.estimators.sampling import Sampling, fhutch_sampling, hutchinson_sampling, rhutch_sampling
 from traceest.kernels.inner_product import inner_product, one_sided_pair
 from traceest.operators.gram import shorter
 from traceest.operators.metering import chunk_columns
 from traceest.probes import Distribution
-from traceest.samplers import (
-    Deflating,
-    Exchangeable,
-    Sampler,
-    Sampling,
-    fhutch_sampling,
-    hutchinson_sampling,
-    rhutch_sampling,
-)
 from traceest.uncertainty.estimate import Estimate, same_probes, told
 
 Method = Literal["auto", "exact", "hutchinson", "hutchpp", "xtrace", "xnystrace", "rhutch", "fhutch"]
@@ -182,6 +177,7 @@ def trace(
         return _exact(A, best, budget, chunk)
 
     sampler, rule = _sampler(A, method, rng, distribution, chunk, budget)
+    sampler.caller = "trace"
     check.budget(budget, None, sampler.cost, "max_matvecs", "trace")
     alone = method == "auto" and atol == 0 and not (start or checkpoint or callback) and isinstance(sampler, Sampling)
     clear = max(CLEAR, OF_FLAT * math.sqrt(2 / max(A.shape[0], 1)))

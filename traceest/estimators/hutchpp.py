@@ -1,19 +1,25 @@
-"""Hutch++: the trace on a sketched subspace, plus Hutchinson on what is left."""
+"""Hutch++: the trace on a sketched subspace, plus Hutchinson on what is left.
+
+`HutchPP` sketches once, by a number of columns given in advance; `Deflating` makes a sketch of its samples' products,
+and more of one while that pays.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
-from traceest.operators.metering import Meter, chunk_columns
-from traceest.operators.products import deflate, orth, products, quadratic_forms
-from traceest.probes import Distribution, Probes, directions
-from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
+from traceest.estimators.sampler import Sampler
+from traceest.operators.metering import chunk_columns
+from traceest.operators.products import deflate, form, orth, quadratic_forms
+from traceest.probes import Distribution, Probes, directions, independent
+from traceest.uncertainty.estimate import Estimate, from_samples, trace_bounds
 
 
 @public
@@ -91,34 +97,9 @@ def hutchpp(
     if probes is None and best is not None and 2 * q + s >= best.cost:
         return exact(A, chunk_size=chunk)
     q = min(q, n)
-    meter, xp = Meter(A), aa.namespace(A)
-    law = directions(distribution) if normalise else distribution
-    stream = Probes(n, A, rng=rng, distribution=law, probes=probes)
-    S = stream.take(q)
-    Q = orth(products(xp, meter.op, S, chunk), S)[0]
+    stream = Probes(n, A, rng=rng, distribution=directions(distribution) if normalise else distribution, probes=probes)
     length2 = n - q if normalise and distribution in ("sphere", "gaussian") else None
-    left = (_backends.compiled(_left, (length2,), (Q, G), G) for G in stream.chunks(s, chunk))
-    if q + s <= chunk and n * (q + s) <= aa.LARGE:  # one pass over A for both, where columns are copied for less
-        forms = quadratic_forms(xp, meter.op, [aa.concat_columns(xp, [Q, *left])])
-        on_sketch, off_sketch = forms[:q], forms[q:]
-    else:
-        on_sketch = quadratic_forms(xp, meter.op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
-        off_sketch = quadratic_forms(xp, meter.op, left)
-    residual = from_samples(off_sketch[None, :], method="hutchpp", **meter.spent)
-    e = replace(residual, value=xp.sum(on_sketch) + residual.value, samples=None, bounds=trace_bounds(A))
-    return told(e, "trace", A, stream.marks)
-
-
-def _left(length2: int | None, arrays: tuple[Any, Any]) -> Any:
-    """What Q leaves of the columns of G, at that squared length, if any; zeros stay."""
-    Q, G = arrays
-    xp = aa.namespace(G)
-    U = deflate(xp, Q, G)
-    if length2 is None:
-        return U
-    found = xp.sum(aa.abs2(xp, U), axis=0)
-    scale = xp.sqrt(length2 / xp.where(found > 0, found, xp.ones_like(found)))
-    return U * xp.astype(scale, U.dtype)[None, :]
+    return HutchPP(A, stream, chunk, q, length2).once(s)
 
 
 def _split(m: int | None, q: int | None, probes: Any) -> tuple[int, int]:
@@ -145,3 +126,138 @@ def _split(m: int | None, q: int | None, probes: Any) -> tuple[int, int]:
             "q ≥ 1 and s ≥ 1 is needed."
         )
     return q, m - 2 * q
+
+
+class HutchPP(Sampler):
+    """Samples uᴴAu, u = (I − QQᴴ)g, beside tr(QᴴAQ) with Q = orth(AS), of q sketch columns S drawn first.
+
+    With `length2`, each u is brought to that squared length.
+    """
+
+    KEPT: ClassVar[tuple[str, ...]] = ("samples", "basis", "on_sketch")
+    FORMS: ClassVar[tuple[str, ...]] = ("samples", "on_sketch")
+    samples: list[Any]
+    basis: list[Any]
+    on_sketch: list[Any]
+
+    def __init__(self, A: Any, stream: Probes, chunk: int, q: int = 0, length2: int | None = None) -> None:
+        super().__init__(A, stream, chunk)
+        self.length2, self.bounds = length2, trace_bounds(A)
+        if q:
+            S = stream.take(q)
+            self.basis.append(orth(self.multiply(S), S)[0])
+
+    def left(self, k: int) -> Iterator[Any]:
+        """What Q leaves of the next k probes, a chunk at a time."""
+        Q = self.joined("basis") if self.basis else None
+        for G in self.stream.chunks(k, self.chunk):
+            yield G if Q is None else _backends.compiled(_left, (self.length2,), (Q, G), G)
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        off_sketch = self._forms(k) if self.on_sketch else self._first_forms(k)
+        self.samples.append(off_sketch[None, :])
+
+    def _forms(self, k: int) -> Any:
+        return quadratic_forms(self.xp, self.meter.op, self.left(k))
+
+    def _first_forms(self, k: int) -> Any:
+        """The same, and qᴴAq; in one pass over A, as long as columns are copied for less."""
+        xp, op, chunk, Q = self.xp, self.meter.op, self.chunk, self.basis[0]
+        n, q = Q.shape
+        if q + k <= chunk and n * (q + k) <= aa.LARGE:
+            forms = quadratic_forms(xp, op, [aa.concat_columns(xp, [Q, *self.left(k)])])
+            on_sketch, off_sketch = forms[:q], forms[q:]
+        else:
+            on_sketch = quadratic_forms(xp, op, (Q[:, i : min(i + chunk, q)] for i in range(0, q, chunk)))
+            off_sketch = self._forms(k)
+        self.on_sketch.append(on_sketch[None, :])
+        return off_sketch
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        residual = from_samples(self.joined("samples"), method="hutchpp", **self.meter.spent)
+        value = self.xp.sum(self.joined("on_sketch")) + residual.value
+        return replace(residual, value=value, samples=None, bounds=self.bounds)
+
+    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
+        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        samples, basis = columns["samples"], columns["basis"]
+        return samples > 0 and basis == columns["on_sketch"] and state["drawn"] == samples + basis
+
+
+class Deflating(HutchPP):
+    """Adaptive Hutch++: Q grows from the samples' products Au when that pays.
+
+    With Q empty this is Hutchinson; after one `deflate` it is Hutch++ whose sketch cost one product a column
+    and not two, because the samples' own products are the sketch. The samples taken before are dropped (they
+    shaped Q, and would bias), their products are not.
+    """
+
+    KEPT = ("samples", "products", "basis", "on_sketch", "spreads")
+    FORMS = ("samples", "on_sketch", "spreads")
+    products: list[Any]
+    spreads: list[Any]
+
+    def __init__(self, A: Any, rng: Any, distribution: Distribution, chunk: int) -> None:
+        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=independent(distribution)), chunk)
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        for U in self.left(k):
+            AU = self.multiply(U)
+            self.samples.append(form(self.xp, self.meter.op, U, AU)[None, :])
+            self.products.append(AU)
+            self.remember(U, AU)
+
+    def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
+        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        grown = bool(columns["basis"]) == bool(columns["spreads"])
+        return super().consistent(columns, state) and columns["samples"] == columns["products"] and grown
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        method = "adaptive hutchpp" if self.basis else "hutchinson"
+        e = from_samples(self.joined("samples"), method=method, bounds=self.bounds, **self.meter.spent)
+        if not self.basis:
+            return e
+        exact = self.xp.sum(self.joined("on_sketch"))
+        reach = None if e.reach is None else e.reach + exact
+        return replace(e, value=e.value + exact, samples=None, reach=reach)
+
+    def spread(self) -> Any:
+        """Standard deviation of one sample, (1, 1)."""
+        return self.xp.reshape(self.estimate().stderr, (1, 1)) * self.n_samples**0.5
+
+    def worth_deflating(self, ahead: float, left: int) -> int:
+        """One product for each sample's, to have AQ; not on a flat spectrum, where the last sketch took nothing out."""
+        k = self.n_samples
+        room = self.stream.n - sum(Q.shape[1] for Q in self.basis)
+        flat = bool(self.spreads) and bool(self.spread()[0, 0] > 0.8 * self.spreads[-1][0, -1])
+        return k if ahead > 3 * k and left >= 2 * k and k < room and not flat else 0
+
+    def deflate(self) -> None:
+        """Move the span of the samples' products into the sketch, and sample what is left as often."""
+        k = self.n_samples
+        xp, Y = self.xp, self.joined("products")
+        self.spreads.append(self.spread())
+        if self.basis:  # twice is enough: Gram–Schmidt against the old columns loses orthogonality once
+            old = self.joined("basis")
+            Y = deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0])
+        Q = aa.orth(xp, Y)[0]
+        self.on_sketch.append(form(xp, self.meter.op, Q, self.multiply(Q))[None, :])
+        self.basis.append(Q)
+        self.products, self.samples = [], []
+        self.grow(k)
+
+
+def _left(length2: int | None, arrays: tuple[Any, Any]) -> Any:
+    """What Q leaves of the columns of G, at that squared length, if any; zeros stay."""
+    Q, G = arrays
+    xp = aa.namespace(G)
+    U = deflate(xp, Q, G)
+    if length2 is None:
+        return U
+    found = xp.sum(aa.abs2(xp, U), axis=0)
+    scale = xp.sqrt(length2 / xp.where(found > 0, found, xp.ones_like(found)))
+    return U * xp.astype(scale, U.dtype)[None, :]

@@ -1,35 +1,26 @@
 """Nyström++ and NA-Hutch++: a low-rank approximation Ã from products made in one pass, plus Hutchinson on A − Ã.
 
 Hutch++ multiplies A again by a basis that it first had to find. Here all products may be made at once, and they are
-used three times over: for Ã, for the forms gᴴBg of what is left, B = A − Ã, and for the error of their mean.
-
-The forms of a B with few large eigenvalues are like chi-squared numbers of few degrees of freedom: skewed, and ten or
-twenty of them tell their own variance badly. With s − 1 degrees of freedom an interval from their spread holds in 89 to
-93 % of cases instead of 95. But the vectors Bg are there, and they know more. For Hermitian B and g uniform on the
-sphere of radius √n, gᴴBg − tr B is a spherical harmonic of degree two, an eigenfunction of the Laplacian, so that its
-variance is its mean squared gradient up to a factor:
-
-    Var gᴴBg = 2 E‖Bg − g·gᴴBg/n‖²    (of complex g, and then for any B, without the 2).
-
-For Gaussian g it is 2 E‖Bg‖². Over s probes that mean has a relative variance of at most 2/s, reached where B has one
-eigenvalue; there the spread of the forms has 14/s. Student's degrees of freedom are 2 over the relative variance that
-the squared gradients show (Satterthwaite), and at least s, which is what 2/s gives.
+used three times over: for Ã, for the forms gᴴBg of what is left, B = A − Ã, and for the error of their mean
+(`traceest.uncertainty.gradients`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
-from traceest.operators.metering import Meter, chunk_columns
+from traceest.estimators.sampler import Sampler
+from traceest.operators.metering import chunk_columns
 from traceest.operators.products import products, quadratic_forms
 from traceest.probes import Distribution, Probes
-from traceest.uncertainty.estimate import Estimate, from_samples, told, trace_bounds
+from traceest.uncertainty import gradients
+from traceest.uncertainty.estimate import Estimate, from_samples, trace_bounds
 
 
 @public
@@ -93,13 +84,13 @@ def nystrompp(
     >>> abs(float(te.nystrompp(A, 60, rng=0)) - 2) < 1e-6
     True
     """
-    plan = _plan(A, n_matvecs, 1, "nystrompp", rng, distribution, probes, n_sketch, chunk_size)
-    if isinstance(plan, Estimate):
-        return plan
-    xp, Omega = plan.stream.xp, plan.stream.take(plan.q)
-    Y = products(xp, plan.meter.op, Omega, plan.chunk)
-    L, R = _backends.compiled(_factors, (), (Omega, Y, Y), Y)
-    return _plus_residual(plan, L, R, True, method="nystrompp", bounds=(0.0, math.inf))
+    begun = _begun(A, n_matvecs, 1, "nystrompp", rng, distribution, probes, n_sketch, chunk_size)
+    if isinstance(begun, Estimate):
+        return begun
+    sampler, q, s = begun
+    Omega = sampler.stream.take(q)
+    Y = sampler.multiply(Omega)
+    return sampler.sketched(Omega, Y, Y).once(s)
 
 
 @public
@@ -159,28 +150,17 @@ def na_hutchpp(
     >>> abs(float(te.na_hutchpp(A, 60, rng=0)) - 2) < 1e-2
     True
     """
-    plan = _plan(A, n_matvecs, 3, "na_hutchpp", rng, distribution, probes, n_sketch, chunk_size)
-    if isinstance(plan, Estimate):
-        return plan
-    op, xp = plan.meter.op, plan.stream.xp
-    S, R = plan.stream.take(plan.q), plan.stream.take(2 * plan.q)
-    W = products(xp, op if op.symmetric else op.H, S, plan.chunk)
-    Z = products(xp, op, R, plan.chunk)
-    L, R = _backends.compiled(_factors, (), (S, W, Z), Z)
-    return _plus_residual(plan, L, R, op.symmetric, method="na_hutchpp", bounds=trace_bounds(op))
+    begun = _begun(A, n_matvecs, 3, "na_hutchpp", rng, distribution, probes, n_sketch, chunk_size)
+    if isinstance(begun, Estimate):
+        return begun
+    sampler, q, s = begun
+    op, stream = sampler.meter.op, sampler.stream
+    S, R = stream.take(q), stream.take(2 * q)
+    W = products(sampler.xp, op if sampler.hermitian else op.H, S, sampler.chunk)
+    return sampler.sketched(S, W, sampler.multiply(R)).once(s)
 
 
-class _Plan(NamedTuple):
-    """What is to be spent on what: q columns of sketch, s of residual."""
-
-    meter: Meter
-    stream: Probes
-    q: int
-    s: int
-    chunk: int
-
-
-def _plan(
+def _begun(
     A: Any,
     m: int | None,
     each: int,
@@ -190,8 +170,11 @@ def _plan(
     probes: Any,
     q: int | None,
     chunk_size: int | None,
-) -> Estimate | _Plan:
-    """The plan, or the exact trace if m affords it. A sketch column costs `each` products."""
+) -> Estimate | tuple[LowRankPlus, int, int]:
+    """A sampler, the columns q of its sketch and the probes s of the residual; or the exact trace, if m affords it.
+
+    A column of the sketch costs `each` products.
+    """
     A = check.square(A, caller)
     check.require_side(A, "matmat", caller)
     if each > 1 and not (getattr(A, "symmetric", False) or hasattr(A, "rmatmat")):
@@ -217,7 +200,10 @@ def _plan(
     if probes is None and best is not None and m >= best.cost:
         return exact(A, chunk_size=chunk)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
-    return _Plan(Meter(A), stream, q, m - each * q, chunk)
+    psd = each == 1
+    bounds = (0.0, math.inf) if psd else trace_bounds(A)
+    hermitian = psd or bool(getattr(A, "symmetric", False))
+    return LowRankPlus(A, stream, chunk, caller, hermitian, bounds), q, m - each * q
 
 
 def _factors(arrays: tuple[Any, Any, Any]) -> tuple[Any, Any]:
@@ -236,20 +222,56 @@ def _factors(arrays: tuple[Any, Any, Any]) -> tuple[Any, Any]:
     return Z @ V[:p, :], aa.adjoint(xp, xp.linalg.solve(aa.adjoint(xp, T), aa.adjoint(xp, W / scale)))
 
 
-def _plus_residual(plan: _Plan, L: Any, R: Any, hermitian: bool, **fields: Any) -> Estimate:
-    """Tr Ã + mean gᴴ(A − Ã)g for Ã = LRᴴ, of which the Hermitian part is taken where A is Hermitian."""
-    xp, op, law = plan.stream.xp, plan.meter.op, plan.stream.distribution
-    G = plan.stream.take(plan.s)
-    if law in ("sphere", "gaussian"):
-        arrays = L, R, G, products(xp, op, G, plan.chunk)
-        value, stderr, df = _backends.compiled(_mean, (law == "sphere", bool(hermitian)), arrays, G)
-        return told(Estimate(value, stderr, df, None, **plan.meter.spent, **fields), "trace", op, plan.stream.marks)
-    RG, LG = aa.adjoint(xp, R) @ G, aa.adjoint(xp, L) @ G
-    chunks = (G[:, i : min(i + plan.chunk, plan.s)] for i in range(0, plan.s, plan.chunk))
-    forms = _part(xp, quadratic_forms(xp, op, chunks) - aa.vdot(xp, LG, RG), hermitian)
-    e = from_samples(forms[None, :], population=plan.stream.population, **plan.meter.spent, **fields)
-    e = Estimate(_trace(xp, L, R, hermitian) + e.value, e.stderr, e.df, None, **plan.meter.spent, **fields)
-    return told(e, "trace", op, plan.stream.marks)
+class LowRankPlus(Sampler):
+    """Forms gᴴBg of what a low-rank Ã = LRᴴ leaves, B = A − Ã, beside tr Ã.
+
+    Of an invariant law the vectors Bg are kept, which tell the error; of others the forms alone.
+    """
+
+    KEPT = ("samples", "probes", "products")
+    FORMS = ("samples",)
+    samples: list[Any]
+    probes: list[Any]
+    products: list[Any]
+
+    def __init__(
+        self, A: Any, stream: Probes, chunk: int, method: str, hermitian: bool, bounds: tuple[float, float]
+    ) -> None:
+        super().__init__(A, stream, chunk)
+        self.method, self.hermitian, self.bounds = method, hermitian, bounds
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that the estimate rests on."""
+        return sum(x.shape[1] for x in (*self.samples, *self.probes))
+
+    def sketched(self, S: Any, W: Any, Z: Any) -> LowRankPlus:
+        """Itself, with Ã = Z(SᴴZ)⁺Wᴴ."""
+        self.L, self.R = _backends.compiled(_factors, (), (S, W, Z), Z)
+        return self
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        xp, G = self.xp, self.stream.take(k)
+        if self.stream.distribution in ("sphere", "gaussian"):
+            self.probes.append(G)
+            self.products.append(self.multiply(G))
+            return
+        RG, LG = aa.adjoint(xp, self.R) @ G, aa.adjoint(xp, self.L) @ G
+        chunks = (G[:, i : min(i + self.chunk, k)] for i in range(0, k, self.chunk))
+        forms = quadratic_forms(xp, self.meter.op, chunks) - aa.vdot(xp, LG, RG)
+        self.samples.append(_part(xp, forms, self.hermitian)[None, :])
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        fields = {"method": self.method, "bounds": self.bounds, **self.meter.spent}
+        if self.probes:
+            arrays = self.L, self.R, self.joined("probes"), self.joined("products")
+            static = self.stream.distribution == "sphere", self.hermitian
+            value, stderr, df = _backends.compiled(_mean, static, arrays, self.L)
+            return Estimate(value, stderr, df, None, **fields)
+        e = from_samples(self.joined("samples"), population=self.stream.population)
+        return Estimate(_trace(self.xp, self.L, self.R, self.hermitian) + e.value, e.stderr, e.df, None, **fields)
 
 
 def _mean(sphere: bool, hermitian: bool, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:
@@ -262,7 +284,7 @@ def _mean(sphere: bool, hermitian: bool, arrays: tuple[Any, ...]) -> tuple[Any, 
     BG = AG - seen
     forms = aa.vdot(xp, G, BG)
     value = _trace(xp, L, R, hermitian) + _part(xp, xp.sum(forms) / G.shape[1], hermitian)
-    return value, *_stderr(xp, G, BG, forms, sphere, hermitian)
+    return value, *gradients.stderr(xp, G, BG, forms, sphere, hermitian)
 
 
 def _trace(xp: Any, L: Any, R: Any, hermitian: bool) -> Any:
@@ -273,36 +295,3 @@ def _trace(xp: Any, L: Any, R: Any, hermitian: bool) -> Any:
 def _part(xp: Any, x: Any, hermitian: bool) -> Any:
     """What is not rounding of it."""
     return aa.real(xp, x) if hermitian else x
-
-
-def _stderr(xp: Any, G: Any, BG: Any, forms: Any, sphere: bool, hermitian: bool) -> tuple[Any, Any]:
-    """Standard error of the mean of `forms` = gᴴBg, and its degrees of freedom, as the module's head says."""
-    n, s = G.shape
-    slope = BG - G * (forms / n)[None, :] if sphere else BG
-    unit = aa.safe_scale(xp, slope)  # squares stay in range
-    squares = xp.sum(aa.abs2(xp, slope / unit), axis=0)
-    variance, df = mean_square(xp, squares)
-    if not aa.is_complex(xp, G.dtype):
-        variance = 2 * variance
-        if not hermitian:
-            variance = variance * _symmetric_share(xp, G, (BG - G * (xp.sum(forms) / (s * n))) / unit)
-    return xp.sqrt(variance / s) * xp.sum(unit), df
-
-
-def mean_square(xp: Any, squares: Any) -> tuple[Any, Any]:
-    """The mean of squared gradients, along the last axis, and its degrees of freedom, as the module's head says."""
-    s = squares.shape[-1]
-    variance = xp.sum(squares, axis=-1, keepdims=True) / s
-    spread = xp.sum((squares - variance) ** 2, axis=-1) / max(s - 1, 1)
-    variance = variance[..., 0]
-    least = (spread == 0) | (spread > 2 * variance**2)
-    df = s * xp.where(least, xp.ones_like(spread), 2 * variance**2 / xp.where(least, xp.ones_like(spread), spread))
-    return variance, df
-
-
-def _symmetric_share(xp: Any, G: Any, BG: Any) -> Any:
-    """‖(B + Bᵀ)/2‖²/‖B‖², by gᵢᵀBgⱼ of different probes: the skew part of a real B is in Bg, but in no gᵀBg."""
-    P = aa.adjoint(xp, G) @ BG
-    P = P * (1 - xp.eye(P.shape[0], dtype=P.dtype, device=aa.device(P)))
-    whole, symmetric = xp.sum(P**2), xp.sum((P + xp.matrix_transpose(P)) ** 2) / 4
-    return xp.where(whole > 0, symmetric / xp.where(whole > 0, whole, xp.ones_like(whole)), xp.ones_like(whole))

@@ -12,7 +12,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
-from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.estimate import Estimate, told
 
 
 class Target(Protocol):
@@ -24,7 +24,7 @@ class Target(Protocol):
 
 
 class Sampler(ABC):
-    """`grow(k)` spends k more samples; `estimate()` is the answer so far.
+    """`grow(k)` spends k more samples; `estimate()` is the answer so far; a fixed budget is a sampler grown `once`.
 
     The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not resorted to
     before `patience` samples. `deflate()`, where `worth_deflating` says so, turns what was paid for into a sketch.
@@ -49,6 +49,10 @@ class Sampler(ABC):
 
     asking = 0
     """Products that `worth_deflating` may spend on finding out."""
+
+    caller: str | None = None
+    """The call that grows it look by look: its products have to be finite, and its first probe is kept to verify a
+    later run. None for a fixed budget, which stays pure: nothing looks at values, so that it can be transformed."""
 
     def __init__(self, A: Any, stream: Probes, chunk: int) -> None:
         self.meter, self.stream, self.chunk = Meter(A), stream, chunk
@@ -90,6 +94,11 @@ class Sampler(ABC):
     def estimate(self) -> Estimate:
         """The answer so far."""
 
+    def once(self, k: int) -> Estimate:
+        """The answer to a fixed budget of k samples."""
+        self.grow(k)
+        return told(self.estimate(), "trace", self.meter.op, self.stream.marks)
+
     def worth_deflating(self, ahead: float, left: int) -> int:
         """Products that `deflate` would cost now; 0 where it does not pay, with so many predicted, so many left."""
         return 0
@@ -99,8 +108,9 @@ class Sampler(ABC):
 
     def checked(self, x: Any, columns: int) -> Any:
         """`x`, the product of so many columns just made, if it is finite."""
-        spent = self.meter.n_matvecs if self.side == "matmat" else self.meter.n_rmatvecs
-        check.finite(x, self.side, spent - columns, "trace")
+        if self.caller is not None:
+            spent = self.meter.n_matvecs if self.side == "matmat" else self.meter.n_rmatvecs
+            check.finite(x, self.side, spent - columns, self.caller)
         return x
 
     def multiply(self, V: Any) -> Any:
@@ -114,12 +124,12 @@ class Sampler(ABC):
 
     def remember(self, V: Any, seen: Any) -> None:
         """Keep the first probe of all, and what was `seen` of its product, for a later run to look whether it is so."""
-        if self.witness is None:
+        if self.witness is None and self.caller is not None:
             self.witness = V[:, :1], seen[:, :1]
 
-    @abstractmethod
     def seen(self, V: Any) -> Any:
         """What `remember` is given for the probe V."""
+        return self.multiply(V)
 
     def verify(self) -> None:
         """Multiply the first probe once more, and compare.
@@ -168,7 +178,7 @@ class Sampler(ABC):
         if name in self.stream.shapes():
             return shape == self.stream.shapes()[name] and dtype.kind == "i"
         kinds = {self.meter.op.dtype, aa.real_dtype(self.xp, self.meter.op.dtype)}
-        if len(shape) != 2 or dtype.name not in {str(kind).rpartition(".")[2] for kind in kinds}:
+        if len(shape) != 2 or dtype.name not in {str(kind).rpartition(".")[2].rstrip("'>") for kind in kinds}:
             return False
         if name == "witness":
             return shape == (self.stream.n, 1)
@@ -210,9 +220,9 @@ class Sampler(ABC):
         self.stream.restore(state)
         self.meter.charge(state["n_matvecs"], state["n_rmatvecs"])
 
-    @abstractmethod
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
         """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        return state["drawn"] > 0 and set(columns.values()) == {state["drawn"]}
 
 
 def difference(xp: Any, again: Any, before: Any, size: Any = None) -> float:

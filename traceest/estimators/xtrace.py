@@ -6,18 +6,19 @@ The algebra, and why the error bars are unbiased, is in `traceest.uncertainty.le
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
-from traceest.operators.metering import Meter, chunk_columns
+from traceest.estimators.sampler import Sampler
+from traceest.operators.metering import chunk_columns
 from traceest.operators.products import orth, products
 from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes, directions
 from traceest.uncertainty import leave_out
-from traceest.uncertainty.estimate import Estimate, told, trace_bounds
+from traceest.uncertainty.estimate import Estimate, trace_bounds
 
 
 @public
@@ -79,22 +80,7 @@ def xtrace(
     >>> abs(float(te.xtrace(A, 60, rng=0)) * 0.3 - 1) < 1e-3
     True
     """
-    sketch = _sketch(A, n_matvecs, 2, "xtrace", rng, distribution, probes, chunk_size)
-    if isinstance(sketch, Estimate):
-        return sketch
-    meter, Omega, Y, chunk, marks = sketch
-    xp = aa.namespace(Y)
-    Q, R, QY, top = orth(Y, Omega)
-    scale = xp.where(top > 0, top, 1.0)
-    H, T = _compressed(xp, meter.op, Q, Omega, scale, chunk)
-    unit, forms = top, None
-    if _backends.differentiated(Y):  # an answer times 0 would have no derivative
-        unit, forms = scale, aa.vdot(xp, Omega, Y / scale)
-    found = _mean(leave_out.xtrace, (), normalise, distribution, (Omega, Q, R, QY, H, T, unit, forms))
-    value, stderr, df = found
-    stderr = stderr if forms is None else stderr * (top / scale)
-    e = Estimate(value, stderr, df, None, method="xtrace", bounds=trace_bounds(meter.op), **meter.spent)
-    return told(e, "trace", meter.op, marks)
+    return _once(XTrace, "xtrace", A, n_matvecs, rng, distribution, probes, normalise, chunk_size)
 
 
 @public
@@ -149,30 +135,22 @@ def xnystrace(
     True
     """
     law = directions(distribution) if normalise else distribution
-    sketch = _sketch(A, n_matvecs, 1, "xnystrace", rng, law, probes, chunk_size)
-    if isinstance(sketch, Estimate):
-        return sketch
-    meter, Omega, Y, _, marks = sketch
-    found = _mean(leave_out.xnystrace, (_backends.differentiated(Y),), normalise, distribution, (Omega, Y))
-    e = Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **meter.spent)
-    return told(e, "trace", meter.op, marks)
+    return _once(XNysTrace, "xnystrace", A, n_matvecs, rng, law, probes, normalise, chunk_size)
 
 
-def _sketch(
+def _once(
+    kind: type[XNysTrace],
+    caller: str,
     A: Any,
     m: int | None,
-    each: int,
-    caller: str,
     rng: Any,
     distribution: Distribution,
     probes: Any,
+    normalise: bool,
     chunk_size: int | None,
-) -> Estimate | tuple[Meter, Any, Any, int, tuple[str, ...]]:
-    """The meter, probes Ω, Y = AΩ, the chunk and the probes' marks; or the exact trace, if m affords it.
-
-    A probe costs `each` products.
-    """
-    A = check.square(A, caller)
+) -> Estimate:
+    """The answer by m products, or the exact trace, if m affords it."""
+    A, each = check.square(A, caller), kind.each
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
     if distribution in ORTHOGONAL:
@@ -187,26 +165,84 @@ def _sketch(
     best = cheapest(A)
     if probes is None and best is not None and each * k >= best.cost:
         return exact(A, chunk_size=chunk)
-    meter, xp = Meter(A), aa.namespace(A)
     stream = Probes(A.shape[0], A, rng=rng, distribution=distribution, probes=probes)
-    Omega = stream.take(k)
-    return meter, Omega, products(xp, meter.op, Omega, chunk), chunk, stream.marks
+    return kind(A, stream, chunk, normalise).once(k)
 
 
-def _mean(
-    of: Any, options: tuple[Any, ...], normalise: bool, distribution: Distribution, arrays: tuple[Any, ...]
-) -> leave_out.Mean:
-    """The arithmetic after the products, as one program where the framework compiles."""
-    return _backends.compiled(of, (normalise and distribution not in SIGNS, *options), arrays, arrays[0])
+class XNysTrace(Sampler):
+    """Probes Ω, products Y = AΩ, and the Nyström approximation that they give."""
+
+    KEPT: ClassVar[tuple[str, ...]] = ("products", "probes")
+    products: list[Any]
+    probes: list[Any]
+
+    each = 1
+    """Products that a probe takes."""
+
+    def __init__(self, A: Any, stream: Probes, chunk: int, normalise: bool = True) -> None:
+        super().__init__(A, stream, chunk)
+        self.normalise = normalise and stream.distribution not in SIGNS
+
+    @property
+    def cost(self) -> int:
+        """Products that one more sample takes."""
+        return self.each
+
+    @property
+    def n_probes(self) -> int:
+        """Columns of Ω."""
+        return sum(Y.shape[1] for Y in self.products)
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        Omega = self.stream.take(k)
+        self.probes.append(Omega)
+        self.products.append(self.multiply(Omega))
+        self.remember(Omega, self.products[-1])
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        Omega, Y = self.joined("probes"), self.joined("products")
+        static = self.normalise, _backends.differentiated(Y)
+        found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, static, (Omega, Y), Y)
+        return Estimate(*found, None, method="xnystrace", bounds=(0.0, math.inf), **self.meter.spent)
 
 
-def _compressed(xp: Any, A: Any, Q: Any, Omega: Any, scale: Any, chunk: int) -> tuple[Any, Any]:
-    """H = QᴴAQ and T = (AQ)ᴴΩ, over `scale`; no T where A is self-adjoint, for it is QᴴY. Of K = JJᴴ H takes vjps."""
-    if hasattr(A, "factor"):
-        G = aa.concat_columns(
-            xp, [A.factor.rmatmat(Q[:, i : min(i + chunk, Q.shape[1])]) for i in range(0, Q.shape[1], chunk)]
-        )
-        unit = xp.sqrt(scale)
-        return aa.adjoint(xp, G / unit) @ (G / unit), None
-    Z = products(xp, A, Q, chunk)
-    return aa.adjoint(xp, Q) @ Z / scale, None if A.symmetric else aa.adjoint(xp, Z) @ Omega / scale
+class XTrace(XNysTrace):
+    """With as many products again by Q = orth(Y): for QᴴAQ, and (AQ)ᴴΩ where A is not self-adjoint.
+
+    Q is made of all probes at once, so that QᴴAQ of a Gram operator K = JJᴴ takes vjps alone. `Exchangeable` keeps AQ
+    instead, and grows.
+    """
+
+    each = 2
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        super().grow(k)
+        Omega = self.joined("probes")
+        self.sketch = orth(self.joined("products"), Omega)
+        self.H, self.T = self._compressed(self.sketch[0], Omega, self.sketch[3])
+
+    def _compressed(self, Q: Any, Omega: Any, top: Any) -> tuple[Any, Any]:
+        """H = QᴴAQ and T = (AQ)ᴴΩ, in units of Y; no T where A is self-adjoint, for it is QᴴY."""
+        xp, A = self.xp, self.meter.op
+        scale = xp.where(top > 0, top, 1.0)
+        if hasattr(A, "factor"):
+            pieces = (Q[:, i : min(i + self.chunk, Q.shape[1])] for i in range(0, Q.shape[1], self.chunk))
+            G = aa.concat_columns(xp, [A.factor.rmatmat(X) for X in pieces]) / xp.sqrt(scale)
+            return aa.adjoint(xp, G) @ G, None
+        Z = products(xp, A, Q, self.chunk)
+        return aa.adjoint(xp, Q) @ Z / scale, None if A.symmetric else aa.adjoint(xp, Z) @ Omega / scale
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        xp, Omega, Y, (Q, R, QY, top) = self.xp, self.joined("probes"), self.joined("products"), self.sketch
+        unit, forms, share = top, None, 1.0
+        if _backends.differentiated(Y):  # an answer times 0 would have no derivative
+            unit = xp.where(top > 0, top, 1.0)
+            forms, share = aa.vdot(xp, Omega, Y / unit), top / unit
+        arrays = Omega, Q, R, QY, self.H, self.T, unit, forms
+        value, stderr, df = _backends.compiled(leave_out.xtrace, (self.normalise,), arrays, Omega)
+        fields = {"method": "xtrace", "bounds": trace_bounds(self.meter.op), **self.meter.spent}
+        return Estimate(value, stderr * share, df, None, **fields)

@@ -4,7 +4,7 @@ Lanczos from a unit vector v gives nodes θ and weights τ with Σ τ f(θ) ≈ 
 estimates tr f(A) (Ubaru, Chen and Saad 2017). Two things keep it from the truth.
 
 Sampling. Of v uniform on the sphere the same nodes know the variance. For B = f(A) and g = √n v (the head of
-`traceest.estimators.nystrom`), Var gᴴBg = 2 E‖Bg − g·gᴴBg/n‖², and that squared length is n times the variance of f
+`traceest.uncertainty.gradients`), Var gᴴBg = 2 E‖Bg − g·gᴴBg/n‖², and that squared length is n times the variance of f
 under the quadrature, Σ τ f² − (Σ τ f)²: no spread of samples is needed, and one probe has an error bar.
 
 Truncation. t steps integrate polynomials of degree 2t − 1; what is missed of f is of one sign for many f (log, √,
@@ -30,7 +30,6 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
-from traceest.estimators.nystrom import mean_square
 from traceest.operators.metering import MEMORY, Meter, chunk_columns
 from traceest.operators.products import deflate
 from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes
@@ -43,6 +42,7 @@ from traceest.spectrum.plan import plan
 from traceest.spectrum.truncation import depths
 from traceest.uncertainty import skewed_intervals
 from traceest.uncertainty.estimate import Estimate, _to_host, certain, from_samples
+from traceest.uncertainty.gradients import mean_square
 
 Function = Callable[[Any], Any]
 

@@ -1,4 +1,4 @@
-"""Independent samples, of one side of a factor or of the operator itself."""
+"""The mean of independent samples: of forms of the operator, or of squared norms through one side of a factor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAST = 4
 
 
 class Sampling(Sampler):
-    """Samples of one kind: `sample` gives (n_blocks, k) for every (n, k) of probes, and the products they come of."""
+    """Samples of one kind: `sample(A, V)` gives (n_blocks, k) for the (n, k) probes V, and the products behind them."""
 
     KEPT = FORMS = ("samples",)
     COUNTS = (*Sampler.COUNTS, "adopted")
@@ -40,16 +40,17 @@ class Sampling(Sampler):
         super().__init__(A, stream, chunk)
         self.side, self.method, self.sample, self.bounds = side, method, sample, bounds
         self.adopted = 0
-        self.of_start: tuple[Any, Any] = (None, None)  # the first probe of the Estimate gone on from, and its sample
+        self.of_start: tuple[Any, Any] = (None, None)  # the first probe of the Estimate continued, and its sample
 
     @property
     def population(self) -> int | None:
-        """Samples that there are, if all are drawn without replacement."""
-        return self.stream.population if self.stream.goes_on and not self.adopted else None
+        """Number of samples that exist, where all are drawn without replacement."""
+        one_set = self.stream.goes_on or self.caller is None  # what is grown once is drawn at once
+        return self.stream.population if one_set and not self.adopted else None
 
     @property
     def rest(self) -> float:
-        """Samples that there are yet."""
+        """Samples still to be drawn; without replacement, all of them are the exact trace."""
         return math.inf if self.population is None else self.population - self.n_samples
 
     def ahead(self, e: Estimate, target: Target) -> float:
@@ -60,10 +61,12 @@ class Sampling(Sampler):
 
     def grow(self, k: int) -> None:
         """Spend k more samples."""
-        for V in self.stream.chunks(k, self.chunk):
-            x, seen = self.sample(self.meter.op, V)
-            self.samples.append(self.checked(x, V.shape[1]))
-            self.remember(V, seen)
+        self.samples += [self._sampled(V) for V in self.stream.chunks(k, self.chunk)]
+
+    def _sampled(self, V: Any) -> Any:
+        x, seen = self.sample(self.meter.op, V)
+        self.remember(V, seen)
+        return self.checked(x, V.shape[1])
 
     def seen(self, V: Any) -> Any:
         """What `remember` is given for the probe V."""
@@ -112,9 +115,11 @@ class Sampling(Sampler):
         return 0 < columns["samples"] == state["drawn"] + state["adopted"]
 
 
-def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
+def hutchinson_sampling(
+    A: Any, rng: Any, distribution: Distribution | None, chunk: int, probes: Any = None
+) -> Sampling:
     """VᴴAv."""
-    stream = Probes(A.shape[0], A, rng=rng, distribution=distribution)
+    stream = Probes(A.shape[0], A, rng=rng, distribution=distribution, probes=probes)
     xp = stream.xp
 
     def sample(A: Any, V: Any) -> tuple[Any, Any]:
@@ -124,13 +129,13 @@ def hutchinson_sampling(A: Any, rng: Any, distribution: Distribution | None, chu
     return Sampling(A, stream, chunk, side="matmat", method="hutchinson", sample=sample, bounds=trace_bounds(A))
 
 
-def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
+def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int, probes: Any = None) -> Sampling:
     """‖J_bᴴ v_b‖² for each block: vjps alone.
 
     Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
     """
     B = n_blocks(J)
-    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B))
+    stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B), probes=probes)
     method = "rhutch" if B == 1 else "rhutch per block"
 
     def sample(J: Any, V: Any) -> tuple[Any, Any]:
@@ -142,9 +147,9 @@ def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: 
     return found
 
 
-def fhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int) -> Sampling:
+def fhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int, probes: Any = None) -> Sampling:
     """‖Jw‖²: jvps alone."""
-    stream = Probes(J.shape[1], J, rng=rng, distribution=distribution)
+    stream = Probes(J.shape[1], J, rng=rng, distribution=distribution, probes=probes)
     xp = stream.xp
 
     def sample(J: Any, W: Any) -> tuple[Any, Any]:

@@ -11,10 +11,11 @@ from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
 from traceest.estimators.sampler import Sampler, Target
+from traceest.estimators.xtrace import XNysTrace
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.layout import layout
 from traceest.operators.products import deflate, form, orth
-from traceest.probes import SIGNS, Distribution, Probes, independent, random_source
+from traceest.probes import Distribution, Probes, independent, random_source
 from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, _to_host, from_samples, trace_bounds
 
@@ -36,7 +37,7 @@ SLACK = 1.5
 """Once there, XTrace is gone on with while its standard error is within this of the smallest."""
 
 
-class Exchangeable(Sampler):
+class Exchangeable(XNysTrace):
     """Probes Ω, products Y = AΩ and, where it pays, the products AQ with Q = orth(Y): nothing is ever dropped.
 
     * The forms ωᴴAω are Hutchinson's samples, best where the spectrum is flat.
@@ -57,8 +58,6 @@ class Exchangeable(Sampler):
     KEPT = ("products", "probes", "basis", "images", "pilots", "pilots_kept", "pilots_products", "plain")
     FORMS = ("plain",)
     COUNTS = (*Sampler.COUNTS, "asked", "drawn_for_vjps", "by_vjps")
-    products: list[Any]
-    probes: list[Any]
     basis: list[Any]
     images: list[Any]
     pilots: list[Any]
@@ -84,18 +83,13 @@ class Exchangeable(Sampler):
         self.for_vjps = self.stream
         if one_sided and distribution is None:  # signs, which have less variance than what XNysTrace needs
             self.for_vjps = Probes(n, A, rng=source.child(), distribution=None, layout=layout(A, 1))
-        self.methods, self.normalise = methods, law not in SIGNS
+        self.methods = methods
         self.bounds = (0.0, math.inf) if "xnystrace" in methods else trace_bounds(A)
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []
         self.best, self.asked = "", 0
         self.by_vjps = False  # whether the first probe went through vjps alone
         self.deep = methods == ("xtrace",)
-
-    @property
-    def n_probes(self) -> int:
-        """Probes that K was multiplied by."""
-        return sum(Y.shape[1] for Y in self.products)
 
     @property
     def n_forms(self) -> int:
@@ -184,22 +178,20 @@ class Exchangeable(Sampler):
                 self.by_vjps = self.witness is None or self.by_vjps
                 self.remember(V, self.plain[-1])
             return
-        for Omega in self.stream.chunks(k, self.chunk):
-            self.probes.append(Omega)
-            self.products.append(self.multiply(Omega))
-            self.remember(Omega, self.products[-1])
+        super().grow(k)
         if self.deep:
             self.deflate()
 
     def seen(self, V: Any) -> Any:
         """What `remember` is given for the probe V."""
-        return self._squares(V) if self.by_vjps else self.multiply(V)
+        return self._squares(V) if self.by_vjps else super().seen(V)
 
     def _squares(self, V: Any) -> Any:
         """‖Jᴴv‖², (1, k)."""
         before = self.meter.n_rmatvecs
         forms = block_sqnorms(self.meter.op.factor, V)
-        check.finite(forms, "rmatmat", before, "trace")
+        if self.caller is not None:
+            check.finite(forms, "rmatmat", before, self.caller)
         return forms
 
     def worth_deflating(self, ahead: float, left: int) -> int:
@@ -259,7 +251,7 @@ class Exchangeable(Sampler):
         if found:
             self.hutchinson = found[0]
         if "xnystrace" in self.methods and k >= 3:
-            found.append(self._xnystrace(Omega, Y))
+            found.append(super().estimate())
         if self.sketched == k >= 3:
             found.append(self._xtrace(Omega, Y))
         e = min(found, key=lambda e: float(e.stderr))
@@ -278,10 +270,6 @@ class Exchangeable(Sampler):
         forms = aa.real(self.xp, forms) if self.bounds[0] == 0 else forms  # xnystrace= declares A Hermitian
         forms = aa.concat_columns(self.xp, [forms[None, :], *self.plain])
         return from_samples(forms, method="hutchinson", bounds=self.bounds, **self.meter.spent)
-
-    def _xnystrace(self, Omega: Any, Y: Any) -> Estimate:
-        found: leave_out.Mean = _backends.compiled(leave_out.xnystrace, (self.normalise, False), (Omega, Y), Y)
-        return Estimate(*found, None, method="xnystrace", bounds=self.bounds, **self.meter.spent)
 
     def _xtrace(self, Omega: Any, Y: Any) -> Estimate:
         static = self.normalise, bool(self.meter.op.symmetric)
