@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -84,3 +86,20 @@ def test_few_answers_are_certain_and_wrong(law: str, way: tuple[Callable[..., An
         # a pair alone may be met alike by four forms, with probability 1/8: no sample tells
         allowed = {"trace": 0.25} if name == "one pair" else {}
         assert all(w <= seeds * (allowed.get(s, 0.1) if seeds > 12 else 0.35) for s, w in wrong.items()), (name, wrong)
+
+
+@pytest.mark.parametrize("name", ["rhutch", "hutchinson", "norm", "rank"])
+def test_the_end_of_an_interval_without_width_has_a_gradient(name: str) -> None:
+    def end(c: Any) -> Any:
+        one, D = c * jnp.ones((16, 1)), c * jnp.diag(jnp.linspace(1.0, 2.0, 16))
+        of = {"rng": 0, "distribution": "balanced"}
+        e = {
+            "rhutch": lambda: te.rhutch(te.gram(one), 5, **of),
+            "hutchinson": lambda: te.hutchinson(D, 5, rng=0),
+            "norm": lambda: te.frobenius_norm(te.gram(one), 7, method="one-sided", **of),
+            "rank": lambda: te.effective_rank(te.gram(one), 7, method="one-sided", **of),
+        }[name]()
+        return e.confidence_interval().high
+
+    expected = {"rhutch": 32.0, "hutchinson": 24.0, "norm": 32.0, "rank": 0.0}[name]
+    np.testing.assert_allclose(jax.grad(end)(1.0), expected, rtol=1e-4, atol=1e-6)

@@ -22,7 +22,7 @@ from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
 from traceest.probes import ORTHOGONAL, Distribution, Probes
 from traceest.spectrum.looks import number
-from traceest.uncertainty.estimate import Estimate, certain, trace_bounds
+from traceest.uncertainty.estimate import Estimate, certain, told, trace_bounds
 from traceest.uncertainty.moments import degrees_of_freedom
 
 Method = Literal["auto", "hutchinson", "xdiag", "exact"]
@@ -129,7 +129,7 @@ def diagonal(
     xp, Omega = stream.xp, stream.take(k)
     if not looks:
         e = xdiag(xp, meter.op, Omega, chunk)
-        return replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent)
+        return told(replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent), "diagonal", A, stream.marks)
     Y = products(xp, meter.op, Omega, chunk)
     sketch = orth(Y, Omega)
     samples = spent if probes is None else k
@@ -137,7 +137,7 @@ def diagonal(
     if sampled is not None and left_out is not None and sampled / samples < left_out / k:
         return _sampled(A, target, meter, stream, samples, chunk, (Omega, Y))
     e = xdiag(xp, meter.op, Omega, chunk, sketch)
-    return replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent)
+    return told(replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent), "diagonal", A, stream.marks)
 
 
 def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, probes: Any) -> tuple[int, int, Method]:
@@ -186,14 +186,16 @@ def _sampled(
     mean_weight = xp.sum(weight, axis=1) / k
     value = xp.sum(x, axis=1) / (k * xp.where(mean_weight > 0, mean_weight, xp.ones_like(mean_weight)))
     if k < 2:
-        return Estimate(value, math.nan * aa.real(xp, value), math.nan * aa.real(xp, value), None, **fields)
+        nothing = math.nan * aa.real(xp, value)
+        return told(Estimate(value, nothing, nothing, None, **fields), "diagonal", A, stream.marks)
     # A ratio's error is that of its residuals x − value·|v|²; for Rademacher probes |v|² = 1 and it is the mean's.
     residual = (x - value[:, None] * weight) / mean_weight[:, None]
     scale = aa.safe_scale(xp, residual, 1)
     squares = aa.abs2(xp, residual / scale)
     correction = 1.0 if stream.population is None else 1 - k / stream.population
     stderr = xp.sqrt(xp.sum(squares, axis=1) * (correction / (k * (k - 1)))) * scale[:, 0]
-    return Estimate(value, stderr, degrees_of_freedom(xp, squares), None, **fields)
+    e = Estimate(value, stderr, degrees_of_freedom(xp, squares), None, **fields)
+    return told(e, "diagonal", A, stream.marks)
 
 
 def _exact(A: Any, best: Route, chunk: int) -> Estimate:
@@ -210,4 +212,4 @@ def _exact(A: Any, best: Route, chunk: int) -> Estimate:
             total = total + xp.sum(aa.abs2(xp, meter.op.matmat(E)), axis=1)
     value = xp.reshape(aa.concat_columns(xp, parts), (-1,)) if parts else total
     value = aa.real(xp, value) if getattr(A, "symmetric", False) else value
-    return certain(value, bounds=trace_bounds(A), **meter.spent)
+    return told(certain(value, bounds=trace_bounds(A), **meter.spent), "diagonal", A)

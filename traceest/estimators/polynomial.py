@@ -14,7 +14,7 @@ from traceest.operators.algebra import Polynomial, checked_coefficients
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.probes import Distribution, Probes
-from traceest.uncertainty.estimate import Estimate, certain, from_samples
+from traceest.uncertainty.estimate import Estimate, certain, from_samples, told
 
 EXACT_BYTES = 2**30
 """The largest matrix that an exact answer is computed from."""
@@ -96,10 +96,11 @@ def trace_of_polynomial(
     real = symmetric and all(isinstance(x, Real) for x in c)
     low = 0.0 if Polynomial(A, c).psd else -math.inf
     fields: dict[str, Any] = {"bounds": (low, math.inf)}
+    statistic = f"trace_of_polynomial {list(c)}"
     if d == 0 or (probes is None and budget >= dense_cost(A)[0] and dense_bytes(A) <= EXACT_BYTES):
         value = _exactly(xp, meter.op, c, n)
         value = aa.real(xp, value) if real else value
-        return certain(value, **fields, **meter.spent)
+        return told(certain(value, **fields, **meter.spent), statistic, A)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     parts = []
     for V in stream.chunks(m, chunk_columns(A, chunk_size)):
@@ -107,7 +108,8 @@ def trace_of_polynomial(
         parts.append(c[0] * n + sum(x * mu for x, mu in zip(c[1:], moments, strict=True)))
     x = aa.concat_columns(xp, parts)
     x = aa.real(xp, x) if real else x
-    return from_samples(x[None, :], population=stream.population, method="moments", **fields, **meter.spent)
+    e = from_samples(x[None, :], population=stream.population, method="moments", **fields, **meter.spent)
+    return told(e, statistic, A, stream.marks)
 
 
 def _moments(xp: Any, A: Any, V: Any, d: int) -> list[Any]:

@@ -58,8 +58,8 @@ class PartialTrace:
         xp, m, mean = self._xp, self.samples.shape[1], self._block_means
         value = xp.sum(mean, axis=(0, 1))
         if self._exact:
-            return certain(value * self.unit, **self._fields)
-        return self._array(value, *self._spread(self.samples - mean, 1 / (m * (m - 1))))
+            return certain(value * self.unit, **self._fields("matrix"))
+        return self._array("matrix", value, *self._spread(self.samples - mean, 1 / (m * (m - 1))))
 
     @cached_property
     @public
@@ -68,15 +68,15 @@ class PartialTrace:
         forms = self._forms * self.unit
         bounds = (0.0 if self.psd else -math.inf, math.inf)
         if self._exact:
-            return certain(self._xp.sum(forms), bounds=bounds, **self._fields)
-        return from_samples(forms, bounds=bounds, **self._fields)
+            return certain(self._xp.sum(forms), bounds=bounds, **self._fields("trace"))
+        return from_samples(forms, bounds=bounds, **self._fields("trace"))
 
     @cached_property
     @public
     def frobenius_norm(self) -> Estimate:
         """‖M‖, from the unbiased ‖M‖² = Σ_{b≠c} mean ⟨M_{b,i}, M_{c,j}⟩ + Σ_b mean_{i≠j} ⟨M_{b,i}, M_{b,j}⟩."""
         norm = self._norm2.map(lambda f: aa.root(self._xp, f))
-        return self._estimate(norm, self.unit, bounds=(0.0, math.inf))
+        return self._estimate("frobenius_norm", norm, self.unit, bounds=(0.0, math.inf))
 
     @cached_property
     @public
@@ -84,7 +84,7 @@ class PartialTrace:
         """|tr M|² / ‖M‖², the participation ratio: how many modes of the kept axes there are."""
         xp = self._xp
         rank = self._squared_trace.map(lambda t, f: _ratio(xp, t, f), self._norm2)
-        return self._estimate(rank, bounds=(1.0 if self.psd else 0.0, float(self.samples.shape[-1])))
+        return self._estimate("effective_rank", rank, bounds=(1.0 if self.psd else 0.0, float(self.samples.shape[-1])))
 
     @cached_property
     @public
@@ -114,7 +114,7 @@ class PartialTrace:
         value = _descending(xp, total)[0, 0, :]
         bounds = (0.0 if self.psd else -math.inf, math.inf)
         if self._exact:
-            return certain(value * self.unit, bounds=bounds, **self._fields)
+            return certain(value * self.unit, bounds=bounds, **self._fields("eigenvalues"))
         left_out = _descending(xp, total + (mean - self.samples) / (m - 1))
         centre = xp.sum(left_out, axis=1, keepdims=True) / m
         stderr, df = self._spread(left_out - centre, (m - 1) / m)
@@ -123,7 +123,9 @@ class PartialTrace:
         scale = aa.safe_scale(xp, stderr + bias)
         stderr = xp.sqrt((stderr / scale) ** 2 + (bias / scale) ** 2) * scale
         known = xp.arange(value.shape[0], device=aa.device(value)) < self.sample_rank * (m - 1) * self.samples.shape[0]
-        return self._array(value, xp.where(known, stderr, xp.ones_like(stderr) * math.nan), df, bounds=bounds)
+        return self._array(
+            "eigenvalues", value, xp.where(known, stderr, xp.ones_like(stderr) * math.nan), df, bounds=bounds
+        )
 
     @public
     def __repr__(self) -> str:
@@ -140,9 +142,13 @@ class PartialTrace:
     def _exact(self) -> bool:
         return self.method == "exact"
 
-    @property
-    def _fields(self) -> dict[str, Any]:
-        return {"method": self.method, "n_matvecs": self.n_matvecs, "n_rmatvecs": self.n_rmatvecs}
+    def _fields(self, statistic: str) -> dict[str, Any]:
+        return {
+            "statistic": f"partial_trace {self.kept_shape} {statistic}",
+            "method": self.method,
+            "n_matvecs": self.n_matvecs,
+            "n_rmatvecs": self.n_rmatvecs,
+        }
 
     @property
     def _block_means(self) -> Any:
@@ -171,10 +177,10 @@ class PartialTrace:
         return squared_mean(xp, xp.real(forms)).map(lambda x, y: x + y, squared_mean(xp, xp.imag(forms)))
 
     # -- Estimates ---------------------------------------------------------------------------------
-    def _estimate(self, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
+    def _estimate(self, statistic: str, s: Statistic, size: Any = 1.0, **fields: Any) -> Estimate:
         if self._exact:
-            return certain(s.value * size, **self._fields, **fields)
-        return jackknife(self._xp, s, size, **self._fields, **fields)
+            return certain(s.value * size, **self._fields(statistic), **fields)
+        return jackknife(self._xp, s, size, **self._fields(statistic), **fields)
 
     def _spread(self, deviations: Any, factor: float) -> tuple[Any, Any]:
         """√(factor · Σ |deviation|²) over axis 1, added up over the blocks of axis 0, and its degrees of freedom."""
@@ -182,9 +188,9 @@ class PartialTrace:
         squares = xp.moveaxis(aa.abs2(xp, deviations), 1, -1)
         return welch_satterthwaite(xp, xp.sqrt(xp.sum(squares, axis=-1) * factor), degrees_of_freedom(xp, squares))
 
-    def _array(self, value: Any, stderr: Any, df: Any, **fields: Any) -> Estimate:
+    def _array(self, statistic: str, value: Any, stderr: Any, df: Any, **fields: Any) -> Estimate:
         """An Estimate of an array that is in `unit`."""
-        return Estimate(value * self.unit, stderr * self.unit, df, None, **self._fields, **fields)
+        return Estimate(value * self.unit, stderr * self.unit, df, None, **self._fields(statistic), **fields)
 
 
 def _largest_of_neighbours(xp: Any, x: Any) -> Any:

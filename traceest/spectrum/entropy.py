@@ -74,7 +74,7 @@ def entropy_rank(
         distribution=distribution, probes=probes, chunk_size=chunk_size,
     )  # fmt: skip
     looks.positive(q.least, q.largest, K, "K", "entropy_rank")
-    return finished(q, *q.asked(_entropy_rank, (K.shape[0],)))
+    return finished(q, "entropy_rank", K, *q.asked(_entropy_rank, (K.shape[0],)))
 
 
 def _entropy_rank(q: Quadrature, n: int) -> tuple[Estimate, Any]:

@@ -14,6 +14,7 @@ from traceest._boundary import public
 from traceest.operators import gram
 from traceest.probes import Distribution
 from traceest.spectrum import looks
+from traceest.spectrum.labels import name_of
 from traceest.spectrum.quadrature import Function, Quadrature, finished, quadrature
 from traceest.uncertainty.estimate import Estimate
 
@@ -121,7 +122,7 @@ def trace_of_function(
     with np.errstate(invalid="ignore", divide="ignore"):  # `defined` says more
         e, truncated = q.judged(f)
     looks.defined(e.value, q.fine[0], f, "trace_of_function")
-    return finished(q, e, truncated)
+    return finished(q, f"trace_of_function {name_of(f)}", A, e, truncated)
 
 
 def _kept_at_zero(A: Any, f: Function) -> Function:
@@ -194,7 +195,8 @@ def logdet(
     looks.positive(least, largest, A, f"A + {shift}·I" if looks.number(shift) else "A", "logdet")
     if looks.number(size) == 0:
         raise ValueError("logdet: A + shift·I is zero, and its log-determinant −∞; give a shift= > 0.")
-    return finished(q, *q.asked(_logdet, (A.shape[0],), (shift,)))
+    statistic = f"logdet shift={known:g}" if (known := looks.number(shift)) else "logdet"
+    return finished(q, statistic, A, *q.asked(_logdet, (A.shape[0],), (shift,)))
 
 
 def _edges(q: Quadrature, shift: Any) -> tuple[Any, Any, Any]:
@@ -297,7 +299,7 @@ def schatten_norm(
         n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
         probes=probes, chunk_size=chunk_size, reorthogonalise=reorthogonalise,
     )  # fmt: skip
-    return finished(q, *q.asked(_schatten, (float(p), power)))
+    return finished(q, f"schatten_norm p={float(p):g}", A, *q.asked(_schatten, (float(p), power)))
 
 
 def _schatten(q: Quadrature, p: float, power: float) -> tuple[Estimate, Any]:

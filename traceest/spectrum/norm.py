@@ -8,9 +8,10 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.probes.sources import mark_of
 from traceest.spectrum.eigenvalues import make_plan, solve
 from traceest.spectrum.functions import self_adjoint
-from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.estimate import Estimate, told
 
 FEWEST = 8
 """Products below which the Ritz value may be far from the norm, and its residual not show it."""
@@ -73,6 +74,7 @@ def spectral_norm(A: Any, n_matvecs: int | None = None, *, rtol: float | None = 
     small = rows <= ALWAYS_EXACT and n_matvecs in (None, *range(rows, ALWAYS_EXACT + 1))
     inner = None if rtol is None else rtol / (QUANTILE * power)
     plan = make_plan(A, 1, n_matvecs, inner, "magnitude", None, "exact" if small else "auto", "spectral_norm")
+    marks = mark_of(rng)
     ritz, meter, converged = solve(A, plan._replace(first_look=FEWEST), rng, "spectral_norm")
     xp = aa.namespace(A)
     value, stderr = xp.abs(ritz.values[0]), ritz.bounds[0]
@@ -83,4 +85,5 @@ def spectral_norm(A: Any, n_matvecs: int | None = None, *, rtol: float | None = 
     stderr = 0 * stderr if plan.exact else stderr
     method = "exact" if plan.exact else "Krylov"
     df = xp.ones_like(stderr) * math.inf  # a bound, not a spread of samples
-    return Estimate(value, stderr, df, None, **meter.spent, converged=converged, method=method, bounds=(0.0, math.inf))
+    e = Estimate(value, stderr, df, None, **meter.spent, converged=converged, method=method, bounds=(0.0, math.inf))
+    return told(e, "spectral_norm", A, () if marks is None else (f"gaussian:{marks}",))

@@ -41,7 +41,7 @@ from traceest.spectrum.pilot import FEWEST, piloted
 from traceest.spectrum.plan import plan
 from traceest.spectrum.truncation import depths
 from traceest.uncertainty import skewed_intervals
-from traceest.uncertainty.estimate import Estimate, _to_host, certain, from_samples
+from traceest.uncertainty.estimate import Estimate, _to_host, certain, from_samples, told
 from traceest.uncertainty.gradients import mean_square
 
 Function = Callable[[Any], Any]
@@ -74,6 +74,7 @@ class Quadrature(NamedTuple):
     population: int | None
     fields: dict[str, Any]
     basis: tuple[Rule, Rule] | None = None
+    marks: tuple[str, ...] = ()
 
     @property
     def fine(self) -> Rule:
@@ -239,6 +240,7 @@ def quadrature(
         return Quadrature(xp, n, ((theta, weights),), weights[:, 0], 0.0, None, meter.spent)
     check.check_probes(probes, n, A, caller)
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
+    marks = stream.marks
     X, basis = leading(xp, meter.op, stream.take(p.deflated), p.blocks, caller) if p.deflated else (None, None)
     keeps = _basis_fits(A, p.steps) if reorthogonalise is None else reorthogonalise
     chunk = _chunk(A, p.steps if keeps else LEAN, chunk_size)
@@ -257,7 +259,7 @@ def quadrature(
     for asymmetry in (seen for r in runs for seen in r.asymmetries):
         looks.symmetric(asymmetry, A, caller)
     T = Tridiagonals(*(xp.concat([getattr(r.T, part) for r in runs], axis=0) for part in ("alpha", "beta")))
-    return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis)
+    return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis, marks)
 
 
 def _assembled(xp: Any, T: Tridiagonals, n: int, gradient: float, *rest: Any) -> Quadrature:
@@ -273,10 +275,10 @@ def _rules(T: Tridiagonals) -> tuple[tuple[Rule, ...], Any]:
     return rules, xp.astype(T.beta[:, -1] > 0, T.beta.dtype)
 
 
-def finished(q: Quadrature, e: Estimate, truncated: Any) -> Estimate:
-    """The Estimate with its counts, not converged where most of its error is by truncation."""
+def finished(q: Quadrature, statistic: str, A: Any, e: Estimate, truncated: Any) -> Estimate:
+    """The Estimate with its counts and what it is of, not converged where most of its error is by truncation."""
     share = looks.number(truncated)
-    e = replace(e, **q.fields)
+    e = told(replace(e, **q.fields), statistic, A, q.marks)
     if share is None or share < UNFINISHED:
         return e
     return replace(e, converged=False, method="eigenvalues, singular to rounding" if q.exact else e.method)

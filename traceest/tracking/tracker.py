@@ -7,7 +7,7 @@ checkpoint are kept, not the models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
 from traceest.tracking import _export
 from traceest.tracking._dynamic import Shifted
 from traceest.tracking._sketches import Deflation, Sketches
-from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.estimate import Estimate, told
 
 FIRST, LAST, NOW = 0, 1, 2
 
@@ -140,6 +140,7 @@ class Tracker:
             )
         self.distribution, self.n_deflate, self.n_fresh, self._rng = distribution, n_deflate, n_fresh, rng
         self._sketches: Sketches | None = None
+        self._marks: tuple[str, ...] = ()
         self._deflation: Deflation | None = None
         self._shifted: Shifted | None = None
         self.checkpoints: list[Checkpoint] = []
@@ -181,7 +182,9 @@ class Tracker:
         s = sketches.follow(K, own)
         trace = None if self._shifted is None else self._shifted.follow(K)
         step = float(len(self.checkpoints) if step is None else step)
-        self.checkpoints.append(_checkpoint(step, K, s, values, trace))
+        found = _checkpoint(step, K, s, values, trace)
+        of: dict[str, Any] = {name: told(e, name, K, self._marks) for name, e in found.estimates.items()}
+        self.checkpoints.append(replace(found, **of))
         return self.checkpoints[-1]
 
     @public
@@ -233,6 +236,7 @@ class Tracker:
                     f"Tracker: n_deflate is for kernels of one block, this one has {blocks}, whose cross-example noise "
                     "is gone already; drop n_deflate, or make the kernel with batch_axis=None."
                 )
+        self._marks = stream.marks
         sketches = Sketches(K, stream, self.n_probes)
         if not sketches.exact:  # which nothing can better
             self._deflation = Deflation(stream, self.n_deflate) if self.n_deflate else None

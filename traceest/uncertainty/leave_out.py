@@ -66,7 +66,7 @@ class LeftOut(NamedTuple):
         independent = xp.sum(aa.abs2(xp, apart), axis=pairs) / (2 * k * k * (k - 1))
         variance = xp.maximum(xp.sum(squares, axis=-1) / (k * (k - 1)) + covariance, independent / 2)
         variance = variance + ((rounding / unit) ** 2)[..., 0, 0]
-        stderr = xp.sqrt(variance) * unit[..., 0, 0]
+        stderr = aa.root(xp, variance) * unit[..., 0, 0]
         return theta[..., 0] * size, stderr * size, degrees_of_freedom(xp, squares)
 
 

@@ -26,7 +26,7 @@ def of_samples(population: int | None, positive: bool, samples: Any) -> tuple[An
     scale = aa.safe_scale(xp, deviations)
     squares = aa.abs2(xp, deviations / scale)
     unit = xp.sum(scale)
-    parts = xp.sqrt(xp.sum(squares, axis=1) * (correction / (m * (m - 1))))
+    parts = aa.root(xp, xp.sum(squares, axis=1) * (correction / (m * (m - 1))))
     dfs = degrees_of_freedom(xp, squares)
     stderr, df = welch_satterthwaite(xp, parts * unit, dfs)
     reach = None
@@ -61,4 +61,4 @@ def welch_satterthwaite(xp: Any, parts: Any, dfs: Any) -> tuple[Any, Any]:
     least = xp.min(dfs, axis=0)
     spread = quartic > 0
     df = xp.where(spread, total * total / xp.where(spread, quartic, 1.0), least)
-    return xp.sqrt(total) * xp.squeeze(scale, axis=0), df
+    return aa.root(xp, total) * xp.squeeze(scale, axis=0), df

@@ -174,7 +174,7 @@ def jackknife(
     d = s.left_out - xp.sum(s.left_out, axis=1, keepdims=True) / m
     scale = aa.safe_scale(xp, d)
     squares = aa.abs2(xp, d / scale)
-    parts = xp.sqrt(xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
+    parts = aa.root(xp, xp.sum(squares, axis=1) * ((m - 1) / m)) * xp.sum(scale)
     stderr, df = welch_satterthwaite(xp, parts, degrees_of_freedom(xp, squares))
     stderr = doubted(xp, doubt, s.value, stderr, proportional)
     return Estimate(s.value * size, stderr * size, df, reach=reach(xp, s.value, s.rescaled, size), **fields)

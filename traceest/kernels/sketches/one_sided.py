@@ -105,7 +105,7 @@ class OneSided(Sketch):
         m = x.shape[1]
         mean = xp.sum(x, axis=1, keepdims=True) / m
         squares = aa.abs2(xp, x - mean)
-        stderr = xp.sqrt(xp.sum(squares, axis=1) / (m * max(m - 1, 1)))
+        stderr = aa.root(xp, xp.sum(squares, axis=1) / (m * max(m - 1, 1)))
         stderr = stderr if m > 1 else stderr * math.nan
         df = degrees_of_freedom(xp, squares)
         return Estimate(
