@@ -17,6 +17,7 @@ from traceest.spectrum.quadrature import quadrature
 from traceest.tracking._dynamic import Shifted
 from traceest.tracking._sketches import Deflation
 from traceest.uncertainty.block_spread import block_spread
+from traceest.uncertainty.doubt import Doubt
 from traceest.uncertainty.estimate import from_samples
 from traceest.uncertainty.skewed_intervals import (
     LEVELS,
@@ -102,7 +103,7 @@ def test_the_spread_of_a_block_is_that_of_its_samples_and_of_their_gram_matrix()
 
 # -- estimates -------------------------------------------------------------------------------------------------
 def test_a_doubt_is_part_of_the_value() -> None:
-    assert float(from_samples(np.full((1, 4), 100.0), doubt=0.1).stderr) == pytest.approx(10)
+    assert float(from_samples(np.full((1, 4), 100.0), doubt=Doubt(constant=0.1)).stderr) == pytest.approx(10)
     assert float(from_samples(np.full((1, 4), 100.0)).stderr) == 0
 
 
