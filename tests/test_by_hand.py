@@ -17,7 +17,9 @@ from traceest.spectrum.quadrature import quadrature
 from traceest.tracking._dynamic import Shifted
 from traceest.tracking._sketches import Deflation
 from traceest.uncertainty.block_spread import block_spread
+from traceest.uncertainty.doubt import Doubt
 from traceest.uncertainty.estimate import from_samples
+from traceest.uncertainty.gradients import _symmetric_share
 from traceest.uncertainty.skewed_intervals import (
     LEVELS,
     SCORES,
@@ -100,9 +102,17 @@ def test_the_spread_of_a_block_is_that_of_its_samples_and_of_their_gram_matrix()
     np.testing.assert_allclose(block_spread(np, G[None, :, None, :], forms), [expected])
 
 
+def test_how_much_of_an_operator_is_symmetric_is_told_by_different_probes() -> None:
+    G, B = RNG.standard_normal((20, 4)), RNG.standard_normal((20, 20)) + 2 * np.eye(20)
+    P = G.T @ B @ G
+    pairs = list(permutations(range(4), 2))
+    expected = sum((P[i, j] + P[j, i]) ** 2 / 4 for i, j in pairs) / sum(P[i, j] ** 2 for i, j in pairs)
+    assert float(_symmetric_share(np, G, B @ G)) == pytest.approx(expected)
+
+
 # -- estimates -------------------------------------------------------------------------------------------------
 def test_a_doubt_is_part_of_the_value() -> None:
-    assert float(from_samples(np.full((1, 4), 100.0), doubt=0.1).stderr) == pytest.approx(10)
+    assert float(from_samples(np.full((1, 4), 100.0), doubt=Doubt(constant=0.1)).stderr) == pytest.approx(10)
     assert float(from_samples(np.full((1, 4), 100.0)).stderr) == 0
 
 

@@ -47,6 +47,18 @@ def failing(honest: Callable[..., Any], error: Exception, times: int) -> Callabl
     return run
 
 
+@pytest.mark.parametrize(
+    ("per_probe", "largest", "cache", "most", "probes"),
+    [(1, 1, 10**9, 32, 32), (1, 100, 1000, 32, 10), (100, 1, 10**9, 32, 7), (10**9, 10**9, 1, 32, 1)],
+    ids=["all", "as fit the cache", "as fit the budget", "one at the least"],
+)
+def test_as_many_probes_go_through_the_model_as_fit(
+    per_probe: int, largest: int, cache: int, most: int, probes: int
+) -> None:
+    with memory.within(700):
+        assert memory.probes_to_a_pass(per_probe, largest, cache, most) == probes
+
+
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_a_small_budget_means_small_chunks_and_the_same_products(framework: str) -> None:
     whole, least = make(framework), make(framework, memory_budget=1)

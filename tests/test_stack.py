@@ -238,6 +238,13 @@ def test_a_probe_is_one_product_with_every_part() -> None:
     assert_counts(te.effective_rank(te.gram(outer), 3, rng=0), outer, budget=3)
 
 
+def test_a_product_with_its_kernel_is_one_of_either_side() -> None:
+    J = np.random.default_rng(0).standard_normal((24, 15))
+    of_stack, of_whole = (te.xtrace(te.gram(x), 8, rng=0) for x in (te.vstack([J[:9], J[9:]]), te.aslinearoperator(J)))
+    assert hasattr(te.vstack([J[:9], J[9:]]), "gram_matmat")
+    assert (of_stack.n_matvecs, of_stack.n_rmatvecs) == (of_whole.n_matvecs, of_whole.n_rmatvecs) == (4, 8)
+
+
 def test_a_generator_of_operators_is_told_to_become_a_list() -> None:
     with pytest.raises(TypeError, match=r"list\(\.\.\.\)"):
         te.vstack(part for part in parts(J))

@@ -225,6 +225,9 @@ CASES: dict[str, Case] = {
         ids(4, 4),
         options={"batch_axis": 1},
     ),
+    "slopes, one and one a channel": Case(
+        then(linear(4, 6), nn.PReLU(**F64), linear(6, 3), nn.PReLU(3, **F64), linear(3, 2)), x(5, 4)
+    ),
     "positions, expanded": Case(
         Of(
             lambda m, a: torch.tanh(m.e(a) * m.p(torch.arange(4)[None]).expand(len(a), -1, -1)),
