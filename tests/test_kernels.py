@@ -10,7 +10,7 @@ from assertions import Counter, assert_close, assert_counts, unbiased
 import traceest as te
 from traceest._array_api import namespace
 from traceest.kernels.sketches import Request
-from traceest.kernels.sketches.one_sided import one_sided
+from traceest.kernels.sketches.one_sided_sampler import one_sided
 from traceest.operators import sketch_gram
 from traceest.uncertainty.moments import degrees_of_freedom
 from traceest.uncertainty.ustatistics import Invariant, block_sum, pair_mean, squared_mean
@@ -574,20 +574,20 @@ def test_few_columns_keep_the_budget_and_the_tolerance(statistic):
     assert all(e.converged and e.method == "two-sided low-rank" for e in runs)
     assert np.mean([abs(float(e) / truth - 1) <= 0.02 for e in runs]) >= 0.95
     counted = Counter(te.aslinearoperator(J))
-    e = getattr(te, statistic)(te.gram(counted), n_matvecs=40, rtol=1e-9, rng=0)
+    e = getattr(te, statistic)(te.gram(counted), max_matvecs=40, rtol=1e-9, rng=0)
     assert e.converged is False
     assert_counts(e, counted, budget=40)
 
 
 def test_a_tolerance_out_of_reach_says_so_and_keeps_the_budget():
     counted = Counter(te.aslinearoperator(BIG1, n_blocks=4))
-    e = te.effective_rank(te.gram(counted), 11, rtol=1e-4, rng=0)
+    e = te.effective_rank(te.gram(counted), rtol=1e-4, max_matvecs=11, rng=0)
     assert e.converged is False
     assert_counts(e, counted, budget=11)
     assert te.effective_rank(te.gram(BIG1, n_blocks=4), rtol=1e-4, rng=0).exact
-    with pytest.raises(ValueError, match="rtol must be positive"):
+    with pytest.raises(ValueError, match="asks for the exact value"):
         te.effective_rank(te.gram(BIG1), rtol=0)
-    with pytest.raises(TypeError, match="give rng= instead of probes="):
+    with pytest.raises(TypeError, match="give rng= for probes="):
         te.effective_rank(te.gram(BIG1), rtol=0.1, probes=BIG1)
 
 

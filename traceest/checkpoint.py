@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from traceest import _array_api as aa
 from traceest import _files
 from traceest.uncertainty.estimate import _to_host
 
-EXPECTED = "a checkpoint that trace(checkpoint=) wrote; give it a path of its own, or delete the file"
+EXPECTED = "a checkpoint that {}(checkpoint=) wrote; give it a path of its own, or delete the file"
 
 
 class Layout(Protocol):
@@ -42,10 +43,12 @@ class Checkpoint:
         The file; it need not exist yet, its folder has to.
     run : dict
         What must be the same for the state to fit: method, shape, dtype and law of the probes.
+    caller : str
+        The call that it belongs to, for messages.
     """
 
-    def __init__(self, path: Path, run: dict[str, Any]) -> None:
-        self.path, self.run = path, run
+    def __init__(self, path: Path, run: dict[str, Any], caller: str) -> None:
+        self.path, self.run, self.caller = path, run, caller
 
     def load(self, layout: Layout, like: Any) -> dict[str, Any] | None:
         """The state, on the device of `like`, or None if there is no file yet.
@@ -59,9 +62,11 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        with _files.archive(self.path, "trace", EXPECTED) as file:
+        with _files.archive(self.path, self.caller, EXPECTED.format(self.caller)) as file:
             if "run" not in file:
-                raise _files.Refused(f"trace: {self.path} is not a checkpoint; give checkpoint= a path of its own.")
+                raise _files.Refused(
+                    f"{self.caller}: {self.path} is not a checkpoint; give checkpoint= a path of its own."
+                )
             self._check(file.text("run"))
             state: dict[str, Any] = {name: file.number(name) for name in layout.counts}
             arrays = {name: file.array(name, partial(layout.fits, name)) for name in layout.arrays if name in file}
@@ -74,7 +79,7 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` in one step: a run killed meanwhile leaves the file as it was."""
         arrays = {name: _to_host(x) for name, x in state.items()}
-        _files.write_archive(self.path, "trace", {"run": self.run}, arrays)
+        _files.write_archive(self.path, self.caller, {"run": self.run}, arrays)
 
     def _check(self, run: Any) -> None:
         """Raise unless `run` is this one."""
@@ -83,6 +88,43 @@ class Checkpoint:
         for name, ours in self.run.items():
             if run.get(name) != ours:
                 raise _files.Refused(
-                    f"trace: the checkpoint {self.path} is of another run: its {name} is {run.get(name)!r}, this one's "
-                    f"{ours!r}; give checkpoint= another path, or delete the file."
+                    f"{self.caller}: the checkpoint {self.path} is of another run: its {name} is {run.get(name)!r}, "
+                    f"this one's {ours!r}; give checkpoint= another path, or delete the file."
                 )
+
+
+class Resumes(Layout, Protocol):
+    """What can go on from a checkpoint."""
+
+    @property
+    def stream(self) -> Any:
+        """Its probes, which are of the namespace and device of all arrays."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+
+    def verify(self) -> None:
+        """Multiply the first probe once more, and compare."""
+
+
+def taken_up(sampler: Resumes, saved: Checkpoint, say: Callable[[str], Any]) -> bool:
+    """Give the sampler what an earlier run has paid for, once a product of it has been made anew and compared.
+
+    Raises
+    ------
+    ValueError
+        If the file is broken, or of another run or operator.
+    """
+    state = saved.load(sampler, sampler.stream)
+    if state is None:
+        return False
+    try:
+        sampler.restore(state)
+    except ValueError as error:
+        raise ValueError(
+            f"{saved.caller}: the checkpoint {saved.path} is broken ({error}); delete the file, or give checkpoint= "
+            "another."
+        ) from error
+    sampler.verify()
+    say(f"goes on from {saved.path}, whose first probe gives the same product")
+    return True

@@ -9,12 +9,11 @@ from os import PathLike
 from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
-from traceest import _progress
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest._files import as_path
-from traceest.adaptive import FIRST_LOOK, Growth, Target
-from traceest.checkpoint import Checkpoint
+from traceest.adaptive import FIRST_LOOK, Stop
+from traceest.checkpoint import Checkpoint, taken_up
 from traceest.estimators.exact import Route, cheapest, finite_exact
 from traceest.estimators.exchangeable import Exchangeable
 from traceest.estimators.hutchpp import Deflating
@@ -154,7 +153,8 @@ def trace(
     if method not in get_args(Method):
         raise ValueError(f"trace: method must be one of {', '.join(get_args(Method))}, got {method!r}.")
     A = shorter(A) if method in ("auto", "exact") else A
-    say = explain if callable(explain) else print if explain else (lambda line: None)
+    stop = Stop(rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    say = stop.say
     plain = rtol > 0 and confidence == 0.95 and not (atol or callback or progress or start or checkpoint)
     pair = one_sided_pair(A) if method == "auto" and plain else None
     if pair is not None and (max_matvecs is None or max_matvecs >= 4):
@@ -188,37 +188,22 @@ def trace(
     kept = None
     if saved is not None:
         kind = {"method": type(sampler).__name__, "law": sampler.stream.distribution}
-        kept = Checkpoint(saved, kind | {"shape": list(A.shape), "dtype": str(A.dtype)})
+        kept = Checkpoint(saved, kind | {"shape": list(A.shape), "dtype": str(A.dtype)}, "trace")
     own = sampler.stream.marks
     _take_up(sampler, start, kept, say)
-    with _progress.bar(progress, total=budget, unit="product") as bar:
-
-        def look(e: Estimate) -> Any:
-            bar.update(max(e.n_matvecs, e.n_rmatvecs) - bar.n)
-            return callback is not None and callback(e)
-
-        target = Target(rtol, atol, confidence)
-        e = Growth(target, budget, best if method == "auto" else None, look, say, kept).run(sampler)
+    e = stop.run(sampler, budget, best.cost if best is not None and method == "auto" else None, kept)
     if e is None:  # the exact trace is cheaper than going on
         spent = sampler.meter
         e = finite_exact(A, chunk, "trace")
         return replace(e, n_matvecs=e.n_matvecs + spent.n_matvecs, n_rmatvecs=e.n_rmatvecs + spent.n_rmatvecs)
-    return told(replace(e, converged=target.met_by(e)), "trace", A, (() if start is None else start.probes) + own)
+    return told(replace(e, converged=stop.target.met_by(e)), "trace", A, (() if start is None else start.probes) + own)
 
 
 def _take_up(sampler: Sampler, start: Estimate | None, saved: Checkpoint | None, say: Callable[[str], Any]) -> None:
     """Give the sampler what an earlier run has paid for, once a product of it has been made anew and compared."""
-    state = saved.load(sampler, sampler.meter.op) if saved is not None else None
-    if state is not None and saved is not None:
-        try:
-            sampler.restore(state)
-        except ValueError as error:
-            raise ValueError(
-                f"trace: the checkpoint {saved.path} is broken ({error}); delete the file, or give checkpoint= another."
-            ) from error
-        sampler.verify()
-        say(f"goes on from {saved.path}, whose first probe gives the same product")
-    elif start is not None:
+    if saved is not None and taken_up(sampler, saved, say):
+        return
+    if start is not None:
         if not isinstance(sampler, Sampling) or start.method != sampler.method or start.samples is None:
             raise ValueError(
                 f"trace: start= is an estimate by {start.method!r}, which this run cannot go on from; only hutchinson, "

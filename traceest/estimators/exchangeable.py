@@ -14,7 +14,7 @@ from traceest.estimators.sampler import Sampler, Target
 from traceest.estimators.xtrace import XNysTrace
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.layout import layout
-from traceest.operators.products import deflate, form, orth
+from traceest.operators.products import completed, form, orth
 from traceest.probes import Distribution, Probes, independent, random_source
 from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, _to_host, from_samples, trace_bounds
@@ -237,7 +237,7 @@ class Exchangeable(XNysTrace):
         """Q for the products that it has no column for yet, and AQ."""
         Y, Omega = (self.joined(name)[:, self.sketched :] for name in ("products", "probes"))
         if self.basis:
-            Q = _backends.compiled(_completed, (), (self.joined("basis"), Y, Omega), Y)
+            Q = _backends.compiled(completed, (), (self.joined("basis"), Y, Omega), Y)
         else:
             Q = orth(Y, Omega)[0]
         self.basis.append(Q)
@@ -277,15 +277,6 @@ class Exchangeable(XNysTrace):
             _xtrace, static, (Omega, Y, self.joined("basis"), self.joined("images")), Y
         )
         return Estimate(*found, None, method="xtrace", bounds=self.bounds, **self.meter.spent)
-
-
-def _completed(arrays: tuple[Any, Any, Any]) -> Any:
-    """What completes an orthonormal basis to one of the products Y of Ω too."""
-    old, Y, Omega = arrays
-    xp = aa.namespace(Y)
-    # Twice is enough: Gram–Schmidt against the old columns loses orthogonality once.
-    Y = aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
-    return aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]
 
 
 def _xtrace(normalise: bool, symmetric: bool, arrays: tuple[Any, ...]) -> leave_out.Mean:

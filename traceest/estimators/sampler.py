@@ -43,6 +43,9 @@ class Sampler(ABC):
     first = 10
     """Samples before the first look: a standard error from fewer says too little to stop on."""
 
+    least = 1
+    """Fewest samples that a growth may have."""
+
     patience = 0
     steady = False
     """Whether the error falls as 1/√m whatever is done, so that one known well tells how many samples it takes."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.adaptive import Stop
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -22,6 +25,13 @@ def alignment(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -60,7 +70,8 @@ def alignment(
     >>> round(float(te.alignment(K, K, 4, rng=0)), 6)
     1.0
     """
-    request = Request("alignment", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    stop = Stop.asked("alignment", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("alignment", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     return _alignment(K1, K2, request)
 
 
@@ -72,6 +83,13 @@ def centred_alignment(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -109,7 +127,8 @@ def centred_alignment(
     >>> round(float(te.centred_alignment(K, L, 4, rng=0)), 6)
     1.0
     """
-    request = Request("centred_alignment", n_probes, n_matvecs, rtol, method, rng, distribution, probes, centred=True)
+    stop = Stop.asked("centred_alignment", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("centred_alignment", n_probes, n_matvecs, stop, method, rng, distribution, probes, centred=True)
     return _alignment(K1, K2, request)
 
 
@@ -121,6 +140,13 @@ def relative_distance(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -154,7 +180,8 @@ def relative_distance(
     >>> round(float(e), 9)
     0.002001
     """
-    request = Request("relative_distance", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    stop = Stop.asked("relative_distance", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("relative_distance", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     Ks = kernels_of_one_state([K1, K2], request.caller)
     return answer(Ks, request, statistics.relative_distance, 0, 1)
 
@@ -168,6 +195,13 @@ def target_alignment(
     centred: bool = False,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -214,8 +248,9 @@ def target_alignment(
     """
     Ks = kernels_of_one_state([K], "target_alignment")
     Y = targets(y, Ks[0], "target_alignment")
+    stop = Stop.asked("target_alignment", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
     request = Request(
-        "target_alignment", n_probes, n_matvecs, rtol, method, rng, distribution, probes, centred=centred, targets=Y
+        "target_alignment", n_probes, n_matvecs, stop, method, rng, distribution, probes, centred=centred, targets=Y
     )
     return answer(Ks, request, statistics.target_alignment, 0, bool(getattr(Ks[0], "psd", False)))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 from traceest._boundary import public
+from traceest.adaptive import Stop
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -23,6 +26,13 @@ def inner_product(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -70,7 +80,8 @@ def inner_product(
     >>> float(te.inner_product(A, B, 3, rng=0))
     6.0
     """
-    request = Request("inner_product", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    stop = Stop.asked("inner_product", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("inner_product", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     Ks = kernels_of_one_state([A, B], request.caller)
     low = 0.0 if all(getattr(K, "psd", False) for K in Ks) else -math.inf
     return answer(Ks, request, statistics.inner_product, 0, 1, low)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 from traceest._boundary import public
+from traceest.adaptive import Stop
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
@@ -19,6 +22,13 @@ def frobenius_norm(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -83,7 +93,8 @@ def frobenius_norm(
     >>> bool(abs(float(te.frobenius_norm(K, 6, rng=0)) / np.linalg.norm(J @ J.T) - 1) < 0.1)
     True
     """
-    request = Request("frobenius_norm", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    stop = Stop.asked("frobenius_norm", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("frobenius_norm", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     return answer(kernels_of_one_state([K], request.caller), request, statistics.frobenius_norm, 0)
 
 
@@ -94,6 +105,13 @@ def effective_rank(
     *,
     n_matvecs: int | None = None,
     rtol: float | None = None,
+    atol: float = 0.0,
+    confidence: float = 0.95,
+    max_matvecs: int | None = None,
+    callback: Callable[[Estimate], Any] | None = None,
+    progress: bool = False,
+    explain: bool | Callable[[str], Any] = False,
+    checkpoint: str | PathLike[str] | None = None,
     method: Method = "auto",
     rng: Any = None,
     distribution: Distribution | None = None,
@@ -129,7 +147,8 @@ def effective_rank(
     >>> e.confidence_interval().low <= 20 <= e.confidence_interval().high
     True
     """
-    request = Request("effective_rank", n_probes, n_matvecs, rtol, method, rng, distribution, probes)
+    stop = Stop.asked("effective_rank", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
+    request = Request("effective_rank", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     Ks = kernels_of_one_state([K], request.caller)
     return answer(Ks, request, statistics.effective_rank, 0, largest_rank(Ks[0]))
 

@@ -71,3 +71,12 @@ def _steady(xp: Any, Y: Any) -> tuple[Any, Any]:
     Q, moving = aa.tall_qr(xp, xp.where(lost[None, :], fixed, Y))
     turned = _backends.constant(aa.vdot(xp, Q, fixed))  # the same columns but for signs, which QR is free to choose
     return Q, xp.where(xp.any(lost), turned[:, None] * R, moving)
+
+
+def completed(arrays: tuple[Any, Any, Any]) -> Any:
+    """What completes an orthonormal basis to one of the products Y of Ω too."""
+    old, Y, Omega = arrays
+    xp = aa.namespace(Y)
+    # Twice is enough: Gram–Schmidt against the old columns loses orthogonality once.
+    Y = aa.touched(xp, Y, Omega, aa.safe_scale(xp, Y))
+    return aa.orth(xp, deflate(xp, old, aa.orth(xp, deflate(xp, old, Y))[0]))[0]

@@ -9,8 +9,10 @@ from traceest import _array_api as aa
 from traceest.kernels.sketches import Request, Sketch, exact_cost
 from traceest.kernels.sketches.deflated import Deflated, deflated
 from traceest.kernels.sketches.exact import Exact, dense_kernel, of_dense_kernels
-from traceest.kernels.sketches.one_sided import OneSided, one_sided
-from traceest.kernels.sketches.two_sided import Plain, two_sided
+from traceest.kernels.sketches.one_sided import OneSided
+from traceest.kernels.sketches.one_sided_sampler import one_sided
+from traceest.kernels.sketches.two_sided import Plain
+from traceest.kernels.sketches.two_sided_sampler import two_sided
 from traceest.operators.blocks import n_blocks
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
@@ -72,7 +74,7 @@ class Deflation:
         scale = aa.safe_scale(xp, own)
         own, unit = own / scale, xp.sum(scale)
         if values.G is not None:
-            return values, OneSided(xp, [own], [unit], values.fields, [])
+            return values, OneSided(xp, [(own,)], [unit], values.fields, [])
         return values, Plain(xp, V, [own], [unit], values.fields, [])
 
 

@@ -20,7 +20,7 @@ from traceest.uncertainty.moments import of_samples, welch_satterthwaite
 ARRAYS = ("value", "stderr", "df", "samples", "reach")
 """Fields of `Estimate` that are arrays."""
 
-STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds", "statistic")
+STATIC = ("n_matvecs", "n_rmatvecs", "converged", "method", "bounds", "statistic", "share")
 """Fields that are not, and stay outside of traces."""
 
 PROVENANCE = ("shape", "probes")
@@ -64,6 +64,8 @@ class Estimate:
         Natural bounds of the statistic; the interval is kept inside.
     statistic : str
         What is estimated: "trace", "frobenius_norm" and so on; empty where that is not known.
+    share : float
+        Part of the error probability that the interval may take: below 1 where the run chose for itself when to stop.
     shape : (int, int) or None
         Of the operator, or of the factor of a Gram operator, where that is known.
     probes : tuple of str
@@ -94,6 +96,7 @@ class Estimate:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     reach: Any = None
     statistic: str = ""
+    share: float = 1.0
     shape: tuple[int, int] | None = None
     probes: tuple[str, ...] = ()
 
@@ -119,6 +122,9 @@ class Estimate:
     @public
     def confidence_interval(self, confidence: float = 0.95) -> ConfidenceInterval:
         """Two-sided interval: Student's, stretched to `reach`, clipped to the statistic's natural bounds.
+
+        A run that grows to a tolerance looks several times, and stops where the spread happens to be small. Its
+        interval is that of a part `share` of the error probability, so that it holds what it says all the same.
 
         The quantile is SciPy's. Inside `jax.jit`, `jax.vmap` or `jax.grad` the two ends are arrays, and it is taken by
         a call to the host when the program runs; outside they are numbers of the host.
@@ -164,6 +170,7 @@ class Estimate:
         """How far the unclipped interval goes down and up."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {confidence!r}; 0.95 means 95 %.")
+        confidence = 1 - self.share * (1 - confidence)
         xp, stderr = self._numbers(self.stderr)
         half = xp.where(stderr == 0, 0.0, self._quantile(0.5 + confidence / 2) * stderr)
         if self.reach is None:
@@ -272,6 +279,7 @@ def merge(estimates: Sequence[Estimate]) -> Estimate:
     _check_apart(estimates)
     spent |= {
         "statistic": first.statistic,
+        "share": min(e.share for e in estimates),
         "shape": first.shape,
         "probes": tuple(m for e in estimates for m in e.probes),
     }

@@ -178,6 +178,8 @@ def _checked(text: Any) -> dict[str, Any]:
         raise ValueError(f"its bounds are {static['bounds']!r}")
     if not all(isinstance(mark, str) for mark in static["probes"]):
         raise ValueError("its marks of probes are no texts")
+    if type(static["share"]) not in (int, float) or not 0 < static["share"] <= 1:
+        raise ValueError(f"its share is {static['share']!r}")
     if static["shape"] is not None:
         rows, columns = static["shape"]
         static["shape"] = int(rows), int(columns)

@@ -159,6 +159,30 @@ def pair_mean(xp: Any, H: Any, forms: tuple[Any, Any] | None = None, law: Invari
     return Statistic(value, value + cross_change + without - whole, rescaled)
 
 
+def joined(xp: Any, parts: list[Statistic], sizes: list[int]) -> Statistic:
+    """The mean of U-statistics of separate runs of probes, (B, m) of each, weighted by the pairs that they rest on.
+
+    Where pairs make most of the error that is the best weight; where single probes do, little is lost on it by runs of
+    very unequal sizes, and nothing by equal ones.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    total, m = sum(k * (k - 1) for k in sizes), sum(sizes)
+    weights = [k * (k - 1) / total for k in sizes]
+    value = sum(w * s.value for w, s in zip(weights, parts, strict=True))
+    if any(s.left_out is None for s in parts):
+        return Statistic(value, None)
+    # So that the jackknife over all m adds up what it says of each run: (m − 1)/m takes the place of (k − 1)/k.
+    scales = [w * math.sqrt((1 - 1 / k) / (1 - 1 / m)) for w, k in zip(weights, sizes, strict=True)]
+    left_out = [value + c * (s.left_out - s.value) for c, s in zip(scales, parts, strict=True)]
+    terms = [(w, s.rescaled) for w, s in zip(weights, parts, strict=True)]
+
+    def at(factors: Any) -> Any:
+        return sum(w * rescaled.at(factors) for w, rescaled in terms if rescaled is not None)
+
+    return Statistic(value, xp.concat(left_out, axis=1), Rescaling(at))
+
+
 def jackknife(
     xp: Any, s: Statistic, size: Any = 1.0, *, doubt: Doubt = CERTAIN, proportional: Any = False, **fields: Any
 ) -> Estimate:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
 from traceest import _validation as check
+from traceest.adaptive import Stop
 from traceest.operators.base import check_compatible
 from traceest.probes import ORTHOGONAL, Distribution
 
@@ -19,7 +20,7 @@ Groups = tuple[tuple[int, ...], ...]
 class Request:
     """The arguments that all statistics of kernels share.
 
-    `n_probes` counts one-sided products, `n_matvecs` products with K; with `rtol` they are the most that may be spent.
+    `n_probes` counts one-sided products, `n_matvecs` products with K; `stop` takes as many as a tolerance asks for.
     `centred` asks for HKH, H = I − 11ᵀ/n, in place of K, `targets` (n, t) for ⟨K, YYᴴ⟩ too, and `groups` for the parts
     of K that belong to runs of its factor's columns.
     """
@@ -27,7 +28,7 @@ class Request:
     caller: str
     n_probes: int | None = None
     n_matvecs: int | None = None
-    rtol: float | None = None
+    stop: Stop | None = None
     method: Method = "auto"
     rng: Any = None
     distribution: Distribution | None = None
@@ -42,7 +43,7 @@ class Request:
         Raises
         ------
         ValueError, TypeError
-            For unknown methods, two budgets, a tolerance that is not positive, or orthogonal probes.
+            For unknown methods, two budgets, a budget or probes beside a tolerance, or orthogonal probes.
         """
         if self.method not in get_args(Method):
             raise ValueError(
@@ -50,10 +51,15 @@ class Request:
             )
         if self.n_probes is not None and self.n_matvecs is not None:
             raise TypeError(f"{self.caller}: give n_probes or n_matvecs, not both.")
-        if self.rtol is not None and not check.number(self.rtol, "rtol", self.caller) > 0:
-            raise ValueError(f"{self.caller}: rtol must be positive, got {self.rtol!r}; method='exact' asks for all.")
-        if self.rtol is not None and self.probes is not None:
-            raise TypeError(f"{self.caller}: rtol draws as many probes as it takes; give rng= instead of probes=.")
+        if self.stop is not None and self.limit is not None:
+            given = "n_matvecs" if self.n_probes is None else "n_probes"
+            raise TypeError(
+                f"{self.caller}: {given}={self.limit} is a fixed budget, and a tolerance takes as many products as it "
+                f"asks for; give one of the two, or max_matvecs={self.limit} for the most to spend (and method="
+                '"one-sided" or "two-sided" for the side).'
+            )
+        if self.stop is not None and self.probes is not None:
+            raise TypeError(f"{self.caller}: a tolerance takes as many probes as it asks for; give rng= for probes=.")
         if self.distribution in ORTHOGONAL:
             raise ValueError(
                 f"{self.caller}: {self.distribution} probes are not independent of each other, and pairs of them would "
@@ -70,12 +76,6 @@ class Request:
     def n_extra(self) -> int:
         """Columns that are not drawn: the ones that centring takes, and the targets."""
         return int(self.centred) + (0 if self.targets is None else int(self.targets.shape[1]))
-
-    def with_budget(self, m: int) -> Request:
-        """The same for a fixed budget of m, of the kind given."""
-        if self.n_matvecs is None:
-            return replace(self, rtol=None, n_probes=m)
-        return replace(self, rtol=None, n_matvecs=m)
 
     def n_drawn(self, minimum: int) -> int:
         """Probes to draw: the budget less what goes to the columns that are not drawn."""

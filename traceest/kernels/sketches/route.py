@@ -6,9 +6,10 @@ from typing import Any
 
 from traceest.kernels.sketches.base import Sketch
 from traceest.kernels.sketches.exact import exact
-from traceest.kernels.sketches.one_sided import Grams, one_sided
+from traceest.kernels.sketches.one_sided import Grams
+from traceest.kernels.sketches.one_sided_sampler import one_sided
 from traceest.kernels.sketches.request import Request
-from traceest.kernels.sketches.two_sided import two_sided
+from traceest.kernels.sketches.two_sided_sampler import two_sided
 from traceest.operators.blocks import n_blocks
 from traceest.operators.densify import dense_bytes
 from traceest.operators.gram import shorter
@@ -51,7 +52,7 @@ def by_columns(Ks: list[Any], request: Request) -> list[Any]:
     The eigenvalues are the same but for zeros, the vectors shorter, and P jvps give the exact answer in place of n
     vjps: by J as an array, which has to be of a size that can be held.
     """
-    plain = request.rtol is not None and request.probes is None and request.method in ("auto", "two-sided")
+    plain = request.stop is not None and request.probes is None and request.method in ("auto", "two-sided")
     if not plain or len(Ks) > 1 or request.n_extra or route(Ks, request) != "two-sided":
         return Ks
     J = getattr(Ks[0], "factor", None)

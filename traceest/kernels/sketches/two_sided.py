@@ -15,21 +15,12 @@ from functools import cached_property
 from typing import Any
 
 from traceest import _array_api as aa
-from traceest import _validation as check
 from traceest.kernels.sketches.base import Sketch
-from traceest.kernels.sketches.request import Request
-from traceest.operators.layout import layout
-from traceest.operators.metering import Meter, chunk_columns
-from traceest.operators.products import orth, products
-from traceest.probes import SIGNS, Probes, of_pairs
 from traceest.uncertainty.block_spread import spread_of_samples
 from traceest.uncertainty.doubt import CERTAIN, Doubt, several_directions
 from traceest.uncertainty.estimate import Estimate
 from traceest.uncertainty.leave_out import Basis, LeftOut
 from traceest.uncertainty.ustatistics import Statistic, block_sum, jackknife, squared_mean
-
-LOW_RANK_FROM = 8
-"""Products from which half of them are better spent on a basis; below, two or three probes make no low-rank part."""
 
 
 @dataclass
@@ -182,43 +173,3 @@ class LowRank(Sketch):
         value = xp.sum(left_out.one) / k
         both = aa.concat_columns(xp, [left_out.one[:, None], left_out.two])
         return Statistic(value, value + (both - value) / k)
-
-
-def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
-    """Send the probes through every kernel, and what they span too, where the budget is large enough for that."""
-    for K in Ks:
-        check.require_side(K, "matmat", request.caller)
-    n, xp, meters = Ks[0].shape[0], aa.namespace(Ks[0]), [Meter(K) for K in Ks]
-    chunk = chunk_columns(Ks[0], None)
-    m = request.n_drawn(2) + (request.probes is None and request.centred)  # projecting needs no column of ones
-    check.check_probes(request.probes, n, Ks[0], request.caller)
-    low_rank = request.method != "hutchinson" and request.probes is None and m >= LOW_RANK_FROM
-    rows = layout(Ks[0], 1)
-    law = request.distribution or ("sphere" if low_rank else of_pairs(rows))
-    stream = Probes(n, Ks[0], rng=request.rng, distribution=law, layout=rows, probes=request.probes)
-    V, extra = stream.take(m // 2 if low_rank else m), request.extra_columns(xp, Ks[0])
-    Y = None if request.targets is None or extra is None else extra[:, int(request.centred) :]
-    KV = [products(xp, meter.op, _centred(xp, V, request.centred), chunk) for meter in meters]
-    targets = []
-    if Y is not None:
-        targets = [aa.real(xp, xp.sum(aa.conj(xp, Y) * products(xp, meter.op, Y, chunk))) for meter in meters]
-    KV = [_centred(xp, X, request.centred) for X in KV]
-    units = [xp.sum(aa.safe_scale(xp, X)) for X in KV]
-    KV = [X / u for X, u in zip(KV, units, strict=True)]
-    targets = [t / u / request.target_norm for t, u in zip(targets, units, strict=True)] if targets else []
-    if low_rank:
-        Q, R, *_ = orth(sum(KV[1:], start=KV[0]), V)
-        Z = [products(xp, meter.op, _centred(xp, Q, request.centred), chunk) for meter in meters]
-        Z = [_centred(xp, X, request.centred) / u for X, u in zip(Z, units, strict=True)]
-    spent = {"n_matvecs": sum(k.n_matvecs for k in meters), "n_rmatvecs": sum(k.n_rmatvecs for k in meters)}
-    if not low_rank:
-        known = request.probes is None or request.distribution is not None
-        doubt = stream.doubt_of_pairs(known)
-        return Plain(xp, V, KV, units, {"method": "two-sided", **spent}, targets, doubt=doubt)
-    fields: dict[str, Any] = {"method": "two-sided low-rank", **spent}
-    return LowRank(xp, V, KV, Z, Q, R, law not in SIGNS, units, fields, targets)
-
-
-def _centred(xp: Any, X: Any, centred: bool) -> Any:
-    """H X, H = I − 11ᵀ/n."""
-    return X - xp.sum(X, axis=0, keepdims=True) / X.shape[0] if centred else X
