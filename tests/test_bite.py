@@ -22,7 +22,7 @@ HUTCHPP = sys.modules["traceest.estimators.hutchpp"]  # the package's attribute 
 NYSTROM = sys.modules["traceest.estimators.nystrom"]
 GRADIENTS = sys.modules["traceest.uncertainty.gradients"]
 LEAVE_OUT = sys.modules["traceest.uncertainty.leave_out"]
-XDIAG = sys.modules["traceest.estimators.xdiag"]
+DIAGONAL = sys.modules["traceest.estimators.diagonal"]
 SKETCH = sys.modules["traceest.kernels.sketches.one_sided"]
 TWO_SIDED = sys.modules["traceest.kernels.sketches.two_sided"]
 
@@ -106,7 +106,7 @@ def test_a_skew_part_that_is_taken_for_error_is_caught(monkeypatch):
 
 
 def test_a_dropped_residual_of_the_diagonal_is_caught(monkeypatch):
-    monkeypatch.setattr(XDIAG.aa, "vdot", lambda xp, X, Y: 0 * xp.sum(X * Y, axis=0))
+    monkeypatch.setattr(DIAGONAL.aa, "vdot", lambda xp, X, Y: 0 * xp.sum(X * Y, axis=0))
     for check in (
         lambda: test_diagonal.test_xdiag_is_the_textbooks("poly"),
         lambda: test_diagonal.test_entries_are_unbiased("xdiag", "indefinite", "rademacher"),

@@ -145,6 +145,9 @@ NAMED = {
     "frobenius_norm": lambda seed: te.frobenius_norm(A, n_matvecs=8, rng=seed),
     "effective_rank": lambda seed: te.effective_rank(A, n_matvecs=8, rng=seed),
     "alignment": lambda seed: te.alignment(A, A + np.eye(60), n_matvecs=8, rng=seed),
+    "diagonal": lambda seed: te.diagonal(A, 8, "hutchinson", rng=seed),
+    "diagonal, deflated": lambda seed: te.diagonal(te.aslinearoperator(A, symmetric=True), 8, "xdiag", rng=seed),
+    "trace_of_polynomial": lambda seed: te.trace_of_polynomial(A, [1.0, 0.0, 1.0], 16, rng=seed),
     "norm of a summary": lambda seed: te.summary(A, n_matvecs=8, rng=seed).frobenius_norm,
 }
 OF_TRACE = ("trace", "hutchinson", "hutchpp", "xtrace", "xnystrace", "nystrompp", "na_hutchpp", "rhutch", "fhutch")

@@ -6,9 +6,7 @@ strongly each state depends on the parameters.
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from traceest import _array_api as aa
@@ -16,19 +14,24 @@ from traceest import _backends
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import Route, cheapest
-from traceest.estimators.xdiag import spreads, xdiag
+from traceest.estimators.sampler import Sampler
+from traceest.estimators.xtrace import XNysTrace
 from traceest.operators.blocks import block_sqnorms, unit_probes
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
 from traceest.probes import ORTHOGONAL, Distribution, Probes
 from traceest.spectrum.looks import number
 from traceest.uncertainty.estimate import Estimate, certain, told, trace_bounds
+from traceest.uncertainty.leave_out import LeftOut, left_out_directions, pair_weights
 from traceest.uncertainty.moments import degrees_of_freedom
 
 Method = Literal["auto", "hutchinson", "xdiag", "exact"]
 
 ENOUGH = 8
 """Products from which XDiag tells its error."""
+
+PAIRS = 2**22
+"""Numbers that the pairs of left-out probes may take at a time, over as many rows as that allows."""
 
 
 @public
@@ -123,21 +126,14 @@ def diagonal(
     check.check_probes(probes, target.shape[1], A, "diagonal")
     stream = Probes(target.shape[1], A, rng=rng, distribution=distribution, probes=probes)
     chunk = chunk_columns(target, chunk_size)
-    meter = Meter(target)
     if method == "hutchinson":
-        return _sampled(A, target, meter, stream, k, chunk)
-    xp, Omega = stream.xp, stream.take(k)
-    if not looks:
-        e = xdiag(xp, meter.op, Omega, chunk)
-        return told(replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent), "diagonal", A, stream.marks)
-    Y = products(xp, meter.op, Omega, chunk)
-    sketch = orth(Y, Omega)
-    samples = spent if probes is None else k
-    sampled, left_out = (number(x) for x in _backends.compiled(spreads, (), (Omega, Y, *sketch), Y))
-    if sampled is not None and left_out is not None and sampled / samples < left_out / k:
-        return _sampled(A, target, meter, stream, samples, chunk, (Omega, Y))
-    e = xdiag(xp, meter.op, Omega, chunk, sketch)
-    return told(replace(e, method="xdiag", bounds=trace_bounds(A), **meter.spent), "diagonal", A, stream.marks)
+        return Entries(A, target, stream, chunk).once(k)
+    sketch = XDiag(A, stream, chunk)
+    sketch.grow(k)
+    m = spent if probes is None else k
+    if looks and sketch.worse_than_samples(m):
+        return Entries(A, A, stream, chunk).going_on_from(sketch).once(m - k)
+    return sketch.answer()
 
 
 def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, probes: Any) -> tuple[int, int, Method]:
@@ -163,41 +159,6 @@ def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, pro
     return m // 2, m, method
 
 
-def _sampled(
-    A: Any, target: Any, meter: Meter, stream: Probes, k: int, chunk: int, first: tuple[Any, Any] | None = None
-) -> Estimate:
-    """Mean of v̄∘Av over that of |v|², or of |Jw|² where `target` is J, with Student-t errors entry by entry.
-
-    `first` are the first probes and their products, where these have been made.
-    """
-    xp = stream.xp
-    of_rows = target is not A
-    samples, weights = [], []
-    made = 0 if first is None else first[0].shape[1]
-    following = ((V, meter.op.matmat(V)) for V in stream.chunks(k - made, chunk))
-    for V, AV in following if first is None else itertools.chain([first], following):
-        samples.append(aa.abs2(xp, AV) if of_rows else aa.conj(xp, V) * AV)
-        weights.append(aa.abs2(xp, V))
-    x = aa.concat_columns(xp, samples)
-    x = aa.real(xp, x) if getattr(A, "symmetric", False) else x
-    fields: dict[str, Any] = {"bounds": trace_bounds(A), **meter.spent}
-    fields["method"] = "squared jvps" if of_rows else "hutchinson"
-    weight = xp.ones_like(aa.real(xp, x)) if of_rows else aa.concat_columns(xp, weights)
-    mean_weight = xp.sum(weight, axis=1) / k
-    value = xp.sum(x, axis=1) / (k * xp.where(mean_weight > 0, mean_weight, xp.ones_like(mean_weight)))
-    if k < 2:
-        nothing = math.nan * aa.real(xp, value)
-        return told(Estimate(value, nothing, nothing, None, **fields), "diagonal", A, stream.marks)
-    # A ratio's error is that of its residuals x − value·|v|²; for Rademacher probes |v|² = 1 and it is the mean's.
-    residual = (x - value[:, None] * weight) / mean_weight[:, None]
-    scale = aa.safe_scale(xp, residual, 1)
-    squares = aa.abs2(xp, residual / scale)
-    correction = 1.0 if stream.population is None else 1 - k / stream.population
-    stderr = xp.sqrt(xp.sum(squares, axis=1) * (correction / (k * (k - 1)))) * scale[:, 0]
-    e = Estimate(value, stderr, degrees_of_freedom(xp, squares), None, **fields)
-    return told(e, "diagonal", A, stream.marks)
-
-
 def _exact(A: Any, best: Route, chunk: int) -> Estimate:
     """Entry by entry from unit vectors, on the cheapest side."""
     xp, meter, parts = aa.namespace(A), Meter(best.operator), []
@@ -213,3 +174,140 @@ def _exact(A: Any, best: Route, chunk: int) -> Estimate:
     value = xp.reshape(aa.concat_columns(xp, parts), (-1,)) if parts else total
     value = aa.real(xp, value) if getattr(A, "symmetric", False) else value
     return told(certain(value, bounds=trace_bounds(A), **meter.spent), "diagonal", A)
+
+
+class Entries(Sampler):
+    """The mean of v̄∘Av over that of |v|², or of |Jw|² where `target` is J, with Student-t errors entry by entry."""
+
+    KEPT = ("samples", "weights")
+    statistic = "diagonal"
+    samples: list[Any]
+    weights: list[Any]
+
+    def __init__(self, A: Any, target: Any, stream: Probes, chunk: int) -> None:
+        super().__init__(target, stream, chunk)
+        self.of_rows, self.real = target is not A, bool(getattr(A, "symmetric", False))
+        self.bounds = trace_bounds(A)
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples."""
+        for V in self.stream.chunks(k, self.chunk):
+            self.take(V, self.meter.op.matmat(V))
+
+    def take(self, V: Any, AV: Any) -> None:
+        """The samples of the probes V, from their products."""
+        xp = self.xp
+        self.samples.append(aa.abs2(xp, AV) if self.of_rows else aa.conj(xp, V) * AV)
+        if not self.of_rows:
+            self.weights.append(aa.abs2(xp, V))
+
+    def going_on_from(self, other: XDiag) -> Entries:
+        """Itself, with the probes and products of `other`."""
+        self.meter.charge(**other.meter.spent)
+        self.take(other.joined("probes"), other.joined("products"))
+        return self
+
+    def estimate(self) -> Estimate:
+        """The answer so far."""
+        xp, k, x = self.xp, self.n_samples, self.joined("samples")
+        x = aa.real(xp, x) if self.real else x
+        method = "squared jvps" if self.of_rows else "hutchinson"
+        fields: dict[str, Any] = {"method": method, "bounds": self.bounds, **self.meter.spent}
+        weight = xp.ones_like(aa.real(xp, x)) if self.of_rows else self.joined("weights")
+        mean_weight = xp.sum(weight, axis=1) / k
+        value = xp.sum(x, axis=1) / (k * xp.where(mean_weight > 0, mean_weight, xp.ones_like(mean_weight)))
+        if k < 2:
+            return Estimate(value, math.nan * aa.real(xp, value), math.nan * aa.real(xp, value), None, **fields)
+        # A ratio's error is that of its residuals x − value·|v|²; for Rademacher probes |v|² = 1 and it is the mean's.
+        residual = (x - value[:, None] * weight) / mean_weight[:, None]
+        scale = aa.safe_scale(xp, residual, 1)
+        squares = aa.abs2(xp, residual / scale)
+        population = self.stream.population
+        correction = 1.0 if population is None else 1 - k / population
+        stderr = xp.sqrt(xp.sum(squares, axis=1) * (correction / (k * (k - 1)))) * scale[:, 0]
+        return Estimate(value, stderr, degrees_of_freedom(xp, squares), None, **fields)
+
+
+class XDiag(XNysTrace):
+    """Value, stderr and df, (n,), from k probes and 2k products, Y = AΩ when it grows and then Z = AᴴQ, Q = orth(Y).
+
+    eᵢ = diag(Q₍ᵢ₎Q₍ᵢ₎ᴴA) + ω̄ᵢ∘(I − Q₍ᵢ₎Q₍ᵢ₎ᴴ)Aωᵢ. With Q₍ᵢ₎Q₍ᵢ₎ᴴ = Q(I − sᵢsᵢᴴ)Qᴴ and Aωᵢ = Qrᵢ, where sⱼᴴrᵢ = 0 for
+    j ≠ i, what is left of Aωᵢ is Qsᵢρᵢ, ρᵢ = sᵢᴴrᵢ, and
+
+        eᵢ = diag(QZᴴ) − Qsᵢ∘conj(Zsᵢ) + ω̄ᵢ∘Qsᵢρᵢ.
+
+    Leaving j out as well takes b = (sⱼ − sᵢc)/√d away, c = sᵢᴴsⱼ, d = 1 − |c|², with bᴴrᵢ = −c̄ρᵢ/√d. The trace's
+    argument for the error (`leave_out`) is made of independence and zero means alone and holds entry by entry.
+    """
+
+    each = 2
+    statistic = "diagonal"
+
+    def grow(self, k: int) -> None:
+        """Spend k more samples: the products AΩ of them."""
+        super().grow(k)
+        self.sketch = orth(self.joined("products"), self.joined("probes"))
+
+    def worse_than_samples(self, m: int) -> bool:
+        """Whether the mean of m samples v̄∘Av is told to have less variance; not inside a transformation."""
+        arrays = self.joined("probes"), self.joined("products"), *self.sketch
+        sampled, left_out = (number(x) for x in _backends.compiled(spreads, (), arrays, arrays[1]))
+        return sampled is not None and left_out is not None and sampled / m < left_out / self.n_samples
+
+    def estimate(self) -> Estimate:
+        """The answer so far, for which AᴴQ is made."""
+        xp, A, Omega, (Q, R, QY, top) = self.xp, self.meter.op, self.joined("probes"), self.sketch
+        Z = products(xp, A if A.symmetric else A.H, Q, self.chunk)
+        left_out = _backends.compiled(_left_out, (), (R, QY, top), Q)
+        step = max(1, PAIRS // Omega.shape[1] ** 2)
+        ends = [(a, min(a + step, Omega.shape[0])) for a in range(0, Omega.shape[0], step)]
+        parts = [
+            _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Q)
+            for a, b in ends
+        ]
+        value, stderr, df = (aa.concat_columns(xp, [getattr(e, f) for e in parts]) for f in ("value", "stderr", "df"))
+        return Estimate(value, stderr, df, method="xdiag", bounds=trace_bounds(A), **self.meter.spent)
+
+
+def spreads(arrays: tuple[Any, ...]) -> tuple[Any, Any]:
+    """What one probe's variance is, summed over all entries, of v̄∘Av and of XDiag's, in squares of the unit of Y.
+
+    The first is that of a ratio to |v|²; the second that of ω̄ᵢ∘(I − Q₍ᵢ₎Q₍ᵢ₎ᴴ)Aωᵢ, from the sketch AΩ alone.
+    """
+    Omega, Y, Q, R, QY, top = arrays
+    xp = aa.namespace(Q)
+    S, rho, *_ = _left_out((R, QY, top))
+    W, k = aa.conj(xp, Omega), Omega.shape[1]
+    sampled, weight = W * (Y / xp.where(top > 0, top, xp.ones_like(top))), aa.abs2(xp, Omega)
+    total = xp.sum(weight, axis=1, keepdims=True)
+    ratio = xp.sum(sampled, axis=1, keepdims=True) / xp.where(total > 0, total, xp.ones_like(total))
+    left = W * (Q @ S) * rho
+    left = left - xp.sum(left, axis=1, keepdims=True) / k
+    of = [xp.sum(aa.abs2(xp, x)) / (k - 1) for x in (sampled - ratio * xp.astype(weight, ratio.dtype), left)]
+    return of[0], of[1]
+
+
+def _left_out(arrays: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+    """What all rows share: S, ρ, C = SᴴS, the weights of pairs, C̄ρ, and the unit of Y."""
+    R, QY, top = arrays
+    xp = aa.namespace(R)
+    S = left_out_directions(xp, R)
+    seen = xp.astype(top > 0, R.dtype)  # where all of Y is zero, R is but the touch of Ω in it
+    rho = aa.vdot(xp, S, QY) * seen
+    C = aa.adjoint(xp, S) @ S
+    return S, rho, C, pair_weights(xp, C), aa.conj(xp, C) * rho[:, None], xp.where(top > 0, top, xp.ones_like(top))
+
+
+def _rows(symmetric: bool, arrays: tuple[Any, ...]) -> Estimate:
+    """Those entries of the diagonal that the rows of Ω, Q and Z are given of."""
+    Omega, Q, Z, S, rho, C, weight, back, unit = arrays
+    xp = aa.namespace(Q)
+    Z = Z / unit
+    P, N, W = Q @ S, aa.conj(xp, Z @ S), aa.conj(xp, Omega)
+    one = xp.sum(Q * aa.conj(xp, Z), axis=1)[:, None] - P * N + W * P * rho
+    Pb = P[:, None, :] - P[:, :, None] * C
+    Nb = N[:, None, :] - N[:, :, None] * aa.conj(xp, C)
+    two = one[:, :, None] - Pb * (Nb + W[:, :, None] * back) * xp.astype(weight, Pb.dtype)
+    if symmetric:
+        one, two = aa.real(xp, one), aa.real(xp, two)
+    return LeftOut(one, two, xp.sum(xp.abs(Q * aa.conj(xp, Z)), axis=1)).estimate(xp, xp.sum(unit))

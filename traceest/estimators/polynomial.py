@@ -10,11 +10,12 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.estimators.sampling import Sampling
 from traceest.operators.algebra import Polynomial, checked_coefficients
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.probes import Distribution, Probes
-from traceest.uncertainty.estimate import Estimate, certain, from_samples, told
+from traceest.uncertainty.estimate import Estimate, certain, told
 
 EXACT_BYTES = 2**30
 """The largest matrix that an exact answer is computed from."""
@@ -101,15 +102,17 @@ def trace_of_polynomial(
         value = _exactly(xp, meter.op, c, n)
         value = aa.real(xp, value) if real else value
         return told(certain(value, **fields, **meter.spent), statistic, A)
-    stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
-    parts = []
-    for V in stream.chunks(m, chunk_columns(A, chunk_size)):
-        moments = _moments(xp, meter.op, V, d) if symmetric else _forms(xp, meter.op, V, d)
-        parts.append(c[0] * n + sum(x * mu for x, mu in zip(c[1:], moments, strict=True)))
-    x = aa.concat_columns(xp, parts)
-    x = aa.real(xp, x) if real else x
-    e = from_samples(x[None, :], population=stream.population, method="moments", **fields, **meter.spent)
-    return told(e, statistic, A, stream.marks)
+
+    def sample(A: Any, V: Any) -> tuple[Any, Any]:
+        """Those of p(A), from A's moments."""
+        moments = _moments(xp, A, V, d) if symmetric else _forms(xp, A, V, d)
+        forms = (c[0] * n + sum(x * mu for x, mu in zip(c[1:], moments, strict=True)))[None, :]
+        return (aa.real(xp, forms) if real else forms), forms
+
+    stream, chunk = Probes(n, A, rng=rng, distribution=distribution, probes=probes), chunk_columns(A, chunk_size)
+    sampler = Sampling(A, stream, chunk, side="matmat", method="moments", sample=sample, **fields)
+    sampler.statistic = statistic
+    return sampler.once(m)
 
 
 def _moments(xp: Any, A: Any, V: Any, d: int) -> list[Any]:

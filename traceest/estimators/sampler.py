@@ -39,6 +39,9 @@ class Sampler(ABC):
     COUNTS: ClassVar[tuple[str, ...]] = ("drawn", "verified", "n_matvecs", "n_rmatvecs")
     """Whole numbers of the state."""
 
+    statistic = "trace"
+    """What it estimates, for `merge`."""
+
     side = "matmat"
     first = 10
     """Samples before the first look: a standard error from fewer says too little to stop on."""
@@ -100,7 +103,11 @@ class Sampler(ABC):
     def once(self, k: int) -> Estimate:
         """The answer to a fixed budget of k samples."""
         self.grow(k)
-        return told(self.estimate(), "trace", self.meter.op, self.stream.marks)
+        return self.answer()
+
+    def answer(self) -> Estimate:
+        """The estimate, with what it is of."""
+        return told(self.estimate(), self.statistic, self.meter.op, self.stream.marks)
 
     def worth_deflating(self, ahead: float, left: int) -> int:
         """Products that `deflate` would cost now; 0 where it does not pay, with so many predicted, so many left."""
