@@ -8,12 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from traceest_adapters import _state as common
-from traceest_adapters.jax import compiling, diagnosis
-from traceest_adapters.jax.model import Model
+from traceest_adapters.jax import diagnosis
 from traceest_adapters.jax.per_example import compiled, verify
-
-SMALL = 2**12
-"""Numbers of a model and its batch for which no program is optimised."""
 
 
 def modes(J: Any) -> None:
@@ -27,21 +23,14 @@ def modes(J: Any) -> None:
 
 def values(J: Any) -> None:
     """Raise unless examples are independent and the state depends on the parameters; look at what is known of them."""
-    axis = J.model.batch_axis
     if J.not_alone is not None:
-        raise diagnosis.not_alone(axis, J.not_alone)
-    if axis is not None and J._B > 1:
-        diagnosis.same_size(J)
-        arrays = J.trained, J.fixed, J.inputs, J._examples
-        optimise = not compiling.few(arrays, SMALL)
-        both = compiling.run(_alone_and_together, (J.model, J._lanes), arrays, optimise=optimise)
-        difference, scale = map(float, both)
-        if not difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale:
-            why = f"computed one by one their states differ from those of the batch by up to {difference:.2g}"
-            raise common.not_independent(axis, why, verify.ALSO)
+        raise diagnosis.not_alone(J.model.batch_axis, J.not_alone)
+    diagnosis.same_size(J)
     if not J.lacking("reverse"):
         look(J)
         return
+    alone = compiled.states(J.model, J._lanes, J.trained, J.fixed, J._examples)
+    verify.raise_unless_alike(J, compiled.apart(alone, J.model.rows(J.trained, J.fixed, J.inputs)))
     # At random: a layer norm or a softmax at the end leaves nothing of ones. By NumPy, which has nothing to compile.
     w = jnp.asarray(np.random.default_rng(0).standard_normal((J.shape[1], 1)), J.dtype)
     if not np.any(np.asarray(J.matmat(w)) != 0):
@@ -51,13 +40,3 @@ def values(J: Any) -> None:
 def look(J: Any) -> None:
     """What is known of the model's parameters, compared with a plain pass (`verify`)."""
     J._understood  # noqa: B018 — found out when it is asked for
-
-
-def _alone_and_together(model: Model, lanes: int, trained: Any, fixed: Any, inputs: Any, examples: Any) -> Any:
-    """Largest difference between states computed one by one and together, and the largest entry."""
-    together = model.rows(trained, fixed, inputs)
-    alone = compiled.scanned(lambda example: model.row(trained, fixed, example), examples, lanes)
-    both = jnp.isfinite(alone) & jnp.isfinite(together)  # NaN in both is for the first product to report
-    alike = both | ~(jnp.isfinite(alone) | jnp.isfinite(together))
-    difference = jnp.where(both, jnp.abs(alone - together), jnp.where(alike, 0, jnp.inf))
-    return jnp.max(difference), jnp.max(jnp.where(both, jnp.abs(together), 0))

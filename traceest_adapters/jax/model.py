@@ -124,6 +124,11 @@ class Model(NamedTuple):
         return self.alone(fixed[n + m :], *trained, *fixed[:n], *example)[0][0]
 
     @property
+    def state(self) -> Any:
+        """The shape and dtype of `rows`."""
+        return self.together.jaxpr.outvars[0].aval
+
+    @property
     def largest(self) -> int:
         """Bytes of the largest value on the way from parameters to state."""
         return jaxprs.largest(self.together.jaxpr)

@@ -76,7 +76,7 @@ class JaxJacobian(te.Operator):
         not_alone: str | None = None,
     ) -> None:
         self.model, self.trained, self.fixed, self.inputs = model, trained, fixed, inputs
-        state = jax.eval_shape(model.rows, trained, fixed, inputs)
+        state = model.state
         # Half precision ends at the model's boundary: probes, norms and inner products are of float32 at the least.
         dtype = jnp.promote_types(jnp.result_type(state.dtype, *trained), jnp.float32)
         P = sum(p.size for p in trained)
@@ -149,7 +149,7 @@ class JaxJacobian(te.Operator):
 
     @once
     def _stepwise(self) -> Any:
-        return self._tapped(self._simpler)
+        return self._tapped(self._simpler)[0]
 
     @cached_property
     def _right_units(self) -> bool:
@@ -164,12 +164,12 @@ class JaxJacobian(te.Operator):
 
     @once
     def _unrolled(self) -> Any:
-        return self._tapped(self._understood)
+        return self._tapped(self._understood)[0]
 
     def _tapped(self, plan: Plan) -> Any:
-        """The pullback to every tap, operands and forms beside it, or nothing where nothing is understood."""
+        """The pullback to every tap, operands and forms beside it, and the state; nothing of what is not understood."""
         if not plan.weights and not plan.small:
-            return ()
+            return (), None
         return pullback.tapped(self.model, plan, self.trained, self.fixed, self._examples)
 
     def lacking(self, mode: modes.Mode) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,10 @@ KEPT = 256
 
 DEPTH = 2
 """Rules for derivatives are read inside of rules up to here: that of exp has exp in it."""
+
+JAX = Path(jax.__file__).parent / "_src"
+OWN = tuple(str(JAX / part) for part in ("nn", "numpy", "scipy", str(Path("lax", "other.py"))))
+"""Where JAX's own functions with derivatives of their own are written that call no function of the user's (`relu`)."""
 
 _known: dict[Any, Program] = {}
 _steps: list[Any] = []
@@ -110,8 +115,9 @@ class _Reader:
         name, params = eqn.primitive.name, eqn.params
         if name not in ("custom_jvp_call", "custom_vjp_call"):
             return tuple((k, self.policy(v) if k == "policy" else self.value(v)) for k, v in sorted(params.items()))
-        rules = [v for v in params.values() if callable(v)]
-        return self.value(params["call_jaxpr"]), params.get("symbolic_zeros"), self.rule(eqn, rules)
+        own = _own(params["call_jaxpr"])
+        rule = own or self.rule(eqn, [v for v in params.values() if callable(v)])
+        return self.value(params["call_jaxpr"]), params.get("symbolic_zeros"), rule
 
     def rule(self, eqn: Any, rules: list[Any]) -> Any:
         """What the derivative of an equation that brings its own is, as a program."""
@@ -190,6 +196,13 @@ class _Reader:
         """By itself."""
         self.held.append(x)
         return "id", id(x)
+
+
+def _own(called: Any) -> str | None:
+    """The name and line of a function of JAX's own, whose rule nobody changes: to read it takes longer than a pass."""
+    info = getattr(getattr(called, "jaxpr", None), "debug_info", None)
+    written: str | None = getattr(info, "func_src_info", None)
+    return written if str(getattr(info, "func_filename", None)).startswith(OWN) else None
 
 
 def evaluated(eqn: Any, values: list[Any]) -> list[Any]:

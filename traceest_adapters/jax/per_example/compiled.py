@@ -31,24 +31,11 @@ def linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> An
 
 @registered
 @partial(jax.jit, static_argnums=0)
-def plain(model: Model, trained: Any, fixed: Any, inputs: Any, u: Any) -> list[Any]:
-    """Jᵀu by one backward pass of the model as it is, u of (B, n_b): a gradient for each parameter."""
-    return jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)[1](u)[0]
-
-
-@registered
-@jax.jit
-def vjp(vjp: Any, u: Any) -> list[Any]:
-    """(B, n_b) → a gradient for each parameter, nothing being mapped."""
-    found: list[Any] = vjp(u)[0]
-    return found
-
-
-@registered
-@jax.jit
-def jvp(jvp: Any, t: list[Any]) -> Any:
-    """A tangent for each parameter → (n,), nothing being mapped."""
-    return jnp.ravel(jvp(t))
+def plain(model: Model, trained: Any, fixed: Any, inputs: Any, u: Any) -> tuple[Any, list[Any], Any]:
+    """One pass of the model as it is, u of (B, n_b): the state, Jᵀu by each parameter, and the largest entry of each."""
+    state, vjp = jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)
+    grads = vjp(u)[0]
+    return state, grads, jnp.stack([jnp.max(jnp.abs(g), initial=0).astype(jnp.float32) for g in grads])
 
 
 @registered
@@ -100,8 +87,8 @@ def block_sqnorms(
     mapped: bool = True,
 ) -> Any:
     """(c, B, n_b) → (B, c), of the parameters in `group`: a scan over examples, the probes mapped inside."""
-    grads = _of_one(model, group, trained, fixed, mapped)
-    return scanned(lambda x: squares(grads(*x)), (examples, jnp.swapaxes(U, 0, 1)), lanes)
+    passes = _of_one(model, group, trained, fixed, mapped)
+    return scanned(lambda x: squares(passes(*x)[1]), (examples, jnp.swapaxes(U, 0, 1)), lanes)
 
 
 @registered
@@ -117,8 +104,8 @@ def block_grads(
     mapped: bool = True,
 ) -> Any:
     """Gradients of the parameters in `group`, (B, c, P_group)."""
-    grads = _of_one(model, group, trained, fixed, mapped)
-    return scanned(lambda x: flat(grads(*x)), (examples, jnp.swapaxes(U, 0, 1)), lanes)
+    passes = _of_one(model, group, trained, fixed, mapped)
+    return scanned(lambda x: flat(passes(*x)[1]), (examples, jnp.swapaxes(U, 0, 1)), lanes)
 
 
 @registered
@@ -133,41 +120,59 @@ def signed_grads(
     U: Any,
     signs: Any,
     mapped: bool = True,
-) -> list[Any]:
-    """Σ_b s_b J_bᵀu_b of one probe u, (1, B, n_b), of each parameter in `group`, by the same passes."""
-    grads = _of_one(model, group, trained, fixed, mapped)
+) -> tuple[Any, list[Any]]:
+    """Every example's state, and Σ_b s_b J_bᵀu_b of one probe u, (1, B, n_b), of each parameter in `group`.
 
-    def add(total: list[Any], x: Any) -> tuple[list[Any], None]:
+    By the passes that `block_grads` makes.
+    """
+    passes = _of_one(model, group, trained, fixed, mapped)
+
+    def add(total: list[Any], x: Any) -> tuple[list[Any], Any]:
         example, u, s = x
-        return [t + s.astype(t.dtype) * g[0] for t, g in zip(total, grads(example, u), strict=True)], None
+        state, grads = passes(example, u)
+        return [t + s.astype(t.dtype) * g[0] for t, g in zip(total, grads, strict=True)], state
 
-    def run(xs: Any) -> list[Any]:
-        return jax.lax.scan(add, [jnp.zeros_like(trained[i]) for i in group], xs)[0]
+    def run(xs: Any) -> tuple[list[Any], Any]:
+        return jax.lax.scan(add, [jnp.zeros_like(trained[i]) for i in group], xs)
 
     xs = examples, jnp.swapaxes(U, 0, 1), signs
-    if lanes == 1:
-        return run(xs)
     runs = jax.tree.map(lambda x: jnp.reshape(x, (lanes, -1, *x.shape[1:])), xs)
-    return [jnp.sum(g, 0) for g in jax.vmap(run)(runs)]
+    totals, states = jax.vmap(run)(runs) if lanes > 1 else jax.tree.map(lambda x: x[None], run(xs))
+    return jnp.reshape(states, (-1, states.shape[-1])), [jnp.sum(g, 0) for g in totals]
 
 
 def _of_one(
     model: Model, group: tuple[int, ...], trained: Any, fixed: Any, mapped: bool
-) -> Callable[[Any, Any], list[Any]]:
-    """The gradients of an example for its probes, (c, n_b) → (c, …) for each parameter in `group`."""
+) -> Callable[[Any, Any], tuple[Any, list[Any]]]:
+    """An example's state, and its gradients for its probes, (c, n_b) → (c, …), by each parameter in `group`."""
 
-    def some(p: Any) -> Any:
-        everything = list(trained)
-        for i, leaf in zip(group, p, strict=True):
-            everything[i] = leaf
-        return everything
+    def one(example: Any, u: Any) -> tuple[Any, list[Any]]:
+        def row(chosen: list[Any]) -> Any:
+            everything = list(trained)
+            for i, leaf in zip(group, chosen, strict=True):
+                everything[i] = leaf
+            return model.row(everything, fixed, example)
 
-    def one(example: Any, u: Any) -> list[Any]:
-        chosen = [trained[i] for i in group]
-        found: list[Any] = over(mapped)(jax.vjp(lambda p: model.row(some(p), fixed, example), chosen)[1], u)[0]
-        return found
+        state, vjp = jax.vjp(row, [trained[i] for i in group])
+        return state, over(mapped)(vjp, u)[0]
 
     return one
+
+
+@registered
+@partial(jax.jit, static_argnums=(0, 1))
+def states(model: Model, lanes: int, trained: Any, fixed: Any, examples: Any) -> Any:
+    """Every example's state, computed by itself: (B, n_b)."""
+    return scanned(lambda example: model.row(trained, fixed, example), examples, lanes)
+
+
+@jax.jit
+def apart(alone: Any, together: Any) -> Any:
+    """How far states are from those of the batch: the largest difference, and the largest entry."""
+    both = jnp.isfinite(alone) & jnp.isfinite(together)  # NaN in both is for the first product to report
+    alike = both | ~(jnp.isfinite(alone) | jnp.isfinite(together))
+    difference = jnp.where(both, jnp.abs(alone - together), jnp.where(alike, 0, jnp.inf))
+    return jnp.stack([jnp.max(difference), jnp.max(jnp.where(both, jnp.abs(together), 0))])
 
 
 def scanned(f: Callable[[Any], Any], xs: Any, lanes: int) -> Any:

@@ -125,11 +125,11 @@ def largest(x: Any) -> Any:
 
 
 # -- norms ----------------------------------------------------------------------------------------------------
-def sqnorms(f: Outer) -> Any:
-    """‖g_i‖² of one example: (c,)."""
+def sqnorms(f: Outer, ghost: bool | None = None) -> Any:
+    """‖g_i‖² of one example, (c,); by the form that costs less, or as `ghost` says."""
     if f.table is None and f.sizes[2] == 1:
         return jnp.sum(jnp.sum(jnp.square(f.left), -1) * jnp.sum(jnp.square(f.right), -1), (1, 2))
-    if _ghost_is_cheaper(f):
+    if ghost_is_cheaper(f) if ghost is None else ghost:
         squares = jnp.sum(_pairs(f.left) * _pairs_of_right(f), (1, 2, 3))
         return jnp.maximum(squares, 0)  # where everything cancels, rounding may leave less
     return jnp.sum(jnp.square(formed(f)), (1, 2, 3))
@@ -142,10 +142,11 @@ def numbers(f: Outer) -> int:
     held = T * G * (cl * o + (cr * i if f.table is None else 1))
     if f.table is None and T == 1:
         return held
-    return held + (2 * c * G * T * T if _ghost_is_cheaper(f) else c * G * o * i)
+    return held + (2 * c * G * T * T if ghost_is_cheaper(f) else c * G * o * i)
 
 
-def _ghost_is_cheaper(f: Outer) -> bool:
+def ghost_is_cheaper(f: Outer) -> bool:
+    """Whether norms cost less where no gradient is formed."""
     cl, cr, T, _, o, i = f.sizes
     c = max(cl, cr)
     right, product = (cr * i, c * T * o * i) if f.table is None else (0, c * T * o)
@@ -180,29 +181,30 @@ def formed(f: Outer) -> Any:
     return g if both else g[None]
 
 
-def signed(f: Outer, signs: Any) -> Any:
-    """Σ_b s_b g_b of all examples' factors, for one probe: (G, o, i)."""
-    left = f.left[:, 0] * signs.astype(f.left.dtype)[:, None, None, None]
+def signed(f: Outer, signs: Any, y: Any) -> Any:
+    """Σ_b s_b g_b y of all examples' factors, for one probe: (G, o)."""
     if f.table is None:
-        return jnp.einsum("btgo,btgi->goi", left, f.right[:, 0])
-    at = jnp.where(f.right[:, 0] < 0, f.table, f.right[:, 0])
-    zeros = jnp.zeros((f.table, left.shape[-1]), left.dtype)
-    return zeros.at[at].add(left[:, :, 0], mode="drop").T[None]
+        along = f.right[:, 0] @ y
+    else:  # of an example's factors, a row that is not there has zeros on the left
+        along = y.at[f.right[:, 0]].get(mode="clip")[..., None]
+    return jnp.einsum("btgo,btg->go", f.left[:, 0], along * signs.astype(y.dtype)[:, None, None])
 
 
-def as_formed(use: Use, g: Any) -> Any:
-    """A gradient in the shape of its weight, as `formed` has it: (G, o, i)."""
+def along(use: Use, g: Any, y: Any) -> Any:
+    """g y of a gradient in the shape of its weight, as `signed` has it: (G, o)."""
     g = jnp.reshape(g, use.shape)
     n = 1 if use.conv is None else use.conv.groups
     if n > 1:  # a convolution in groups has them among its channels, before those of one group
         axis: int = next(a for a, _ in use.out if a is not None)
         g = jnp.moveaxis(jnp.reshape(g, (*g.shape[:axis], n, -1, *g.shape[axis + 1 :])), axis, 0)
     shift = int(n > 1)
-    groups = sorted(axis for axis, *_ in use.groups if axis >= 0)
-    sides = [sorted(a for a, _ in pairs if a is not None) for pairs in (use.out, use.into)]
-    order = [*range(shift), *(shift + a for a in (*groups, *sides[0], *sides[1]))]
-    lengths = [prod(use.shape[a] for a in axes) for axes in (groups, sides[1])]
-    return jnp.reshape(jnp.transpose(g, order), (n * lengths[0], -1, lengths[1]))
+    groups = [*range(shift), *sorted(shift + axis for axis, *_ in use.groups if axis >= 0)]
+    out, into = (sorted(shift + a for a, _ in pairs if a is not None) for pairs in (use.out, use.into))
+    y = jnp.reshape(y, [g.shape[a] for a in into])
+    found = jnp.tensordot(g, y, (into, list(range(len(into)))))  # with no copy of g in another order
+    left = sorted((*groups, *out))
+    order = [left.index(a) for a in (*groups, *out)]
+    return jnp.reshape(jnp.transpose(found, order), (prod(g.shape[a] for a in groups), -1))
 
 
 # -- Gram matrices ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from traceest_adapters import _memory as memory
 from traceest_adapters.jax.model import Model
@@ -27,6 +28,9 @@ from traceest_adapters.jax.per_example.pullback import BranchError, count, pulle
 from traceest_adapters.jax.per_example.records import Tape
 from traceest_adapters.jax.per_example.rules import Use
 from traceest_adapters.jax.program import registered
+
+ROWS = 16
+"""Of a weight's gradients, at most so many rows are formed to hold norms and inner products against."""
 
 
 # -- what is understood -----------------------------------------------------------------------------------------
@@ -83,16 +87,18 @@ def gaps(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], U: Any, sig
     """How far every parameter's gradients are from what they are known to be: (leaves, 3, 2).
 
     Of the largest entries, the difference and what it is to be compared with: for Σ_b s_b J_bᵀu_b of one probe u,
-    (1, B, n_b), `expected` in the parameters' own shapes; and for norms and inner products of two examples, as they are
-    found from factors, those of gradients that are formed.
+    (1, B, n_b), times a random vector y, which leaves no gradient to be formed, `expected` in the parameters' own
+    shapes; and for norms and inner products of two examples, as they are found from factors, those of gradients that
+    are formed.
     """
     taps, copies, _ = pulled(pullback, U)
     found = []
     for leaf in plan.weights:
-        f = _of_leaf(plan, leaf, dtype, operands, taps)
-        total = factors.signed(f, signs)
-        right = factors.as_formed(plan.uses[plan.of(leaf)[0]], expected[leaf]).astype(dtype)
-        found.append(jnp.stack([_gap(total, right), *_gaps_of_two(f)]))
+        arrays = plan.at(operands, (leaf,)), plan.at(taps, (leaf,))
+        f = _all_factors([plan.uses[i] for i in plan.of(leaf)], dtype, *arrays)
+        y = _random(f.sizes[-1], dtype)
+        right = factors.along(plan.uses[plan.of(leaf)[0]], expected[leaf].astype(dtype), y)
+        found.append(jnp.stack([_gap(factors.signed(f, signs, y), right), *_gaps_of_two(plan, leaf, dtype, *arrays)]))
     for leaf, g in zip(plan.small, copies, strict=True):
         total = jnp.tensordot(signs.astype(dtype), g[:, 0].astype(dtype), 1)
         gap = _gap(total, jnp.reshape(expected[leaf], total.shape).astype(dtype))
@@ -100,18 +106,27 @@ def gaps(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], U: Any, sig
     return jnp.stack(found)
 
 
+def _random(n: int, dtype: Any) -> Any:
+    """A unit vector, no entry of which is near zero, lest it hide what is wrong there."""
+    rng = np.random.default_rng(n)
+    y = rng.uniform(1, 2, n) * rng.choice([-1, 1], n)
+    return jnp.asarray(y / np.linalg.norm(y), dtype)
+
+
 def _gap(found: Any, expected: Any) -> Any:
     return jnp.stack([jnp.max(jnp.abs(found - expected)), jnp.max(jnp.abs(expected))])
 
 
-def _gaps_of_two(f: factors.Outer) -> list[Any]:
-    """Of the first and the last example."""
-    left, right = (x[:: max(1, len(x) - 1)][:2] for x in (f.left, f.right))
-    s = factors.largest(left)  # no square leaves the range of numbers
-    two = factors.Outer(left / s, right, f.table)
+def _gaps_of_two(plan: Plan, leaf: int, dtype: Any, operands: list[Any], taps: list[Any]) -> list[Any]:
+    """Of some rows of a weight's gradients by the first and the last example."""
+    operands, taps = jax.tree.map(lambda x: x[:: max(1, len(x) - 1)][:2], (operands, taps))
+    f = _all_factors([plan.uses[i] for i in plan.of(leaf)], dtype, operands, taps)
+    ghost = factors.ghost_is_cheaper(factors.Outer(f.left[0], f.right[0], f.table))
+    left = f.left[..., :: -(-f.left.shape[-1] // ROWS)]
+    two = factors.Outer(left / factors.largest(left), f.right, f.table)  # no square leaves the range of numbers
     g = jax.vmap(lambda a, b: factors.formed(factors.Outer(a, b, f.table)))(two.left, two.right)
     g = jnp.reshape(g, (*g.shape[:2], -1))
-    squares = jax.vmap(lambda a, b: factors.sqnorms(factors.Outer(a, b, f.table)))(two.left, two.right)
+    squares = jax.vmap(lambda a, b: factors.sqnorms(factors.Outer(a, b, f.table), ghost))(two.left, two.right)
     return [_gap(squares, jnp.sum(jnp.square(g), -1)), _gap(factors.gram(two, two), factors.inner(g, g))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +60,8 @@ def prepare(
 @partial(jax.jit, static_argnums=(0, 1))
 def linearise(
     model: Model, plan: Plan, trained: Any, fixed: Any, examples: Any, ready: list[Ready]
-) -> tuple[Any, list[Any]]:
-    """The pullback from the state to all taps, and the operands.
+) -> tuple[Any, list[Any], Any]:
+    """The pullback from the state to all taps, the operands, and the state.
 
     Taps are at the results of uses, copies of small parameters, and states of cells. The transitions among what is
     `ready` are residuals of the pullback, and held once.
@@ -71,14 +71,23 @@ def linearise(
         state, operands, _ = _walked(model, plan, trained, fixed, examples, taps, ready)
         return state, operands
 
-    _, pullback, operands = jax.vjp(of_batch, *_zeros(plan, trained, examples), has_aux=True)
-    return pullback, operands
+    state, pullback, operands = jax.vjp(of_batch, *_zeros(plan, trained, examples), has_aux=True)
+    return pullback, operands, state
 
 
-def tapped(model: Model, plan: Plan, *arrays: Any) -> tuple[Any, list[Any], list[recurrent_norms.Forms]]:
-    """The pullback, the operands, and the forms of cells."""
+class Tapped(NamedTuple):
+    """A batch linearised with taps."""
+
+    pullback: Any
+    operands: list[Any]
+    forms: list[recurrent_norms.Forms]
+
+
+def tapped(model: Model, plan: Plan, *arrays: Any) -> tuple[Tapped, Any]:
+    """The pullback, the operands, the forms of cells, and the state."""
     ready, forms = prepare(model, plan, *arrays)
-    return *linearise(model, plan, *arrays, ready), forms
+    pullback, operands, state = linearise(model, plan, *arrays, ready)
+    return Tapped(pullback, operands, forms), state
 
 
 def _zeros(plan: Plan, trained: Any, examples: Any) -> Any:

@@ -93,31 +93,30 @@ class Routes:
     def reverse(self, U: Any) -> Any:
         """(c, B, n_b) → a (c, …) gradient for each parameter."""
         vjp = self.J._vjp
-        return self._made("reverse", lambda U, m: compiled.vjps(vjp, U, m), lambda u: compiled.vjp(vjp, u), U)
+        return self._made("reverse", lambda U, mapped: compiled.vjps(vjp, U, mapped), U)
 
     def forward(self, T: Any) -> Any:
         """A (c, …) tangent for each parameter → (n, c)."""
         jvp = self.J._jvp
-        return self._made("forward", lambda T, m: compiled.matmat(jvp, T, m), lambda t: compiled.jvp(jvp, t), T)
+        return self._made("forward", lambda T, mapped: compiled.matmat(jvp, T, mapped), T)
 
     def gram(self, U: Any) -> Any:
         """(c, B, n_b) → (n, c)."""
         vjp, jvp = self.J._vjp, self.J._jvp
-        plain = lambda u: compiled.jvp(jvp, compiled.vjp(vjp, u))  # noqa: E731
-        return self._made("gram", lambda U, m: compiled.gram_matmat(vjp, jvp, U, m), plain, U)
+        return self._made("gram", lambda U, mapped: compiled.gram_matmat(vjp, jvp, U, mapped), U)
 
-    def _made(self, kind: Kind, step: Callable[..., Any], plain: Callable[[Any], Any], X: Any) -> Any:
+    def _made(self, kind: Kind, step: Callable[..., Any], X: Any) -> Any:
         found = step(X, self.maps(kind))
         if kind not in self.unlooked or traced((X, found)):
             return found
         a, other = _combined(X)
         x = _mixed(a, X if other is None else other)
-        expected = plain(x)
+        columns_first = (lambda y: y) if kind == "reverse" else jnp.transpose
+        expected = jax.tree.map(lambda y: y[0], columns_first(step(jax.tree.map(lambda y: y[None], x), False)))
         if not _shows(expected):
             return found
         self.unlooked.discard(kind)
-        got = found if other is None else step(other, self.maps(kind))
-        got = got if kind == "reverse" else got.T
+        got = columns_first(found if other is None else step(other, self.maps(kind)))
         if self.maps(kind) and not self._agree(_mixed(a, got), expected):
             self.one_by_one(kind, "mapped over probes, the model's passes give another result than one by one")
             found = step(X, False)
@@ -131,7 +130,7 @@ class Routes:
         if J.found("reverse").lacking:
             return
         v: Any = np.random.default_rng(3).standard_normal((J._B, J.shape[0] // J._B)).astype(np.float32)
-        g = compiled.plain(J.model, J.trained, J.fixed, J.inputs, jnp.asarray(v, J._state_dtype))
+        _, g, _ = compiled.plain(J.model, J.trained, J.fixed, J.inputs, jnp.asarray(v, J._state_dtype))
         wide = lambda x: np.asarray(x, np.float64).ravel()  # noqa: E731
         u, Jt = wide(v), wide(Jt)
         left, right = float(u @ Jt), sum(float(wide(a) @ wide(b)) for a, b in zip(t, g, strict=True))

@@ -18,8 +18,10 @@ looked at.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,27 +54,32 @@ class Look:
         signs = np.ones(B)
         signs[rng.permutation(B)[: B // 2]] = -1
         v = rng.standard_normal((B, J.shape[0] // B)).astype(np.float32)
-        self.signs = jnp.asarray(signs, J._state_dtype)
-        self.U = jnp.asarray(v, J._state_dtype)[None]
-        self.signed = jnp.asarray(signs[:, None] * v, J._state_dtype)
-        self.expected = self._plain(J.trained, self.signed)
-        self.sizes = _largest(self.expected)
-        self._noise: Any = None
+        self.signs, self.U, self.signed = (jnp.asarray(x, J._state_dtype) for x in (signs, v[None], signs[:, None] * v))
+        self.state, self.expected, self._sizes = self._plain(J.trained, self.signed)
 
-    def _plain(self, trained: list[Any], u: Any) -> list[Any]:
-        J = self.J
-        return list(compiled.plain(J.model, trained, J.fixed, J.inputs, u))
+    def _plain(self, trained: list[Any], u: Any) -> Any:
+        return compiled.plain(self.J.model, trained, self.J.fixed, self.J.inputs, u)
 
-    @property
+    @cached_property
+    def sizes(self) -> Any:
+        """The largest entry by each parameter."""
+        return np.asarray(self._sizes, np.float64)
+
+    @cached_property
     def noise(self) -> Any:
         """How far the plain pass is from itself, with every parameter changed in its last digit."""
-        if self._noise is None:
-            rng = np.random.default_rng(1)
-            by = [1 + float(jnp.finfo(p.dtype).eps) * rng.choice([-1.0, 1.0], p.shape) for p in self.J.trained]
-            moved = [(p * jnp.asarray(f)).astype(p.dtype) for p, f in zip(self.J.trained, by, strict=True)]
-            again = self._plain(moved, (1.25 * self.signed).astype(self.signed.dtype))
-            self._noise = _largest([a / 1.25 - b for a, b in zip(again, self.expected, strict=True)])
-        return self._noise
+        rng = np.random.default_rng(1)
+        signs = [rng.integers(0, 2, p.shape, np.int8) for p in self.J.trained]
+        _, again, _ = self._plain(_moved(self.J.trained, signs), (1.25 * self.signed).astype(self.signed.dtype))
+        return np.asarray(_distances(again, self.expected), np.float64)
+
+    def alike(self, states: Any) -> bool:
+        """Whether states computed by other means are those of the plain pass."""
+        return alike(self.J, self.apart(states))
+
+    def apart(self, states: Any) -> Any:
+        """How far from the plain pass' states are."""
+        return compiled.apart(states, self.state)
 
     def wrong(self, plan: Plan, leaves: tuple[int, ...], gaps: Any) -> tuple[set[int], set[int]]:
         """The parameters whose gaps, (leaves, …, 2), are more than rounding, and those of which nothing is shown.
@@ -101,9 +108,9 @@ def verified(plan: Plan, J: Any) -> Plan:
         If examples are not independent, or the state depends on no parameter.
     """
     look = Look(J)
+    plan, why = _with_right_ghosts(plan, look)
     if not np.any(look.sizes != 0):
         raise common.no_dependence()
-    plan, why = _with_right_ghosts(plan, look)
     if plan.rest:
         why = _look_at_rest(plan, look) or why
     if why:
@@ -118,14 +125,15 @@ def _with_right_ghosts(plan: Plan, look: Look) -> tuple[Plan, str]:
     if not leaves:
         return plan, ""
     try:
-        tapped = J._tapped(simpler)
+        tapped, states = J._tapped(simpler)
+        values = look.apart(states)
         gaps = ghost_norms.gaps(simpler, J.dtype, *tapped[:2], look.U, look.signs, look.expected)
     except Exception as error:  # a rule that cannot be mapped may raise anything
         if memory.ran_out(error):
             raise
         why = f"ghost norms do not work here, so that examples are treated one by one ({first_line(error)})"
         return Plan((), (), (), tuple(sorted({*plan.rest, *leaves})), (), plan.budget), why
-    wrong, unknown = look.wrong(simpler, leaves, gaps)
+    wrong, unknown = look.wrong(simpler, leaves, gaps) if alike(J, values) else (set(leaves), set())
     if not (wrong or unknown):
         J.__dict__["_stepwise"] = tapped
         return plan, ""
@@ -142,7 +150,8 @@ def _look_at_rest(plan: Plan, look: Look) -> str:
     for mapped in (True, False) if J.routes.maps("examples") else (False,):
         J.routes.mapped["examples"] = mapped
         arrays = J.trained, J.fixed, J._examples, look.U, look.signs
-        found = compiled.signed_grads(J.model, leaves, J._lanes if mapped else 1, *arrays, mapped)
+        states, found = compiled.signed_grads(J.model, leaves, J._lanes if mapped else 1, *arrays, mapped)
+        raise_unless_alike(J, look.apart(states))
         gaps = jnp.stack([gap(g, look.expected[leaf]) for leaf, g in zip(leaves, found, strict=True)])
         wrong, _ = look.wrong(plan, leaves, gaps)
         if not wrong:
@@ -174,8 +183,29 @@ def units_are_right(plan: Plan, J: Any) -> bool:
     return False
 
 
-def _largest(arrays: list[Any]) -> Any:
-    return np.asarray(jnp.stack([jnp.max(jnp.abs(x)).astype(jnp.float32) for x in arrays]), np.float64)
+def alike(J: Any, apart: Any) -> bool:
+    """Whether states are those of the whole batch, from how far `apart` they are."""
+    difference, scale = np.asarray(apart, np.float64)
+    return bool(difference <= common.tolerance(float(jnp.finfo(J._state_dtype).eps)) * scale)
+
+
+def raise_unless_alike(J: Any, apart: Any) -> None:
+    """Raise a ValueError unless the states of examples by themselves are those of the batch."""
+    if not alike(J, apart):
+        why = f"computed one by one their states differ from those of the batch by up to {float(apart[0]):.2g}"
+        raise common.not_independent(J.model.batch_axis, why, ALSO)
+
+
+@jax.jit
+def _moved(arrays: list[Any], up: list[Any]) -> list[Any]:
+    """All entries a last digit larger or smaller."""
+    both = zip(arrays, up, strict=True)
+    return [p * (1 + float(jnp.finfo(p.dtype).eps) * (2 * s.astype(p.dtype) - 1)) for p, s in both]
+
+
+@jax.jit
+def _distances(again: list[Any], expected: list[Any]) -> Any:
+    return jnp.stack([gap(a / 1.25, b)[0].astype(jnp.float32) for a, b in zip(again, expected, strict=True)])
 
 
 def _rounding(plan: Plan, trained: list[Any]) -> float:
