@@ -15,10 +15,9 @@ R = TypeVar("R")
 
 
 SAME = {
-    "wrt": ("params",),
-    "params": ("wrt",),
-    "argnums": ("wrt", "params"),
-    "names": ("wrt", "params"),
+    "argnums": ("wrt",),
+    "names": ("wrt",),
+    "layers": ("wrt",),
     "batch_dim": ("batch_axis",),
     "batch_dims": ("batch_axis",),
     "in_dims": ("batch_axis",),
@@ -27,6 +26,7 @@ SAME = {
     "loader": ("batches",),
     "data": ("batches",),
     "weights": ("params", "wrt"),
+    "in_axis": ("in_axes", "batch_axis"),
 }
 """Words of other libraries, or of the other framework, for an option."""
 
@@ -72,16 +72,6 @@ def in_order(caller: str, order: str) -> Iterator[None]:
         if OURS.match(str(error)):
             raise
         raise TypeError(f"{caller}: the function failed ({error}). If its arguments are mixed up: {order}.") from error
-
-
-def chosen_by(predicate: Callable[..., Any], option: str, name: str, value: Any) -> bool:
-    """What a predicate of name and array says."""
-    try:
-        return bool(predicate(name, value))
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise TypeError(f"{option}: the predicate is called with a name and an array, and failed ({error}).") from error
 
 
 def _named(parameter: inspect.Parameter) -> bool:

@@ -32,7 +32,7 @@ def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
                 there += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
                 kind = type(state).__name__
                 raise ValueError(
-                    f"{name}={output!r}: there is no such part in {'a batch' if name == 'input' else 'the output'}, a "
+                    f"{name}={output!r}: there is no such part in {'the output' if name == 'output' else 'a batch'}, a "
                     f"{kind}{there}; give an index, a key, an attribute's name or a function of it."
                 ) from error
 

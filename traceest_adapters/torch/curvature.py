@@ -34,6 +34,7 @@ def hessian(
     targets: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
+    wrt: Any = None,
     params: Any = None,
     output: Any = None,
     chunk_size: int | None = None,
@@ -59,7 +60,7 @@ def hessian(
         Whatever `loss` takes.
     kwargs : mapping, optional
         Keyword arguments of the model.
-    params, output, chunk_size, memory_budget
+    wrt, params, output, chunk_size, memory_budget
         As in `jacobian`.
     check : bool
         Verify that two evaluations agree and are finite, compare the first product with that of one column by itself,
@@ -94,7 +95,7 @@ def hessian(
     elif loss is not None and not callable(loss):
         raise _no_function(loss, "hessian")
     batch = Inputs(_arguments(inputs), dict(kwargs or {}))
-    wrapped, chosen = Model.of(model, params, output, None, {})
+    wrapped, chosen = Model.of(model, wrt, params, output, None, {})
     checks.parameters(chosen, [batch, targets], "hessian")
     source = Source.of_model(wrapped, chosen, (batch, targets), differentiable=None)
     wrapped, chosen = wrapped.own(chosen, False)
