@@ -129,7 +129,7 @@ SELECTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "a number": (lambda: in_torch.ntk(M, X, wrt=3), "expected names, globs .* got 3"),
     "a name that is not there": (
         lambda: in_torch.ntk(nn.Sequential(M), X, wrt="0.wieght"), r"did you mean '0.weight'.*are 0.weight, 0.bias"),
-    "a glob that fits nothing": (lambda: in_jax.ntk(apply, {"a": JW}, JX, wrt="b*"), r"'b\*' fits no parameter.* are a"),
+    "a glob that fits nothing": (lambda: in_jax.ntk(apply, {"a": JW}, JX, wrt="b*"), r"'b\*' fits no parameter"),
     "another shape": (
         lambda: in_torch.ntk(M, X, params={"weight": torch.ones(2, 2)}), r"\(2, 2\), in the module it has \(3, 4\)"),
     "a predicate of the name": (lambda: in_torch.ntk(M, X, wrt=lambda n: True), "called with a name and an array"),

@@ -93,7 +93,7 @@ def _listed(pattern: Any, option: str) -> list[Any]:
     for one in several:
         if not (isinstance(one, str) or callable(one)):
             raise TypeError(
-                f"{option}: expected names, globs (\"*.attn.*\") or predicates of name and array, got "
+                f'{option}: expected names, globs ("*.attn.*") or predicates of name and array, got '
                 f"{one if isinstance(one, (int, float)) else type(one).__name__}; names are the dotted paths of arrays "
                 "or of modules."
             )

@@ -31,12 +31,23 @@ SAME = {
 """Words of other libraries, or of the other framework, for an option."""
 
 
-def clear(order: str, *passed_on: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for calls in the given `order` that pass further options on to the functions named."""
+def clear(
+    order: str, *passed_on: Callable[..., Any], without: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for calls in the given `order` that pass further options on to the functions named.
+
+    Those options, but for some `without`, are in the signature that `help` shows.
+    """
 
     def decorate(call: Callable[P, R]) -> Callable[P, R]:
-        name, own = call.__name__, inspect.signature(call).parameters.values()
-        options = {p.name for f in (call, *passed_on) for p in inspect.signature(f).parameters.values() if _named(p)}
+        signature = inspect.signature(call)
+        name, own = call.__name__, signature.parameters.values()
+        mine = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        theirs = {p.name: p for f in passed_on for p in inspect.signature(f).parameters.values()}
+        passed = [
+            p for key, p in theirs.items() if p.kind is p.KEYWORD_ONLY and key not in (*without, *signature.parameters)
+        ]
+        options = {p.name for p in (*mine, *passed) if _named(p)}
         open_ended = any(p.kind is p.VAR_POSITIONAL for p in own)
         most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
 
@@ -54,6 +65,7 @@ def clear(order: str, *passed_on: Callable[..., Any]) -> Callable[[Callable[P, R
                 )
             return call(*args, **kwargs)
 
+        checked.__signature__ = signature.replace(parameters=[*mine, *passed])  # type: ignore[attr-defined]
         return checked
 
     return decorate

@@ -86,6 +86,21 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
     return lengths.pop()
 
 
+def length(arrays: list[Any], axis: int) -> int:
+    """How many examples there are: the length of the first array that has such an axis.
+
+    Raises
+    ------
+    ValueError
+        If none has.
+    """
+    for x in arrays:
+        shape = getattr(x, "shape", ())
+        if -len(shape) <= axis < len(shape):
+            return int(shape[axis])
+    raise ValueError(f"batch_axis={axis}: no input has such an axis, along which examples could be counted; give it.")
+
+
 def example_first(shapes: list[tuple[int, ...]], axis: int | None) -> tuple[int, ...] | None:
     """The shape of a state that is one array, its examples leading as the rows' order has them; None of several."""
     if len(shapes) != 1:

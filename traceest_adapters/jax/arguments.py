@@ -28,7 +28,7 @@ def check(fn: Any, params: Any, shared: Any, batch_axis: Any, chunk_size: Any) -
 
 
 def check_inputs(inputs: Any, batch_axis: Any, in_axes: Any) -> None:
-    """Raise unless all arrays are JAX's, or NumPy's without masks, and none that is to be cut into examples is sparse."""
+    """Raise unless arrays are JAX's, or NumPy's without masks, and none that is to be cut into examples is sparse."""
     _check_arrays("an input", inputs)
     if batch_axis is not None and in_axes == "batch_axis":
         for x in jax.tree.leaves(inputs, is_leaf=_sparse):
