@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 import traceest as te
 from traceest.operators import weighted
-from traceest_adapters import _curvature
 from traceest_adapters import jax as in_jax
 from traceest_adapters import torch as in_torch
+from traceest_adapters._curvature import forms as _curvature
 
 N, CLASSES = 9, 5
 F64 = {"dtype": torch.float64}
@@ -256,7 +256,7 @@ def test_hessians_of_jax_functions_run_under_jit_and_in_a_training_loop_compile_
         return te.hutchinson(in_jax.hessian(loss, p, x, t), 6, rng=0).value
 
     assert float(jax.jit(trace)(p)) == pytest.approx(float(trace(p)), rel=1e-10)
-    compiled = sys.modules["traceest_adapters.jax.hessian"].linearise_gradient  # the package's attribute is the call
+    compiled = sys.modules["traceest_adapters.jax.calculus"].linearise_gradient  # the package's attribute is the call
     before = compiled._cache_size()
     trace(jax.tree.map(lambda a: 0.9 * a, p))
     assert compiled._cache_size() == before
@@ -316,9 +316,9 @@ def test_bfloat16_models_get_their_loss_in_float32() -> None:
 
 def test_a_hessian_of_a_function_of_a_mapping() -> None:
     p = {"a": torch.tensor([1.0, 2.0], **F64), "b": torch.tensor(3.0, **F64)}
-    H = in_torch.hessian(lambda p: (p["a"] ** 3).sum() * p["b"] + p["b"] ** 2, p)
+    H = in_torch.hessian(lambda p: (p["a"] ** 3).sum() * p["b"] + p["b"] ** 2, params=p)
     np.testing.assert_allclose(te.to_dense(H), [[18, 0, 3], [0, 36, 12], [3, 12, 2]])
-    assert float(te.trace(in_torch.hessian(lambda p: p["a"].sum(), p))) == 0.0
+    assert float(te.trace(in_torch.hessian(lambda p: p["a"].sum(), params=p))) == 0.0
 
 
 BY_ROWS: dict[str, Callable[[Any], te.Estimate]] = {
@@ -458,7 +458,7 @@ def test_a_square_root_taken_twice_is_caught(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_forgotten_number_of_examples_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = _curvature.empirical_fisher
-    monkeypatch.setattr(_curvature, "empirical_fisher", lambda J, r, shares: honest(J, r, 1.0))
+    monkeypatch.setattr(_curvature, "empirical_fisher", lambda J, r, shares, weight: honest(J, r, 1.0, weight))
     with pytest.raises(AssertionError):
         test_the_empirical_fisher_is_exact_from_one_vjp("cross-entropy", "jax")
 

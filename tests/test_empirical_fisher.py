@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import traceest as te
-from traceest_adapters import _reduction
 from traceest_adapters import jax as in_jax
 from traceest_adapters import torch as in_torch
+from traceest_adapters._curvature import reduction as _reduction
 
 N, CLASSES, TIME = 7, 5, 3
 RNG = np.random.default_rng(1)

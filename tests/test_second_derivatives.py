@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import traceest as te
-from traceest_adapters import _symmetric
 from traceest_adapters import jax as in_jax
 from traceest_adapters import torch as in_torch
+from traceest_adapters._curvature import symmetric as _symmetric
 
 RNG = np.random.default_rng(0)
 NX, NY = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 3))

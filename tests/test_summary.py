@@ -124,6 +124,13 @@ GROUPINGS = {
     "by depth": (1, [["body.w", "body.b"], ["head.w"]], ["body", "head"]),
     "by name": (lambda name: name[-1] if name != "body.b" else None, [["body.w", "head.w"]], ["w"]),
     "by mapping": ({"first": ["body.w"], "last": "head.w"}, [["body.w"], ["head.w"]], ["first", "last"]),
+    "by globs": (
+        {"weights": "*.w", "rest": lambda name, array: name == "body.b"},
+        [["body.w", "head.w"], ["body.b"]],
+        ["weights", "rest"],
+    ),
+    "by modules that a glob fits": ("*o?y", [["body.w", "body.b"]], ["body"]),
+    "by several": (["body.b", "head"], [["body.b"], ["head.w"]], ["body.b", "head"]),
 }
 
 
@@ -274,8 +281,16 @@ def test_it_prints_a_table_and_goes_into_json():
 WRONG = {
     "nothing": (lambda: te.summary(), TypeError, "at least one kernel"),
     "no parameters": (lambda: te.summary(te.gram(J1), n_probes=3, groups=True), TypeError, "tell parameters apart"),
-    "unknown name": (lambda: te.summary(layered(J1), n_probes=3, groups={"a": ["x"]}), ValueError, "names x"),
-    "twice": (lambda: te.summary(layered(J1), n_probes=3, groups={"a": "body.w", "b": "body.w"}), ValueError, "in two"),
+    "unknown name": (
+        lambda: te.summary(layered(J1), n_probes=3, groups={"a": ["x"]}),
+        ValueError,
+        "'x' fits no parameter",
+    ),
+    "twice": (
+        lambda: te.summary(layered(J1), n_probes=3, groups={"a": "body.w", "b": "body.w"}),
+        ValueError,
+        "'body.w' is in two groups",
+    ),
     "depth zero": (lambda: te.summary(layered(J1), n_probes=3, groups=0), TypeError, "positive int"),
     "names": (lambda: te.summary(layered(J1), n_probes=3, names=("a", "b")), ValueError, "1 kernels have 2 names"),
     "other states": (lambda: te.summary(layered(J1), te.gram(J1[:40]), n_probes=3), ValueError, "share their states"),

@@ -175,7 +175,7 @@ def test_frozen_parameters_are_left_out_and_tied_ones_counted_once() -> None:
     assert jacobian(model, x(5, 4)).shape[1] == 16 + 4 + 4 + 2
     model.scale.requires_grad_(False)
     assert jacobian(model, x(5, 4)).shape[1] == 22
-    assert jacobian(model, x(5, 4), params=lambda name, p: p.ndim == 2).shape[1] == 16
+    assert jacobian(model, x(5, 4), wrt=lambda name, p: p.ndim == 2).shape[1] == 16
     assert jacobian(model, x(5, 4), output="out").shape[0] == 20
 
 

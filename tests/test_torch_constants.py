@@ -32,7 +32,7 @@ def other() -> Any:
     """The kernel of a frozen model."""
     torch.manual_seed(1)
     frozen = nn.Sequential(nn.Linear(4, 5, **F64), nn.Tanh(), nn.Linear(5, 3, **F64)).requires_grad_(False)
-    return ntk(frozen, X, params=["0.weight", "2.weight"])
+    return ntk(frozen, X, wrt=["0.weight", "2.weight"])
 
 
 STATISTICS: dict[str, Callable[[Any], Any]] = {
@@ -63,7 +63,7 @@ STATISTICS: dict[str, Callable[[Any], Any]] = {
             ntk(lambda p, x: x @ p["w"], X, params={"w": m[0].weight.T @ torch.ones(8, 1, **F64)}), 1, rng=0
         ).value
     ),
-    "of a head, by all": lambda m: te.rhutch(ntk(m, X, params=["2.weight"]), 1, rng=0).value,
+    "of a head, by all": lambda m: te.rhutch(ntk(m, X, wrt=["2.weight"]), 1, rng=0).value,
     "hessian": lambda m: te.hutchinson(hessian(m, nn.MSELoss(), X, Y), 3, rng=0).value,
     "gauss_newton": lambda m: te.rhutch(gauss_newton(m, nn.MSELoss(), X, Y).dual, 2, rng=0).value,
     "empirical_fisher": lambda m: te.trace(empirical_fisher(m, nn.MSELoss(), X, Y)).value,
@@ -166,7 +166,7 @@ def test_it_is_a_tensor_like_any_other(tmp_path: Path) -> None:
 
 
 def test_frozen_models_and_plain_matrices_give_plain_tensors() -> None:
-    assert type(te.trace(ntk(model().requires_grad_(False), X, params=["0.weight"])).value) is torch.Tensor
+    assert type(te.trace(ntk(model().requires_grad_(False), X, wrt=["0.weight"])).value) is torch.Tensor
     te.trace(ntk(model(), X))
     assert type(te.trace(Y.T @ Y).value) is torch.Tensor
     A = (Y.T @ Y).requires_grad_()

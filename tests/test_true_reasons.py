@@ -103,7 +103,7 @@ def test_arguments_in_another_order_are_told_the_right_one(case: str) -> None:
 MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
     "torch ntk": (lambda: in_torch.ntk(M, X, chunk_sise=3), "ntk: .*chunk_sise=.*did you mean chunk_size="),
     "torch jacobian": (lambda: in_torch.jacobian(M, X, differentable=True), "did you mean differentiable="),
-    "torch ntk, JAX's word": (lambda: in_torch.ntk(M, X, wrt="weight"), "did you mean params="),
+    "torch ntk, another library's word": (lambda: in_torch.ntk(M, X, argnums=0), "did you mean wrt="),
     "torch hessian": (lambda: in_torch.hessian(M, MSE, X, target=Y), "did you mean targets="),
     "torch gauss_newton": (lambda: in_torch.gauss_newton(M, MSE, X, Y, batchaxis=0), "did you mean batch_axis="),
     "torch empirical_fisher": (lambda: in_torch.empirical_fisher(M, MSE, X, Y, reducton="sum"), "did you mean reduct"),
@@ -124,15 +124,17 @@ def test_a_misspelt_option_is_told_what_was_meant(case: str) -> None:
 
 
 SELECTIONS: dict[str, tuple[Callable[[], Any], str]] = {
-    "tensors": (lambda: in_torch.ntk(M, X, params=M.parameters()), "item of Parameter; names are those of"),
-    "a number": (lambda: in_torch.ntk(M, X, params=3), "expected names, a predicate or a mapping, got 3"),
-    "the name of a module": (
-        lambda: in_torch.ntk(nn.Sequential(M), X, params="0"), r"params=lambda name, p: name.startswith\('0\.'\)"),
+    "tensors": (lambda: in_torch.ntk(M, X, wrt=M.parameters()), "got Parameter; names are the dotted paths"),
+    "names for values": (lambda: in_torch.ntk(M, X, params=["weight"]), "from names to tensors, got a list.*wrt="),
+    "a number": (lambda: in_torch.ntk(M, X, wrt=3), "expected names, globs .* got 3"),
+    "a name that is not there": (
+        lambda: in_torch.ntk(nn.Sequential(M), X, wrt="0.wieght"), r"did you mean '0.weight'.*are 0.weight, 0.bias"),
+    "a glob that fits nothing": (lambda: in_jax.ntk(apply, {"a": JW}, JX, wrt="b*"), r"'b\*' fits no parameter"),
     "another shape": (
         lambda: in_torch.ntk(M, X, params={"weight": torch.ones(2, 2)}), r"\(2, 2\), in the module it has \(3, 4\)"),
-    "a predicate of the name": (lambda: in_torch.ntk(M, X, params=lambda n: True), "called with a name and an array"),
+    "a predicate of the name": (lambda: in_torch.ntk(M, X, wrt=lambda n: True), "called with a name and an array"),
     "JAX, a predicate of the name": (lambda: in_jax.ntk(apply, JW, JX, wrt=lambda n: True), "called with a name and"),
-    "JAX, a number": (lambda: in_jax.ntk(apply, JW, JX, wrt=0), "wrt: expected dotted paths.*got 0"),
+    "JAX, a number": (lambda: in_jax.ntk(apply, JW, JX, wrt=0), "wrt: expected names, globs.*got 0"),
     "JAX, no key of the output": (lambda: in_jax.ntk(apply, JW, JX, output="logits"), "output='logits': there is no"),
     "JAX, a key of a pair": (lambda: in_jax.ntk(apply, JW, batches=PAIRS, input="x"), "input='x'.*batch, a tuple of 2"),
     "JAX, chunks of none": (lambda: in_jax.ntk(apply, JW, JX, chunk_size=0), "chunk_size must be at least 1"),

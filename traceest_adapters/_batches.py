@@ -15,10 +15,11 @@ Blocks = Literal["example", "batch"]
 
 
 class Batches:
-    """The inputs in each batch of an iterable: what `input` selects of it, as `convert` makes them.
+    """What `select` takes of each batch of an iterable, as `convert` makes it.
 
-    `digest` of the inputs tells whether a later pass yields the same batches as the first. A list or tuple is not asked
-    twice for its first one before that, but what it holds may be overwritten.
+    `digest` of it tells whether a later pass yields the same batches as the first. A list or tuple is not asked twice
+    for its first batch before that, but what it holds may be overwritten. `whole` says that all of a batch goes to the
+    model.
 
     Raises
     ------
@@ -28,7 +29,14 @@ class Batches:
         If it is empty, or yields other batches when asked again.
     """
 
-    def __init__(self, data: Any, input: Any, convert: Callable[[Any], Any], digest: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        data: Any,
+        select: Callable[[Any], Any],
+        convert: Callable[[Any], Any],
+        digest: Callable[[Any], Any],
+        whole: bool = False,
+    ) -> None:
         if isinstance(data, (Mapping, str)) or not (hasattr(data, "__iter__") or _indexed(data)):
             raise TypeError(
                 f"batches: expected an iterable of batches, a list or a data loader, got {type(data).__name__}."
@@ -38,8 +46,7 @@ class Batches:
                 f"batches: a {type(data).__name__} can be gone through only once, and every product needs all batches "
                 "again; give list(...) of it, or a data loader."
             )
-        self.data, self.convert, self.digest = data, convert, digest
-        self.input, self.select = input, common.selector(input, "input")
+        self.data, self.select, self.convert, self.digest, self.whole = data, select, convert, digest, whole
         self.seen: list[Any] = []
         self.complete = False
         if not isinstance(data, (list, tuple)) and (first := self._look()) is not None and self._look() != first:
@@ -61,8 +68,8 @@ class Batches:
         self.complete = True
 
     def given_to_the_model(self) -> int:
-        """How many inputs by position a batch gives where `input` picks none of them; else 0."""
-        first = next(iter(self._raw(0)), None) if self.input is None else None
+        """How many inputs by position a batch gives where all of it goes to the model; else 0."""
+        first = next(iter(self._raw(0)), None) if self.whole else None
         several = isinstance(first, (tuple, list)) and not hasattr(first, "_fields")
         return len(first) if several and first is not None else 0
 
@@ -127,6 +134,11 @@ def stacked(parts: Parts, blocks: Blocks, progress: bool) -> te.Stack:
             stacklevel=3,
         )
     return J
+
+
+def of_inputs(data: Any, input: Any, convert: Callable[[Any], Any], digest: Callable[[Any], Any]) -> Batches:
+    """Batches that are inputs, or of which `input` picks them."""
+    return Batches(data, common.selector(input, "input"), convert, digest, whole=input is None)
 
 
 def check_arguments(inputs: tuple[Any, ...], batches: Any, input: Any, blocks: str, progress: bool) -> None:

@@ -15,10 +15,9 @@ R = TypeVar("R")
 
 
 SAME = {
-    "wrt": ("params",),
-    "params": ("wrt",),
-    "argnums": ("wrt", "params"),
-    "names": ("wrt", "params"),
+    "argnums": ("wrt",),
+    "names": ("wrt",),
+    "layers": ("wrt",),
     "batch_dim": ("batch_axis",),
     "batch_dims": ("batch_axis",),
     "in_dims": ("batch_axis",),
@@ -27,16 +26,28 @@ SAME = {
     "loader": ("batches",),
     "data": ("batches",),
     "weights": ("params", "wrt"),
+    "in_axis": ("in_axes", "batch_axis"),
 }
 """Words of other libraries, or of the other framework, for an option."""
 
 
-def clear(order: str, *passed_on: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A decorator for calls in the given `order` that pass further options on to the functions named."""
+def clear(
+    order: str, *passed_on: Callable[..., Any], without: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for calls in the given `order` that pass further options on to the functions named.
+
+    Those options, but for some `without`, are in the signature that `help` shows.
+    """
 
     def decorate(call: Callable[P, R]) -> Callable[P, R]:
-        name, own = call.__name__, inspect.signature(call).parameters.values()
-        options = {p.name for f in (call, *passed_on) for p in inspect.signature(f).parameters.values() if _named(p)}
+        signature = inspect.signature(call)
+        name, own = call.__name__, signature.parameters.values()
+        mine = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        theirs = {p.name: p for f in passed_on for p in inspect.signature(f).parameters.values()}
+        passed = [
+            p for key, p in theirs.items() if p.kind is p.KEYWORD_ONLY and key not in (*without, *signature.parameters)
+        ]
+        options = {p.name for p in (*mine, *passed) if _named(p)}
         open_ended = any(p.kind is p.VAR_POSITIONAL for p in own)
         most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in own)
 
@@ -54,6 +65,7 @@ def clear(order: str, *passed_on: Callable[..., Any]) -> Callable[[Callable[P, R
                 )
             return call(*args, **kwargs)
 
+        checked.__signature__ = signature.replace(parameters=[*mine, *passed])  # type: ignore[attr-defined]
         return checked
 
     return decorate
@@ -72,16 +84,6 @@ def in_order(caller: str, order: str) -> Iterator[None]:
         if OURS.match(str(error)):
             raise
         raise TypeError(f"{caller}: the function failed ({error}). If its arguments are mixed up: {order}.") from error
-
-
-def chosen_by(predicate: Callable[..., Any], option: str, name: str, value: Any) -> bool:
-    """What a predicate of name and array says."""
-    try:
-        return bool(predicate(name, value))
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise TypeError(f"{option}: the predicate is called with a name and an array, and failed ({error}).") from error
 
 
 def _named(parameter: inspect.Parameter) -> bool:

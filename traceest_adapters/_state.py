@@ -32,7 +32,7 @@ def selector(output: Any, name: str = "output") -> Callable[[Any], Any]:
                 there += f" of {len(state)}" if isinstance(state, (tuple, list)) else ""
                 kind = type(state).__name__
                 raise ValueError(
-                    f"{name}={output!r}: there is no such part in {'a batch' if name == 'input' else 'the output'}, a "
+                    f"{name}={output!r}: there is no such part in {'the output' if name == 'output' else 'a batch'}, a "
                     f"{kind}{there}; give an index, a key, an attribute's name or a function of it."
                 ) from error
 
@@ -84,6 +84,21 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
             "into the function (for an nn.Module: give them as shared=), or give batch_axis=None."
         )
     return lengths.pop()
+
+
+def length(arrays: list[Any], axis: int) -> int:
+    """How many examples there are: the length of the first array that has such an axis.
+
+    Raises
+    ------
+    ValueError
+        If none has.
+    """
+    for x in arrays:
+        shape = getattr(x, "shape", ())
+        if -len(shape) <= axis < len(shape):
+            return int(shape[axis])
+    raise ValueError(f"batch_axis={axis}: no input has such an axis, along which examples could be counted; give it.")
 
 
 def example_first(shapes: list[tuple[int, ...]], axis: int | None) -> tuple[int, ...] | None:

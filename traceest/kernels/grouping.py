@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-Grouping = bool | int | Callable[[str], str | None] | Mapping[str, Iterable[str]] | None
+from traceest._names import Names, Pattern, chosen, place
+
+Grouping = bool | int | str | Sequence[str] | Callable[[str], str | None] | Mapping[str, Pattern] | None
+"""What `summary` takes for `groups`."""
 
 
 def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, tuple[int, ...]]:
@@ -16,11 +19,11 @@ def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, 
     TypeError
         If a kernel has no parameters to tell apart, or `grouping` is none of the kinds known.
     ValueError
-        If the kernels' parameters differ, a name is unknown, or a parameter is in two groups.
+        If the kernels' parameters differ, a pattern fits none, or a parameter is in two groups.
     """
     if grouping is None or grouping is False:
         return {}
-    named = [tuple(getattr(getattr(K, "factor", None), "parameters", ())) for K in kernels]
+    named = [getattr(getattr(K, "factor", None), "parameters", ()) for K in kernels]
     for K, names in zip(kernels, named, strict=True):
         if not names or not hasattr(K.factor, "grouped_gram"):
             raise TypeError(
@@ -29,7 +32,7 @@ def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, 
             )
     if len(set(named)) > 1:
         raise ValueError(f"{caller}: groups= needs kernels of the same parameters, got {named[0]} and {named[1]}.")
-    label = _labels(named[0], grouping, caller)
+    label = _labels(Names(named[0], getattr(named[0], "arrays", None)), grouping, caller)
     found: dict[str, list[int]] = {}
     for i, name in enumerate(named[0]):
         if (to := label(name)) is not None:
@@ -37,24 +40,35 @@ def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, 
     return {to: tuple(members) for to, members in found.items()}
 
 
-def _labels(names: tuple[str, ...], grouping: Grouping, caller: str) -> Callable[[str], str | None]:
+def _labels(names: Names, grouping: Grouping, caller: str) -> Callable[[str], str | None]:
+    if isinstance(grouping, Mapping):
+        return _members(names, grouping, f"{caller}: groups").get
     if callable(grouping):
         return grouping
-    if isinstance(grouping, Mapping):
-        members = {to: [some] if isinstance(some, str) else list(some) for to, some in grouping.items()}
-        chosen = [name for some in members.values() for name in some]
-        if unknown := set(chosen) - set(names):
-            raise ValueError(
-                f"{caller}: groups= names {', '.join(sorted(unknown))}; the parameters are {', '.join(names)}."
-            )
-        if len(set(chosen)) < len(chosen):
-            raise ValueError(f"{caller}: groups= has a parameter in two groups; each may be in one.")
-        return {name: to for to, some in members.items() for name in some}.get
     if grouping is True:
         return lambda name: name
     if isinstance(grouping, int) and grouping > 0:
         return lambda name: ".".join(name.split(".")[:grouping])
+    patterns = [grouping] if isinstance(grouping, str) else grouping
+    if isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns):
+        patterns = list(patterns)
+        for pattern in patterns:
+            chosen(names, names.arrays, pattern, f"{caller}: groups")  # raises where it fits nothing
+        return lambda name: place(name, patterns)
     raise TypeError(
-        f"{caller}: groups must be True (every array of parameters), a positive int (that many parts of its path), a "
-        f"function of its name, or a mapping from labels to names; got {grouping!r}."
+        f"{caller}: groups must be True (every array of parameters), a positive int (that many parts of its path), "
+        "names or globs of modules (each that one fits is a group), a function from an array's name to its group's, or "
+        f"a mapping from labels to names, globs or predicates of name and array; got {grouping!r}."
     )
+
+
+def _members(names: Names, grouping: Mapping[str, Pattern], option: str) -> dict[str, str]:
+    """The label of every array that is in a group."""
+    found: dict[str, str] = {}
+    for label, pattern in grouping.items():
+        for name, mine in zip(names, chosen(names, names.arrays, pattern, option), strict=True):
+            if mine and found.setdefault(name, label) != label:
+                raise ValueError(
+                    f"{option}: parameter {name!r} is in two groups, {found[name]!r} and {label!r}; each may be in one."
+                )
+    return found

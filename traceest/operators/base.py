@@ -11,6 +11,7 @@ import numpy as np
 
 from traceest import _array_api as aa
 from traceest._boundary import public
+from traceest._names import Names
 from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 
 Array = Any
@@ -147,7 +148,7 @@ class Operator:
         self.shape = (int(shape[0]), int(shape[1]))
         self._xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.symmetric, self.psd, self.name = symmetric or psd, psd, name
-        self.n_blocks, self.parameters = n_blocks, tuple(parameters)
+        self.n_blocks, self.parameters = n_blocks, parameters if isinstance(parameters, Names) else Names(parameters)
         if unknown := abilities.keys() - set(ABILITIES):
             raise TypeError(
                 f"Operator: unknown products {', '.join(sorted(unknown))}; known are matmat, rmatmat, "

@@ -238,7 +238,7 @@ class _Look(NamedTuple):
         return cls(
             _Shape(tuple(J.shape), J.dtype, aa.device(J), aa.namespace(J)),
             blocks.n_blocks(J),
-            tuple(getattr(J, "parameters", ())),
+            getattr(J, "parameters", ()),
             state_shape(J),
             feature_axis(J),
             hasattr(J, "rmatmat"),

@@ -33,9 +33,11 @@ class Weighted(Operator):
         self.of, self._times, self._adjoint = J, times, adjoint
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("matmat", "rmatmat", *ABILITIES):
+        if name not in ("matmat", "rmatmat", "block_sketch", "sketch_bytes", *ABILITIES):
             raise AttributeError(name)
         product = getattr(self.__dict__.get("of"), name)
+        if name == "sketch_bytes":
+            return product
         if name == "matmat":
             return lambda X: self._adjoint(product(X))
         if name == "gram_matmat":

@@ -14,9 +14,9 @@
 """
 
 from traceest_adapters.jax import backend  # noqa: F401  (registers itself)
+from traceest_adapters.jax.calculus import JaxHessian
 from traceest_adapters.jax.calls import jacobian, ntk
 from traceest_adapters.jax.curvature import empirical_fisher, gauss_newton, hessian
-from traceest_adapters.jax.hessian import JaxHessian
 from traceest_adapters.jax.operator import JaxJacobian
 
 __all__ = ["JaxHessian", "JaxJacobian", "empirical_fisher", "gauss_newton", "hessian", "jacobian", "ntk"]

@@ -9,14 +9,8 @@ import jax
 from traceest_adapters import _foreign
 
 
-def check(fn: Any, params: Any, inputs: Any, batch_axis: Any, in_axes: Any, chunk_size: Any) -> None:
-    """Raise unless `fn` can be called, and all arrays are JAX's, or NumPy's without masks.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is not, or an option is no integer; of a sparse input if it is to be cut into examples.
-    """
+def check(fn: Any, params: Any, shared: Any, batch_axis: Any, chunk_size: Any) -> None:
+    """Raise unless `fn` can be called, arrays of parameters are JAX's or NumPy's, and options are integers."""
     if not callable(fn) or isinstance(fn, type):
         what = f"the class {fn.__name__}" if isinstance(fn, type) else f"a {type(fn).__name__}"
         raise TypeError(f"jacobian: fn must be a function of parameters and inputs, got {what}.")
@@ -29,16 +23,25 @@ def check(fn: Any, params: Any, inputs: Any, batch_axis: Any, in_axes: Any, chun
             raise TypeError(f"jacobian: {name} must be an integer or None, got {value!r}.")
         if value is not None and least is not None and value < least:
             raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")
-    for what, tree in (("a leaf of params", params), ("an input", inputs)):
-        for leaf in jax.tree.leaves(tree):
-            _foreign.check(leaf, what, "jax")
+    _check_arrays("a leaf of params", params)
+    _check_arrays("an input in shared", shared)
+
+
+def check_inputs(inputs: Any, batch_axis: Any, in_axes: Any) -> None:
+    """Raise unless arrays are JAX's, or NumPy's without masks, and none that is to be cut into examples is sparse."""
+    _check_arrays("an input", inputs)
     if batch_axis is not None and in_axes == "batch_axis":
         for x in jax.tree.leaves(inputs, is_leaf=_sparse):
             if _sparse(x):
                 raise TypeError(
                     f"jacobian: an input is sparse ({type(x).__name__}), and examples cannot be taken out of it; give "
-                    "x.todense(), or in_axes= with None for what all examples share, such as the edges of a graph."
+                    "x.todense(), or as shared= what all examples share, such as the edges of a graph."
                 )
+
+
+def _check_arrays(what: str, tree: Any) -> None:
+    for leaf in jax.tree.leaves(tree):
+        _foreign.check(leaf, what, "jax")
 
 
 def _sparse(x: Any) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 import traceest as te
 from traceest_adapters import _state as common
-from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters._batches import Blocks, Parts, check_arguments, of_inputs, stacked
 from traceest_adapters._calls import clear
 from traceest_adapters.jax import arguments, checks, jaxprs, partition, placement, settings
-from traceest_adapters.jax.batches import batched
 from traceest_adapters.jax.model import Function, Model, Traced, traced
 from traceest_adapters.jax.operator import JaxJacobian
 from traceest_adapters.jax.per_example.routes import Routes
@@ -23,12 +27,13 @@ def jacobian(
     fn: Callable[..., Any],
     params: Any,
     *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    shared: Mapping[str, Any] | None = None,
     wrt: partition.Wrt = None,
     output: Any = None,
     batch_axis: int | None = 0,
     feature_axis: int | None = None,
     in_axes: Any = "batch_axis",
-    kwargs: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
@@ -54,11 +59,18 @@ def jacobian(
         names it.
     *inputs : pytrees
         Their arrays have the examples along `batch_axis`, or as `in_axes` says; flags and strings are passed through.
-    wrt : str, sequence of str, predicate or class, optional
-        Which parameters to differentiate by: dotted paths of leaves or of whole subtrees ("params", "layers.0",
-        "encoder.attention.query"), a predicate of dotted path and array, or a class that marks nodes of the pytree
-        (``nnx.Param``, ``eqx.nn.Linear``). All others are held fixed. Default: all floating arrays, and hence the
-        running averages of a batch norm too, where `params` holds them; of Flax's there is a warning.
+    kwargs : mapping, optional
+        Keyword inputs of `fn`. Arrays among them have the examples along `batch_axis`, or as the last of `in_axes`
+        says where that has one more than there are inputs; all else is passed through.
+    shared : mapping, optional
+        Keyword inputs that all examples share and that have no batch axis, such as the edges of a graph.
+    wrt : str, callable, sequence of these, or class, optional
+        Which parameters to differentiate by; all others are held fixed. The name of an array is its path in `params`,
+        joined by dots: "encoder.layers.0.attn.query". Give such a name, or that of a subtree ("layers.0"), or a glob,
+        in which ``*`` stands for any characters ("*.attn.*", "layers.*.bias"); a predicate of name and array; several
+        of these, of which one has to fit; or a class that marks nodes of the pytree (``nnx.Param``,
+        ``eqx.nn.Linear``). The order is that of `params`. Default: all floating arrays, and hence the running averages
+        of a batch norm too, where `params` holds them; of Flax's there is a warning.
     output : int, str or callable, optional
         Which part of what `fn` returns is the state: an index, a key or attribute, or a function.
     batch_axis : int or None
@@ -76,9 +88,6 @@ def jacobian(
     memory_budget : int, optional
         Bytes for what a product holds beside the model, its linearisation and the answer (512 MiB if absent).
         Where memory runs out all the same, both numbers are halved, with a warning, and the product is made again.
-    kwargs : mapping, optional
-        Keyword inputs of `fn`. Arrays among them have the examples along `batch_axis`, or as the last of `in_axes`
-        says where that has one more than there are inputs; all else is passed through.
     check : bool
         Look, on this batch and for this kernel: that examples are independent (outputs one by one against outputs
         together), that the state depends on the parameters, and that every route gives what a plain backward pass
@@ -143,45 +152,121 @@ def jacobian(
     ('second',)
     """
     check_arguments(inputs, batches, input, blocks, progress)
-    arguments.check(fn, params, inputs, batch_axis, in_axes, chunk_size)
     if batches is not None and kwargs:
         raise TypeError(
             "jacobian: kwargs= beside batches=; keyword inputs come in the batches, flags are bound into fn."
         )
-    parts, names, trained, fixed = partition.parameters(params, wrt)
-    trained, fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
-    axis = None if blocks == "batch" else batch_axis
-    programs: dict[Any, Traced] = {}  # read once for all batches of a shape
-    routes: dict[Model, Routes] = {}
+    of = Jacobians(
+        fn,
+        params,
+        shared=shared,
+        wrt=wrt,
+        output=output,
+        batch_axis=None if blocks == "batch" else batch_axis,
+        feature_axis=feature_axis,
+        in_axes=in_axes,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        check=check,
+    )
+    if batches is None:
+        return of(inputs, dict(kwargs or {}))
+    data = of_inputs(batches, input, positional, digest)
+    return stacked(Parts(data, lambda inputs, p: of.next(inputs, data.complete)), blocks, progress)
 
-    def of(inputs: Any, check: bool, look: bool) -> JaxJacobian:
-        inputs_parts, axes, split, shared = partition.batch(inputs, dict(kwargs or {}), axis, in_axes)
+
+@clear("ntk(fn, params, *inputs)", jacobian)
+def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:
+    """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``.
+
+    Parameters
+    ----------
+    fn, params, *inputs, **options
+        As in `jacobian`.
+
+    Returns
+    -------
+    Gram, (n, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `jacobian`.
+    """
+    return te.gram(jacobian(fn, params, *inputs, **options))
+
+
+class Jacobians:
+    """The Jacobians of one function at batch after batch, which share its programs and what was found out of it."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        params: Any,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        wrt: partition.Wrt = None,
+        output: Any = None,
+        batch_axis: int | None = 0,
+        feature_axis: int | None = None,
+        in_axes: Any = "batch_axis",
+        chunk_size: int | None = None,
+        memory_budget: int | None = None,
+        check: bool = True,
+    ) -> None:
+        arguments.check(fn, params, shared, batch_axis, chunk_size)
+        self.fn, self.output, self.axis, self.feature_axis, self.in_axes = fn, output, batch_axis, feature_axis, in_axes
+        self.shared, self.check, self.how = dict(shared or {}), check, (chunk_size, memory_budget)
+        self.params, self.names, trained, fixed = partition.parameters(params, wrt)
+        self.trained, self.fixed = ([placement.automatic(x) for x in part] for part in (trained, fixed))
+        self._programs: dict[Any, Traced] = {}  # read once for all batches of a shape
+        self._routes: dict[Model, Routes] = {}
+        self._begun = False
+
+    def next(self, inputs: tuple[Any, ...], seen: bool) -> JaxJacobian:
+        """The Jacobian at the next of several batches; those seen before are not looked at again."""
+        first, self._begun = not self._begun, True
+        return self(inputs, {}, self.check and first, self.check and not seen)
+
+    def __call__(
+        self, inputs: tuple[Any, ...], kwargs: dict[str, Any], check: bool | None = None, look: bool | None = None
+    ) -> JaxJacobian:
+        """The Jacobian at these inputs."""
+        check, look = self.check if check is None else check, self.check if look is None else look
+        arguments.check_inputs((inputs, kwargs), self.axis, self.in_axes)
+        parts, axes, split, shared = partition.batch(inputs, kwargs, self.shared, self.axis, self.in_axes)
         split, shared = ([placement.automatic(x) for x in part] for part in (split, shared))
-        key = inputs_parts, axes, tuple((x.shape, x.dtype) for x in (*split, *shared))
-        if key not in programs:
-            function = Function(fn, output, axis, parts, inputs_parts, axes)
-            programs[key] = Model.of(function, trained, fixed + shared, split)
-        model, consts, shapes, not_alone = programs[key]
-        mesh = jaxprs.mesh(model.together.jaxpr)
-        put = partial(placement.over, mesh)
-        arrays = put(trained), put(fixed + shared + consts), put(split)
-        J = JaxJacobian(model, names, *arrays, chunk_size, memory_budget, not_alone)
-        J.routes = routes.setdefault(model, J.routes).of(J, check, look)
-        J.state_shape = common.example_first(shapes, axis)
-        J.feature_axis = common.feature_axis(J.state_shape, feature_axis, axis, -1)
+        key = parts, axes, tuple((x.shape, x.dtype) for x in (*split, *shared))
+        if key not in self._programs:
+            function = Function(self.fn, self.output, self.axis, self.params, parts, axes)
+            self._programs[key] = Model.of(function, self.trained, self.fixed + shared, split)
+        model, consts, shapes, not_alone = self._programs[key]
+        put = partial(placement.over, jaxprs.mesh(model.together.jaxpr))
+        arrays = put(self.trained), put(self.fixed + shared + consts), put(split)
+        J = JaxJacobian(model, self.names, *arrays, *self.how, not_alone)
+        J.routes = self._routes.setdefault(model, J.routes).of(J, check, look)
+        J.state_shape = common.example_first(shapes, self.axis)
+        J.feature_axis = common.feature_axis(J.state_shape, self.feature_axis, self.axis, -1)
         if check:
             checks.modes(J)
         if look and not traced(arrays):
             (checks.values if check else checks.look)(J)
         return J
 
-    if batches is None:
-        return of(inputs, check, check)
-    make = lambda inputs, first, seen: of(inputs, check and first, check and not seen)  # noqa: E731
-    return batched(make, batches, input, blocks, progress)
+
+def positional(batch: Any) -> tuple[Any, ...]:
+    """The inputs in a batch: a mapping is one of them, as any pytree."""
+    several = isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields")
+    inputs = tuple(batch) if several else (dict(batch) if isinstance(batch, Mapping) else batch,)
+    return jax.tree.map(jnp.asarray, inputs)
 
 
-@clear("ntk(fn, params, *inputs)", jacobian)
-def ntk(fn: Callable[..., Any], params: Any, *inputs: Any, **options: Any) -> te.Gram:
-    """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
-    return te.gram(jacobian(fn, params, *inputs, **options))
+def digest(inputs: Any) -> bytes | None:
+    """Of all arrays, their shapes and dtypes; nothing is to be told of those without values."""
+    if traced(inputs):
+        return None
+    found = hashlib.blake2b(digest_size=16)
+    for x in jax.tree.leaves(inputs):
+        found.update(f"{x.dtype}{x.shape}".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.digest()

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import traceest as te
-from traceest_adapters import _curvature as curvature
-from traceest_adapters import _reduction
+from traceest_adapters import _state as common
+from traceest_adapters._batches import Batches
 from traceest_adapters._calls import clear, in_order
-from traceest_adapters._state import selector
-from traceest_adapters._symmetric import Symmetric, check_finite
-from traceest_adapters.jax import program, settings
-from traceest_adapters.jax.calls import jacobian
-from traceest_adapters.jax.hessian import JaxHessian
-from traceest_adapters.jax.model import Model, traced
+from traceest_adapters._curvature import matrices
+from traceest_adapters._curvature.matrices import Reduction
+from traceest_adapters._curvature.symmetric import Found
+from traceest_adapters.jax import settings
+from traceest_adapters.jax.calculus import CALCULUS, JaxHessian, OfLoss, is_loss, value
+from traceest_adapters.jax.calls import Jacobians, digest, jacobian, positional
+from traceest_adapters.jax.model import traced
 from traceest_adapters.jax.operator import JaxJacobian
-from traceest_adapters.jax.partition import Wrt
-from traceest_adapters.jax.program import Program, registered
 
 Loss = Callable[..., Any]
-HESSIAN = (
-    "hessian(fn, loss, params, inputs, targets), or hessian(fn, params, *inputs) of a function that is the loss itself"
-)
+ORDER = "{}(fn, loss, params, inputs, targets)"
+HESSIAN = f"{ORDER.format('hessian')}, or hessian(fn, params, *inputs) of a function that is the loss itself"
+NOT = ("blocks",)
+"""Options of `jacobian` that curvature does without."""
 
 
-@clear(HESSIAN)
+@clear(HESSIAN, jacobian, without=(*NOT, "feature_axis", "in_axes"))
 @settings.usual
 def hessian(
-    fn: Callable[..., Any],
+    fn: Any,
     *args: Any,
-    wrt: Wrt = None,
+    kwargs: Mapping[str, Any] | None = None,
     output: Any = None,
-    chunk_size: int | None = None,
+    batches: Iterable[Any] | None = None,
+    input: Any = None,
+    target: Any = None,
+    reduction: Reduction = "mean",
+    batch_axis: int = 0,
     check: bool = True,
-) -> JaxHessian:
+    progress: bool = False,
+    **options: Any,
+) -> te.Operator:
     """The Hessian ∂²ℓ/∂θ² of ``loss(fn(params, inputs), targets)`` by the parameters θ, (P, P), as an operator.
 
     Called as ``hessian(fn, loss, params, inputs, targets)``, in the order of `gauss_newton`; or, where `fn` returns the
-    loss itself, as ``hessian(fn, params, *args)`` of the scalar ``fn(params, *args)``.
+    loss itself, as ``hessian(fn, params, *inputs)`` of the scalar ``fn(params, *inputs)``.
 
     Symmetric, not positive semidefinite in general. The gradient is linearised once for all products, which are mapped
     over columns: about two to three gradients a column. Choose it for sharpness and traces of the loss itself;
@@ -52,24 +57,22 @@ def hessian(
     ----------
     fn : callable
         ``fn(params, *inputs)``, traced when the operator is made; functions that do the same share steps.
-    loss : callable, optional
-        ``loss(output, targets)`` → scalar, a mean or a sum as it says; ``loss(output)`` without targets.
-    params : pytree
-        Floating leaves are the parameters, in the pytree's order; other leaves are passed through.
-    inputs : pytree of arrays, or tuple of several arguments
-    targets : pytree, optional
-        Whatever `loss` takes.
-    wrt, output
+    *args
+        The loss, ``loss(output, targets)`` → scalar, a mean or a sum as it says (``loss(output)`` without targets), or
+        nothing; the parameters; the inputs, a tuple if there are several; and the targets, whatever the loss takes.
+    batches, input, target, reduction
+        As in `gauss_newton`. Without a loss all of a batch is given to `fn`, or what `input` picks of it.
+    batch_axis : int
+        Axis of the examples, of which a mean over batches needs their number.
+    kwargs, shared, wrt, output, chunk_size, memory_budget, progress
         As in `jacobian`.
-    chunk_size : int, optional
-        Columns to a compiled step (4 if absent).
     check : bool
         Compare the first product with that of one column by itself, and look whether it is symmetric; not under
-        `jax.jit`.
+        `jax.jit`. Of batches, also whether the loss of the first one is a mean or a sum.
 
     Returns
     -------
-    JaxHessian
+    JaxHessian, or of batches an Operator
         `parameters` are the names, in the order of rows and columns.
 
     Raises
@@ -93,65 +96,91 @@ def hessian(
     >>> float(te.trace(H))  # 6·1 + 6·2
     18.0
     """
-    if not args:
-        raise TypeError(f"hessian: there are no parameters; call it as {HESSIAN}.")
-    if _is_loss(args[0]) and len(args) == 1:
-        raise TypeError(f"hessian: there are no parameters behind the loss; call it as {HESSIAN}.")
-    if _is_loss(args[0]):
-        return _of_loss(fn, *args, wrt=wrt, output=output, chunk_size=chunk_size, check=check)
-    return _hessian(fn, args[0], args[1:], wrt, output, chunk_size, check)
-
-
-def _is_loss(x: Any) -> bool:
-    """Whether `x` is a function, and not parameters that can be called, as a module with arrays in it is."""
-    return callable(x) and not any(hasattr(leaf, "dtype") for leaf in jax.tree.leaves(x))
-
-
-def _of_loss(
-    fn: Any, loss: Loss, params: Any = None, inputs: Any = (), targets: Any = None, *more: Any, **options: Any
-) -> JaxHessian:
-    if more:
+    loss = args[0] if args and is_loss(args[0]) else None
+    params, *data = args[loss is not None :] or (None,)
+    if len(args) <= (loss is not None):
+        raise TypeError(f"hessian: there are no parameters{' behind the loss' if args else ''}; call it as {HESSIAN}.")
+    if loss is not None and len(data) > 2:
         raise TypeError(
-            f"hessian: {5 + len(more)} arguments; give several inputs as one tuple, and call it as {HESSIAN}."
+            f"hessian: {len(args) + 1} arguments; give several inputs as one tuple, and call it as {HESSIAN}."
         )
-    of_loss = _OfLoss(fn, loss, options.pop("output"), targets is not None)
-    args = (*_arguments(inputs), *(() if targets is None else (targets,)))
-    return _hessian(of_loss, params, args, output=None, **options)
-
-
-class _OfLoss(NamedTuple):
-    """``loss(fn(params, *inputs), targets)`` as one function, equal to another of the same parts."""
-
-    fn: Callable[..., Any]
-    loss: Loss
-    output: Any
-    targets: bool
-
-    def __call__(self, params: Any, *args: Any) -> Any:
-        """The loss; targets come last."""
-        inputs, targets = (args[:-1], args[-1:]) if self.targets else (args, ())
-        return self.loss(selector(self.output)(self.fn(params, *inputs)), *targets)
-
-
-def _hessian(
-    fn: Any, params: Any, args: tuple[Any, ...], wrt: Wrt, output: Any, chunk_size: int | None, check: bool
-) -> JaxHessian:
+    given = bool(data) or (loss is None and batches is None)
+    matrices.check_arguments("hessian", loss or fn, HESSIAN, batches, given, reduction, input, target, progress)
+    if loss is None:
+        whole, pick, inputs = fn, matrices.inputs_alone(input), tuple(data)
+    else:
+        inputs, targets = _several(data[0]) if data else (), data[1] if len(data) > 1 else None
+        pick = matrices.pair(input, target, "hessian")
+        has_targets = targets is not None if batches is None else input is None or target is not None
+        whole, output = OfLoss(fn, loss, output, has_targets), None
+        inputs += () if targets is None else (targets,)
     with in_order("hessian", HESSIAN):
-        J: Any = jacobian(
-            fn, params, *args, wrt=wrt, output=output, batch_axis=None, chunk_size=chunk_size, check=False
-        )
-    if J.shape[0] != 1:
-        raise ValueError(
-            f"hessian: the loss must be one real number, got shape {J.state_shape}; take its mean or its sum, or give "
-            f"one: {HESSIAN}."
-        )
-    return JaxHessian(J, check)
+        of = Jacobians(whole, params, output=output, batch_axis=None, check=False, **options)
+
+    def at(inputs: tuple[Any, ...]) -> JaxJacobian:
+        with in_order("hessian", HESSIAN):
+            J = of(inputs, dict(kwargs or {}))
+        if J.shape[0] != 1:
+            raise ValueError(
+                f"hessian: the loss must be one real number, got shape {J.state_shape}; take its mean or its sum, or "
+                f"give one: {HESSIAN}."
+            )
+        return J
+
+    if batches is None:
+        return JaxHessian(at(inputs), check)
+    seen: list[int] = []
+    found = Found()
+
+    def make(inputs: tuple[Any, ...], p: int) -> tuple[JaxHessian, int]:
+        J, B = at(inputs), common.length(jax.tree.leaves(inputs), batch_axis)
+        if check and not seen and not traced((J.trained, inputs)):
+            twice = CALCULUS.examples(inputs, jnp.arange(2 * B) % B, batch_axis, B)
+            matrices.check_value(value(J), lambda: value(at(twice)), reduction, "hessian")
+        seen[:] = [p]
+        return JaxHessian(J, check, found), B if reduction == "mean" else 1
+
+    def convert(data: tuple[Any, Any]) -> tuple[Any, ...]:
+        inputs, targets = _converted(data)
+        return inputs if targets is None else (*inputs, targets)
+
+    return matrices.of_batches(make, Batches(batches, pick, convert, digest), reduction, progress)
 
 
-@clear("gauss_newton(fn, loss, params, inputs, targets)", jacobian)
+def _matrix(
+    caller: str,
+    fn: Any,
+    loss: Any,
+    params: Any,
+    inputs: Any,
+    targets: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batches: Iterable[Any] | None = None,
+    input: Any = None,
+    target: Any = None,
+    reduction: Reduction = "mean",
+    check: bool = True,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    order = ORDER.format(caller)
+    given = inputs is not None or targets is not None or bool(kwargs)
+    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, target, progress)
+    matrix = matrices.Matrix(caller, CALCULUS, loss, reduction, check)
+    with in_order(caller, order):
+        of = Jacobians(fn, params, check=check, **options)
+        J = of(_several(inputs), dict(kwargs or {})) if batches is None else None
+    if J is not None:
+        return matrix.of(J, targets)
+    pairs = Batches(batches, matrices.pair(input, target, caller), _converted, digest)
+    return matrix.of_batches(lambda inputs, p: of.next(inputs, pairs.complete), pairs, progress)
+
+
+@clear(ORDER.format("gauss_newton"), _matrix, jacobian, without=NOT)
 @settings.usual
 def gauss_newton(
-    fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any, targets: Any = None, **options: Any
+    fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Operator:
     """The Gauss–Newton matrix G = JᵀHJ of ``loss(fn(params, inputs), targets)``, (P, P), positive semidefinite.
 
@@ -159,8 +188,7 @@ def gauss_newton(
     of cross-entropy, and of squared error as a Gaussian's likelihood, G is the Fisher information too. With H = L Lᵀ, G
     is ``gram(R.H)`` for R = LᵀJ, whose rows are independent from example to example: tr G = ‖R‖² is exact from as many
     vjps as an example has outputs, ‖G‖ and the effective rank come from vjps alone, at far less variance than by
-    products with G. ``G.dual`` is R Rᵀ, (n, n): ``summary(G.dual, groups=True)`` tells the same for each parameter's
-    own block of G.
+    products with G. ``summary(G, groups=…)`` tells the same for each layer's own block of G.
 
     H is found by products with it: diagonal, softmax cross-entropy, or one matrix an example, each verified; for other
     losses (they couple examples, or are of very many outputs each) G is an operator of products with both sides. Under
@@ -169,13 +197,24 @@ def gauss_newton(
 
     Parameters
     ----------
-    fn, params, **options
+    fn, params
         As in `jacobian`; what `fn` returns, or `output` selects of it, must be one array.
     loss : callable
         ``loss(output, targets)`` → scalar, convex in the output; ``loss(output)`` without targets.
     inputs : pytree of arrays, or tuple of several arguments
     targets : pytree, optional
         Whatever `loss` takes.
+    batches : iterable, optional
+        In place of `inputs` and `targets`: a list or a data loader that yields pairs of them, the same in each pass.
+        One batch is there at a time. With the mean, a batch counts by its number of examples.
+    input, target : int, str or callable, optional
+        Which parts of a batch are the inputs and the targets, if it is no pair: an index, a key, or a function. Without
+        `target` the loss takes the output alone.
+    reduction : {"mean", "sum"}
+        Of batches: whether `loss`, and so the loss of all data, is a mean or a sum over examples. Looked at on the
+        first.
+    kwargs, shared, wrt, output, batch_axis, feature_axis, in_axes, chunk_size, memory_budget, check, progress
+        As in `jacobian`.
 
     Returns
     -------
@@ -200,34 +239,13 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
-    J = _jacobian(fn, loss, params, inputs, options, "gauss_newton")
-    z = _outputs(J, loss, targets, "gauss_newton")
-    g, jvp = _linearise(*_traced(loss, J.model.batch_axis, z, targets), z, targets)
-
-    def H(V: Any) -> Any:
-        return _products(jvp, jnp.reshape(V.T, (V.shape[1], *z.shape)).astype(z.dtype))
-
-    def one(v: Any) -> Any:
-        return _product(jvp, jnp.reshape(v, z.shape).astype(z.dtype))
-
-    look = not traced((J.trained, J.fixed, J.inputs, targets))
-    if look:
-        check_finite(bool(jnp.all(jnp.isfinite(g))), "gauss_newton", "the loss's gradient at the outputs")
-    checked = Symmetric(H, one, J, "gauss_newton", "empirical_fisher") if look and options.get("check", True) else H
-    return curvature.gauss_newton(J, checked, z, look=look)
+    return _matrix("gauss_newton", fn, loss, params, inputs, targets, **options)
 
 
-@clear("empirical_fisher(fn, loss, params, inputs, targets)", jacobian)
+@clear(ORDER.format("empirical_fisher"), _matrix, jacobian, without=NOT)
 @settings.usual
 def empirical_fisher(
-    fn: Callable[..., Any],
-    loss: Loss,
-    params: Any,
-    inputs: Any,
-    targets: Any = None,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Any,
+    fn: Callable[..., Any], loss: Loss, params: Any, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Gram:
     """The empirical Fisher matrix (1/N) Σ g_n g_nᵀ of the N examples' loss gradients g_n, (P, P).
 
@@ -241,12 +259,13 @@ def empirical_fisher(
 
     Parameters
     ----------
-    fn, loss, params, inputs, targets, **options
+    fn, loss, params, inputs, targets, batches, input, target
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
         What `loss` does with its examples' losses. Verified, as is that it couples no examples, except under `jax.jit`.
-        With
-        ``check=False`` it is taken as given, and all examples weigh the same.
+        With ``check=False`` it is taken as given, and all examples weigh the same.
+    kwargs, shared, wrt, output, batch_axis, feature_axis, in_axes, chunk_size, memory_budget, check, progress
+        As in `jacobian`.
 
     Returns
     -------
@@ -269,139 +288,13 @@ def empirical_fisher(
     >>> round(float(te.trace(F)), 5)  # the mean of (2 wᵢ)²
     4.0
     """
-    caller = "empirical_fisher"
-    _reduction.check_name(reduction, caller)
-    J = _jacobian(fn, loss, params, inputs, options, caller)
-    z, axis = _outputs(J, loss, targets, caller), J.model.batch_axis
-    if axis is None:
-        raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient, shares = _gradient(loss, axis, z, targets), _reduction.uniform(reduction, len(z))
-    if options.get("check", True):
-        look = not traced((J.trained, J.fixed, J.inputs, targets))
-        fixed, ts, r = jax.lax.stop_gradient((z, targets, gradient))
-        shares = _shares(loss, axis, fixed, ts, r, reduction, look)
-    return curvature.empirical_fisher(J, gradient, shares)
+    return _matrix("empirical_fisher", fn, loss, params, inputs, targets, **options)
 
 
-def _shares(loss: Loss, axis: int, z: Any, targets: Any, gradient: Any, reduction: str, look: bool) -> Any:
-    """What `loss` makes of its examples' own losses; see `_reduction`."""
-    caller, B = "empirical_fisher", len(z)
-    if look:
-        _reduction.check_gradient(bool(jnp.all(jnp.isfinite(gradient))), caller)
-    try:
-        q = _alone(loss, axis, z, targets) * (1.0 if reduction == "mean" else 0.5)
-        both = _gradient(loss, axis, *_examples(axis, z, targets, jnp.arange(2 * B) % B))[:B]
-    except (TypeError, ValueError, IndexError) as error:  # whatever the loss says of another number of examples
-        raise _reduction.failed_alone(error, caller) from error
-    if look:
-        _reduction.check(both, gradient, reduction, caller)
-        others = jnp.reshape(jnp.arange(B) % 2 == 1, (B, *(1 for _ in z.shape[1:])))
-        moved = jnp.where(others, (z + jnp.roll(z, -1, 0)) / 2, z)
-        _reduction.check_uncoupled(gradient, _gradient(loss, axis, moved, targets), caller)
-    return _reduction.shares(gradient, q, reduction, caller, look)
+def _several(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
 
 
-def _examples(axis: int, z: Any, targets: Any, rows: Any) -> tuple[Any, Any]:
-    """The outputs and the targets of some examples."""
-
-    def chosen(t: Any) -> Any:
-        return jnp.take(t, rows, axis) if jnp.ndim(t) > axis and jnp.shape(t)[axis] == len(z) else t
-
-    return z[rows], jax.tree.map(chosen, targets)
-
-
-def _alone(loss: Loss, axis: int, z: Any, targets: Any) -> Any:
-    """The gradient of each example's loss by itself, the example being given twice; one by one, without batching."""
-    of_pair, consts = _traced(loss, axis, *_examples(axis, z, targets, jnp.array([0, 0])))
-    return _run_alone(of_pair, axis, consts, z, targets)
-
-
-@registered
-@partial(jax.jit, static_argnums=(0, 1))
-def _run_alone(of_pair: Program, axis: int, consts: list[Any], z: Any, targets: Any) -> Any:
-    def of(b: Any) -> Any:
-        pair, chosen = _examples(axis, z, targets, jnp.stack([b, b]))
-        return jnp.sum(of_pair(consts, pair, *_arrays(chosen))[0], axis=0)
-
-    return jax.lax.map(of, jnp.arange(len(z)))
-
-
-def _jacobian(fn: Any, loss: Any, params: Any, inputs: Any, options: dict[str, Any], caller: str) -> JaxJacobian:
-    order = f"{caller}(fn, loss, params, inputs, targets)"
-    if not callable(loss):
-        raise TypeError(
-            f"{caller}: loss must be a function of the output and the targets, got a {type(loss).__name__}; call it as "
-            f"{order}."
-        )
-    with in_order(caller, order):
-        return curvature.of_one_batch(jacobian(fn, params, *_arguments(inputs), **options), caller)
-
-
-def _outputs(J: JaxJacobian, loss: Loss, targets: Any, caller: str) -> Any:
-    """The outputs, example first and no coarser than float32, found to be what `loss` makes a scalar of."""
-    if J.state_shape is None:
-        raise TypeError(f"{caller}: fn returns several arrays; select the one that loss takes with output=.")
-    z = jnp.reshape(_rows(J.model, J.trained, J.fixed, J.inputs), J.state_shape)
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    value = jax.eval_shape(partial(_value, loss, J.model.batch_axis), z, targets)
-    shape = getattr(value, "shape", None)
-    if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        what = f"shape {shape} and dtype {value.dtype}" if shape is not None else type(value).__name__
-        raise ValueError(f"{caller}: the loss must be one real number, got {what}; take its mean or its sum.")
-    return z
-
-
-def _value(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
-    output = z if axis is None else jnp.moveaxis(z, 0, axis)
-    return loss(output) if targets is None else loss(output, targets)
-
-
-@registered
-@partial(jax.jit, static_argnums=0)
-def _rows(model: Model, trained: Any, fixed: Any, inputs: Any) -> Any:
-    return model.rows(trained, fixed, inputs)
-
-
-def _traced(loss: Loss, axis: int | None, z: Any, targets: Any) -> tuple[Program, list[Any]]:
-    """The loss's gradient by the outputs, as a program of them and the targets, and what it closes over."""
-    return program.trace(jax.grad(lambda z, targets: _value(loss, axis, z, targets)), z, targets)
-
-
-def _gradient(loss: Loss, axis: int | None, z: Any, targets: Any) -> Any:
-    return _run(*_traced(loss, axis, z, targets), z, targets)
-
-
-@registered
-@partial(jax.jit, static_argnums=0)
-def _run(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
-    return of_loss(consts, z, *_arrays(targets))[0]
-
-
-@registered
-@partial(jax.jit, static_argnums=0)
-def _linearise(of_loss: Program, consts: list[Any], z: Any, targets: Any) -> Any:
-    """The loss's gradient by the outputs, and its pushforward."""
-    return jax.linearize(lambda z: of_loss(consts, z, *_arrays(targets))[0], z)
-
-
-def _arrays(targets: Any) -> list[Any]:
-    return jax.tree.leaves(targets)
-
-
-@registered
-@jax.jit
-def _products(jvp: Any, T: Any) -> Any:
-    """(c, …) → (n, c)."""
-    out = jax.vmap(jvp)(T)
-    return jnp.reshape(out, (out.shape[0], -1)).T
-
-
-@registered
-@jax.jit
-def _product(jvp: Any, t: Any) -> Any:
-    """One tangent → (n, 1), without `jax.vmap`."""
-    return jnp.reshape(jvp(t), (-1, 1))
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def _converted(data: tuple[Any, Any]) -> tuple[tuple[Any, ...], Any]:
+    """The inputs and the targets of a batch, as JAX's arrays."""
+    return positional(data[0]), jax.tree.map(jnp.asarray, data[1])

@@ -28,8 +28,8 @@ class Function(NamedTuple):
         """The arrays in what `fn` returns, or in the part of it that is the state."""
         n = self.params.n_others
         params = self.params.join(trained, fixed[:n])
-        args, kwargs = self.inputs.join(inputs, fixed[n:])
-        return jax.tree.leaves(common.selector(self.output)(self.fn(params, *args, **kwargs)))
+        args, kwargs, shared = self.inputs.join(inputs, fixed[n:])
+        return jax.tree.leaves(common.selector(self.output)(self.fn(params, *args, **kwargs, **shared)))
 
     def rows(self, arrays: list[Any]) -> Any:
         """The state as (n_examples, n_b), whatever the model's layout."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -67,7 +67,7 @@ class JaxJacobian(te.Operator):
     def __init__(
         self,
         model: Model,
-        names: list[str],
+        names: Sequence[str],
         trained: list[Any],
         fixed: list[Any],
         inputs: Any,

@@ -6,8 +6,7 @@ that compiled steps are shared by models whose constants are equal, and by no ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey, keystr
 
-from traceest_adapters._calls import chosen_by
+from traceest._names import Names, Pattern, chosen
 from traceest_adapters.jax import averages
 
-Wrt = str | Sequence[str] | type | Callable[[str, Any], bool] | None
-SHOWN = 12
-"""Most paths that an error message lists."""
+Wrt = Pattern | type | None
 
 
 class Constant:
@@ -80,22 +77,21 @@ def is_array(leaf: Any) -> bool:
 
 
 # -- parameters ---------------------------------------------------------------------------------------------
-def parameters(params: Any, wrt: Wrt) -> tuple[Partition, list[str], list[Any], list[Any]]:
-    """The static part of `params`, and of the leaves to differentiate by the dotted paths, they, and the other arrays.
+def parameters(params: Any, wrt: Wrt) -> tuple[Partition, Names, list[Any], list[Any]]:
+    """The static part of `params`; of the leaves to differentiate by, the names and they; and all other arrays.
 
     Raises
     ------
     TypeError
         If there is no such leaf, one is complex, or `wrt` is of another kind.
     ValueError
-        If `wrt` names a path that there is not.
+        If `wrt` names what is not there.
     """
     paths, treedef = jax.tree.flatten_with_path(params)
     names, leaves = [dotted(path) for path, _ in paths], [leaf for _, leaf in paths]
-    chosen = _chosen(params, names, leaves, wrt)
-    leaves = [_own(x) if is_array(x) or (x_chosen and type(x) is float) else x
-              for x, x_chosen in zip(leaves, chosen, strict=True)]  # fmt: skip
-    kinds = [_kind(leaf, c) for leaf, c in zip(leaves, chosen, strict=True)]
+    mine = _chosen(params, names, leaves, wrt)
+    leaves = [_own(x) if is_array(x) or (c and type(x) is float) else x for x, c in zip(leaves, mine, strict=True)]
+    kinds = [_kind(leaf, c) for leaf, c in zip(leaves, mine, strict=True)]
     partition, trained, fixed = Partition.of(leaves, treedef, kinds)
     if not trained:
         some = "" if wrt is None else f" among those that wrt={_shown(wrt)} selects"
@@ -107,7 +103,7 @@ def parameters(params: Any, wrt: Wrt) -> tuple[Partition, list[str], list[Any], 
         raise TypeError("jacobian: complex parameters; give real and imaginary parts as two real arrays.")
     if wrt is None:
         averages.warn(params, names, [bool(kind) for kind in kinds])
-    return partition, [name for name, kind in zip(names, kinds, strict=True) if kind], trained, fixed
+    return partition, Names((name for name, kind in zip(names, kinds, strict=True) if kind), trained), trained, fixed
 
 
 def _kind(leaf: Any, chosen: bool) -> bool | None:
@@ -131,31 +127,12 @@ def _chosen(params: Any, names: list[str], leaves: list[Any], wrt: Wrt) -> list[
         for node in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, wrt)):
             inside += [isinstance(node, wrt) and is_array(leaf) for leaf in jax.tree.leaves(node)]
         return inside
-    if callable(wrt):
-        return [is_array(leaf) and chosen_by(wrt, "wrt", name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-    asked = [wrt] if isinstance(wrt, str) or not isinstance(wrt, Iterable) else list(wrt)
-    if not all(isinstance(path, str) for path in asked):
-        raise TypeError(f"wrt: expected dotted paths, a predicate of path and leaf, or a class, got {wrt!r}.")
-    for path in asked:
-        if not any(_inside(name, path) for name in names):
-            raise ValueError(f"wrt: params has no {path!r}; {_what_there_is(names, path)}")
-    return [
-        any(name == path or (_inside(name, path) and is_array(leaf)) for path in asked)
-        for name, leaf in zip(names, leaves, strict=True)
-    ]
-
-
-def _inside(name: str, path: str) -> bool:
-    return name == path or name.startswith(path + ".")
-
-
-def _what_there_is(names: list[str], path: str) -> str:
-    """Close matches among leaves and subtrees, and a list of the leaves, shortened."""
-    places = dict.fromkeys(".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 2))
-    close = get_close_matches(path, places, n=3)
-    guess = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    more = f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
-    return f"{guess}it has {', '.join(names[:SHOWN])}{more}."
+    asked = [wrt] if isinstance(wrt, str) or callable(wrt) or not isinstance(wrt, Iterable) else list(wrt)
+    numbers = {name for name in asked if isinstance(name, str)}  # a Python float is a parameter where it is named
+    able = [i for i, leaf in enumerate(leaves) if is_array(leaf) or names[i] in numbers]
+    some = chosen([names[i] for i in able], [leaves[i] for i in able], asked, "wrt")
+    found = dict(zip(able, some, strict=True))
+    return [found.get(i, False) for i in range(len(leaves))]
 
 
 def _shown(wrt: Any) -> str:
@@ -164,7 +141,7 @@ def _shown(wrt: Any) -> str:
 
 # -- inputs -------------------------------------------------------------------------------------------------
 def batch(
-    inputs: tuple[Any, ...], kwargs: dict[str, Any], batch_axis: int | None, in_axes: Any
+    inputs: tuple[Any, ...], kwargs: dict[str, Any], shared: dict[str, Any], batch_axis: int | None, in_axes: Any
 ) -> tuple[Partition, tuple[int, ...], list[Any], list[Any]]:
     """The static part of the inputs, the batch axes of the arrays that have one, these, and those that are shared.
 
@@ -173,15 +150,18 @@ def batch(
     Raises
     ------
     ValueError
-        If `in_axes` does not fit the inputs, or names axes where there is no batch axis.
+        If `in_axes` does not fit the inputs, or names axes where there is no batch axis; if a name is in both of
+        `kwargs` and `shared`.
     """
-    leaves, treedef = jax.tree.flatten((inputs, kwargs))
+    if twice := sorted(kwargs.keys() & shared.keys()):
+        raise ValueError(f"jacobian: {', '.join(twice)} came both in kwargs= and in shared=; give each once.")
+    leaves, treedef = jax.tree.flatten((inputs, kwargs, shared))
     leaves = [_own(x) if is_array(x) else x for x in leaves]
     if batch_axis is None:
         if in_axes not in ("batch_axis", None):
             raise ValueError(f"jacobian: in_axes={in_axes!r} with batch_axis=None; give the state's batch_axis too.")
-        partition, whole, shared = Partition.of(leaves, treedef, [True if is_array(x) else None for x in leaves])
-        return partition, (), whole, shared
+        partition, whole, rest = Partition.of(leaves, treedef, [True if is_array(x) else None for x in leaves])
+        return partition, (), whole, rest
     given = isinstance(in_axes, (tuple, list)) and bool(kwargs)
     if given and len(in_axes) == len(inputs) + 1:  # the last is for the keywords
         axes = _axes(inputs, in_axes[:-1]) + _axes((kwargs,), (in_axes[-1],))
@@ -190,9 +170,10 @@ def batch(
     else:
         several = (*inputs, kwargs) if kwargs else inputs
         axes = _axes(several, batch_axis if in_axes == "batch_axis" else in_axes)
+    axes += _axes((shared,), None)
     kinds = [(a is not None and x.ndim > 0) if is_array(x) else None for x, a in zip(leaves, axes, strict=True)]
-    partition, batched, shared = Partition.of(leaves, treedef, kinds)
-    return partition, tuple(a for a, kind in zip(axes, kinds, strict=True) if kind and a is not None), batched, shared
+    partition, batched, rest = Partition.of(leaves, treedef, kinds)
+    return partition, tuple(a for a, kind in zip(axes, kinds, strict=True) if kind and a is not None), batched, rest
 
 
 def _own(x: Any) -> Any:

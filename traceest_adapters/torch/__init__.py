@@ -11,9 +11,9 @@
 """
 
 from traceest_adapters.torch import backend  # noqa: F401  (registers itself)
+from traceest_adapters.torch.calculus import TorchHessian
 from traceest_adapters.torch.calls import jacobian, ntk
 from traceest_adapters.torch.curvature import empirical_fisher, gauss_newton, hessian
-from traceest_adapters.torch.hessian import TorchHessian
 from traceest_adapters.torch.operator import TorchJacobian
 
 __all__ = ["TorchHessian", "TorchJacobian", "empirical_fisher", "gauss_newton", "hessian", "jacobian", "ntk"]

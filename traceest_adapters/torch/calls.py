@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,10 +12,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 import traceest as te
+from traceest._names import Pattern
 from traceest_adapters import _state as common
-from traceest_adapters._batches import Blocks, check_arguments
+from traceest_adapters._batches import Blocks, Parts, check_arguments, of_inputs, stacked
 from traceest_adapters._calls import clear
-from traceest_adapters.torch.batches import batched
+from traceest_adapters.torch import checks
 from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.execution import graphs_allowed
 from traceest_adapters.torch.model import Inputs, Model, kept
@@ -28,7 +30,8 @@ def jacobian(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     shared: Mapping[str, Any] | None = None,
-    params: Mapping[str, torch.Tensor] | Iterable[str] | Callable[[str, torch.Tensor], bool] | None = None,
+    wrt: Pattern | None = None,
+    params: Mapping[str, torch.Tensor] | None = None,
     output: Any = None,
     batch_axis: int | None = 0,
     feature_axis: int | None = None,
@@ -63,9 +66,14 @@ def jacobian(
         Tensors have the examples along `batch_axis`, all else is passed through.
     shared : mapping, optional
         Inputs by keyword that all examples share and that have no batch axis, such as the edges of a graph.
-    params : mapping, names, or predicate, optional
-        For a module: which parameters to differentiate by; names, or a predicate of name and parameter. Default: all
-        that require grad, tied ones once. For a function: its mapping from names to tensors.
+    wrt : str, callable, or sequence of these, optional
+        Which parameters to differentiate by; all others are held fixed. Give the name of a parameter or of a module
+        ("layers.0", all below it), or a glob, in which ``*`` stands for any characters ("*.attn.*", "layers.*.bias"); a
+        predicate of name and parameter; or several of these, of which one has to fit. The order is that of the model.
+        Default: all that require grad, tied ones once.
+    params : mapping, optional
+        Values of parameters by name. A function needs them: it is called with this mapping, and differentiated by all
+        of it but for `wrt`. A module is taken with these in place of its own.
     output : int, str, callable or tuple, optional
         Which part is the state: an index (0 for the outputs of `nn.GRU`), a key or attribute of what the model returns
         ("logits"), or a function of it; a module inside, by its dotted name ("encoder.layer.3"), for the hidden state
@@ -153,62 +161,143 @@ def jacobian(
     >>> ntk(model, torch.eye(4, 3), output="1").shape
     (32, 32)
     """
-    from traceest_adapters.torch import checks
-
     check_arguments(inputs, batches, input, blocks, progress)
     if batches is not None and kwargs:
         raise TypeError("jacobian: kwargs= beside batches=; keyword inputs come in the batches, each a mapping.")
-    checks.options(batch_axis, chunk_size)
-    axis = None if blocks == "batch" else batch_axis
-    wrapped, chosen = Model.of(model, params, output, axis, shared or {})
-    checks.parameters(chosen, (inputs, kwargs, wrapped.shared))
-    with graphs_allowed():
-        own, leaves = wrapped.own(chosen, differentiable)
-    source = Source.of_model(wrapped, chosen, (inputs, kwargs), differentiable)
-    how = chunk_size, memory_budget, differentiable, check
-
-    def of(batch: Inputs, look: bool, findings: Findings) -> TorchJacobian:
-        """Of a batch; `look` asks the user's module, too, what it makes of it."""
-        with graphs_allowed():
-            shapes, first = partial(checks.state, wrapped, batch), None
-            if look:
-                first = reference(wrapped, chosen, batch, shapes)
-                checks.finite(first, axis)
-            model = own if first is None or not first.overwrites else replace(own, overwrites=True)
-            J = TorchJacobian(model, leaves, batch, *how, shapes, first, findings)
-            J.source = source
-            J.state_shape = shape = common.example_first(J.shapes, axis)
-            default = 1 if shape is not None and len(shape) > 3 else -1
-            J.feature_axis = common.feature_axis(shape, feature_axis, axis, default)
-            if first is not None:
-                checks.same_state(J, first, lambda: reference(wrapped, chosen, batch, shapes))
-                checks.depends(J)
-                checks.independent(J)
-        return J
-
+    of = Jacobians(
+        model,
+        (inputs, kwargs),
+        shared=shared,
+        wrt=wrt,
+        params=params,
+        output=output,
+        batch_axis=None if blocks == "batch" else batch_axis,
+        feature_axis=feature_axis,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        check=check,
+        differentiable=differentiable,
+    )
     if batches is None:
-        batch = Inputs(inputs, dict(kwargs or {}))
-        checks.inputs(batch, wrapped)
-        with graphs_allowed():
-            batch = pytree.tree_map_only(torch.Tensor, partial(kept, differentiable=differentiable), batch)
-        return of(batch, check, Findings())
-
-    said: set[str] = set()
-
-    def of_batch(batch: Inputs, p: int, seen: dict[int, Findings]) -> TorchJacobian:
-        if p not in seen:
-            checks.inputs(batch, wrapped)
-            checks.parameters(chosen, batch)
-        first = check and not seen
-        J = of(batch, first, seen.setdefault(p, Findings(said=said)))
-        if first:
-            J.confirm()
-        return J
-
-    return batched(of_batch, next(iter(chosen.values())).device, batches, input, blocks, progress)
+        return of(Inputs(inputs, dict(kwargs or {})))
+    data = of_inputs(batches, input, lambda batch: on(of.device, as_inputs(batch)), digest)
+    return stacked(Parts(data, of.next), blocks, progress)
 
 
 @clear("ntk(model, *inputs, kwargs={…})", jacobian)
 def ntk(model: torch.nn.Module | Callable[..., Any], *inputs: Any, **options: Any) -> te.Gram:
-    """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``; arguments as for `jacobian`."""
+    """The empirical Neural Tangent Kernel K = J Jᵀ, ``te.gram(jacobian(...))``.
+
+    Parameters
+    ----------
+    model, *inputs, **options
+        As in `jacobian`.
+
+    Returns
+    -------
+    Gram, (n, n)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `jacobian`.
+    """
     return te.gram(jacobian(model, *inputs, **options))
+
+
+class Jacobians:
+    """The Jacobians of one model at batch after batch, which share its copy and what was found out of it.
+
+    `data` are inputs that are known already, and whose gradients are asked about too.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | Callable[..., Any],
+        data: Any,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        wrt: Pattern | None = None,
+        params: Mapping[str, torch.Tensor] | None = None,
+        output: Any = None,
+        batch_axis: int | None = 0,
+        feature_axis: int | None = None,
+        chunk_size: int | None = None,
+        memory_budget: int | None = None,
+        check: bool = True,
+        differentiable: bool = False,
+    ) -> None:
+        checks.options(batch_axis, chunk_size)
+        self.axis, self.feature_axis, self.check, self.differentiable = batch_axis, feature_axis, check, differentiable
+        self.how = chunk_size, memory_budget, differentiable, check
+        self.model, self.chosen = Model.of(model, wrt, params, output, batch_axis, shared or {})
+        checks.parameters(self.chosen, (data, self.model.shared))
+        with graphs_allowed():
+            self.own, self.leaves = self.model.own(self.chosen, differentiable)
+        self.source = Source.of_model(self.model, self.chosen, data, differentiable)
+        self._found: dict[int, Findings] = {}
+        self._said: set[str] = set()
+
+    @property
+    def device(self) -> torch.device:
+        """Of the parameters."""
+        return next(iter(self.chosen.values())).device
+
+    def next(self, batch: Inputs, p: int) -> TorchJacobian:
+        """The Jacobian at the p-th of several batches; what was found at one is remembered for its next turn."""
+        if p not in self._found:
+            checks.inputs(batch, self.model)
+            checks.parameters(self.chosen, batch)
+        first = self.check and not self._found
+        J = self._at(batch, first, self._found.setdefault(p, Findings(said=self._said)))
+        if first:
+            J.confirm()
+        return J
+
+    def __call__(self, batch: Inputs) -> TorchJacobian:
+        """The Jacobian at these inputs, as they are now."""
+        checks.inputs(batch, self.model)
+        with graphs_allowed():
+            batch = pytree.tree_map_only(torch.Tensor, partial(kept, differentiable=self.differentiable), batch)
+        return self._at(batch, self.check, Findings())
+
+    def _at(self, batch: Inputs, look: bool, findings: Findings) -> TorchJacobian:
+        """Of a batch; `look` asks the user's module, too, what it makes of it."""
+        with graphs_allowed():
+            shapes, first = partial(checks.state, self.model, batch), None
+            if look:
+                first = reference(self.model, self.chosen, batch, shapes)
+                checks.finite(first, self.axis)
+            own = self.own if first is None or not first.overwrites else replace(self.own, overwrites=True)
+            J = TorchJacobian(own, self.leaves, batch, *self.how, shapes, first, findings)
+            J.source = self.source
+            J.state_shape = shape = common.example_first(J.shapes, self.axis)
+            default = 1 if shape is not None and len(shape) > 3 else -1
+            J.feature_axis = common.feature_axis(shape, self.feature_axis, self.axis, default)
+            if first is not None:
+                checks.same_state(J, first, lambda: reference(self.model, self.chosen, batch, shapes))
+                checks.depends(J)
+                checks.independent(J)
+        return J
+
+
+def as_inputs(batch: Any) -> Inputs:
+    """The inputs in a batch: a mapping holds keyword inputs, a tuple or list positional ones."""
+    if isinstance(batch, Mapping):
+        return Inputs((), dict(batch))
+    return Inputs(tuple(batch) if isinstance(batch, (tuple, list)) else (batch,), {})
+
+
+def on(device: torch.device, data: Any) -> Any:
+    """All tensors on one device."""
+    return pytree.tree_map_only(torch.Tensor, lambda x: x.to(device), data)
+
+
+def digest(data: Any) -> bytes:
+    """Of all tensors, their shapes and dtypes."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in pytree.tree_leaves(data):
+        if isinstance(x, torch.Tensor):
+            found.update(f"{x.dtype}{tuple(x.shape)}".encode())
+            found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.digest()

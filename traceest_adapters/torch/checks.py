@@ -32,7 +32,7 @@ def parameters(params: Params, inputs: Any, caller: str = "jacobian") -> None:
     """Raise unless there are real floating parameters, with values, on the inputs' device."""
     if not params:
         raise TypeError(
-            f"{caller}: no trainable parameter; none requires grad (frozen, or quantised?), or params= selects none of "
+            f"{caller}: no trainable parameter; none requires grad (frozen, or quantised?), or wrt= selects none of "
             "them."
         )
     for name, p in params.items():

@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 import traceest as te
-from traceest_adapters import _curvature as curvature
-from traceest_adapters import _memory as memory
-from traceest_adapters import _reduction
+from traceest._names import Pattern
+from traceest_adapters import _state as common
+from traceest_adapters._batches import Batches
 from traceest_adapters._calls import clear
-from traceest_adapters._symmetric import Symmetric, check_finite
+from traceest_adapters._curvature import matrices
+from traceest_adapters._curvature.matrices import Reduction
+from traceest_adapters._curvature.symmetric import Found, check_finite
 from traceest_adapters.torch import checks
-from traceest_adapters.torch.calls import jacobian
+from traceest_adapters.torch.calculus import CALCULUS, TorchHessian
+from traceest_adapters.torch.calls import Jacobians, as_inputs, digest, jacobian, on
 from traceest_adapters.torch.constants import Source
-from traceest_adapters.torch.hessian import TorchHessian
 from traceest_adapters.torch.model import Inputs, Model
-from traceest_adapters.torch.operator import TorchJacobian
-from traceest_adapters.torch.products import vjp
 
 Loss = Callable[..., torch.Tensor]
 OF_A_FUNCTION = ", with params= if the model is a function (in PyTorch parameters are no argument by position)"
+ORDER = "{}(model, loss, inputs, targets)" + OF_A_FUNCTION
+NOT = ("blocks", "differentiable")
+"""Options of `jacobian` that curvature does without: its gradient is not carried, traceest_adapters.jax does."""
 
 
-@clear("hessian(model, loss, inputs, targets)" + OF_A_FUNCTION)
+@clear(ORDER.format("hessian"), jacobian, without=(*NOT, "feature_axis"))
 def hessian(
     model: torch.nn.Module | Callable[..., Any],
-    loss: Loss | Mapping[str, torch.Tensor] | None = None,
-    inputs: Any = (),
+    loss: Loss | None = None,
+    inputs: Any = None,
     targets: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    params: Any = None,
+    shared: Mapping[str, Any] | None = None,
+    wrt: Pattern | None = None,
+    params: Mapping[str, torch.Tensor] | None = None,
     output: Any = None,
+    batches: Iterable[Any] | None = None,
+    input: Any = None,
+    target: Any = None,
+    reduction: Reduction = "mean",
+    batch_axis: int = 0,
     chunk_size: int | None = None,
     memory_budget: int | None = None,
     check: bool = True,
-) -> TorchHessian:
+    progress: bool = False,
+) -> te.Operator:
     """The Hessian ∂²ℓ/∂θ² of ``loss(model(inputs), targets)`` by the parameters θ, (P, P), as an operator.
 
     Symmetric, not positive semidefinite in general. The gradient is computed once with a graph; a product with it, for
@@ -53,21 +64,24 @@ def hessian(
         A function is called as ``model(params, *inputs)``, with `params` a mapping.
     loss : callable, optional
         ``loss(output, targets)`` → scalar, a mean or a sum as it says; ``loss(output)`` without targets. Without a loss
-        the model itself returns the scalar: ``hessian(f, params)`` of a function of a mapping.
+        the model itself returns the scalar: ``hessian(f, params={…})`` of a function of a mapping.
     inputs : tensor, or tuple of several arguments
     targets : optional
         Whatever `loss` takes.
-    kwargs : mapping, optional
-        Keyword arguments of the model.
-    params, output, chunk_size, memory_budget
+    batches, input, target, reduction
+        As in `gauss_newton`. Without a loss all of a batch is given to the model, or what `input` picks of it.
+    batch_axis : int
+        Axis of the examples, of which a mean over batches needs their number.
+    kwargs, shared, wrt, params, output, chunk_size, memory_budget, progress
         As in `jacobian`.
     check : bool
         Verify that two evaluations agree and are finite, compare the first product with that of one column by itself,
-        and look whether it is symmetric: one product more.
+        and look whether it is symmetric: one product more. Of batches, also whether the loss of the first one is a mean
+        or a sum.
 
     Returns
     -------
-    TorchHessian
+    TorchHessian, or of batches an Operator
         `parameters` are the names, in the order of rows and columns.
 
     Raises
@@ -85,36 +99,82 @@ def hessian(
     Examples
     --------
     >>> import torch, traceest as te
-    >>> H = hessian(lambda p: (p["w"] ** 3).sum(), {"w": torch.tensor([1.0, 2.0])})
+    >>> H = hessian(lambda p: (p["w"] ** 3).sum(), params={"w": torch.tensor([1.0, 2.0])})
     >>> float(te.trace(H))  # 6·1 + 6·2
     18.0
     """
-    if isinstance(loss, Mapping):
-        params, loss = loss, None
-    elif loss is not None and not callable(loss):
-        raise _no_function(loss, "hessian")
-    batch = Inputs(_arguments(inputs), dict(kwargs or {}))
-    wrapped, chosen = Model.of(model, params, output, None, {})
-    checks.parameters(chosen, [batch, targets], "hessian")
-    source = Source.of_model(wrapped, chosen, (batch, targets), differentiable=None)
-    wrapped, chosen = wrapped.own(chosen, False)
+    order, given = ORDER.format("hessian"), inputs is not None or targets is not None or bool(kwargs)
+    of_loss, nothing = (model, batches is None) if loss is None else (loss, False)
+    matrices.check_arguments("hessian", of_loss, order, batches, given or nothing, reduction, input, target, progress)
+    first = Inputs(_several(inputs), dict(kwargs or {})), targets
+    wrapped, chosen = Model.of(model, wrt, params, output, None, shared or {})
+    checks.parameters(chosen, [first, wrapped.shared], "hessian")
+    source = Source.of_model(wrapped, chosen, first, differentiable=None)
+    wrapped, leaves = wrapped.own(chosen, False)
+    found = Found()
 
-    def scalar(p: Any) -> torch.Tensor:
+    def at(data: tuple[Inputs, Any], p: Any) -> torch.Tensor:
+        batch, targets = data
         state = wrapped.state(p, batch)
-        return _scalar(state if loss is None else loss(state, *_given(targets)), "hessian")
+        return CALCULUS.scalar(state if loss is None else loss(state, *_given(targets)), "hessian")
 
-    H = TorchHessian(scalar, chosen, chunk_size, memory_budget, check)
-    H.source = source
-    if check:
-        check_finite(bool(H.value.isfinite()), "hessian", "the loss")
-        with torch.no_grad():
-            checks.same(H.value, scalar(H.params), "hessian")
-    return H
+    def of(data: tuple[Inputs, Any], look: bool) -> TorchHessian:
+        H = TorchHessian(lambda p: at(data, p), leaves, chunk_size, memory_budget, check, found)
+        H.source = source
+        if look:
+            check_finite(bool(H.value.isfinite()), "hessian", "the loss")
+            with torch.no_grad():
+                checks.same(H.value, at(data, H.params), "hessian")
+        return H
+
+    if batches is None:
+        return of(first, check)
+    begun: list[int] = []
+
+    def make(data: tuple[Inputs, Any], p: int) -> tuple[TorchHessian, int]:
+        B = common.length(pytree.tree_leaves(data[0]), batch_axis)
+        H = of(data, check and not begun)
+        if check and not begun:
+            rows = CALCULUS.indices(2 * B, H) % B
+            twice = lambda: at(CALCULUS.examples(data, rows, batch_axis, B), leaves).detach()  # noqa: E731
+            matrices.check_value(H.value, twice, reduction, "hessian")
+        begun[:] = [p]
+        return H, B if reduction == "mean" else 1
+
+    pick = matrices.inputs_alone(input) if loss is None else matrices.pair(input, target, "hessian")
+    device = next(iter(leaves.values())).device
+    return matrices.of_batches(make, _pairs(batches, pick, device), reduction, progress)
 
 
-@clear("gauss_newton(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
+def _matrix(
+    caller: str,
+    model: Any,
+    loss: Any,
+    inputs: Any,
+    targets: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    batches: Iterable[Any] | None = None,
+    input: Any = None,
+    target: Any = None,
+    reduction: Reduction = "mean",
+    check: bool = True,
+    progress: bool = False,
+    **options: Any,
+) -> Any:
+    order, given = ORDER.format(caller), inputs is not None or targets is not None or bool(kwargs)
+    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, target, progress)
+    matrix = matrices.Matrix(caller, CALCULUS, loss, reduction, check)
+    first = Inputs(_several(inputs), dict(kwargs or {}))
+    of = Jacobians(model, first, check=check, **options)
+    if batches is None:
+        return matrix.of(of(first), targets)
+    return matrix.of_batches(of.next, _pairs(batches, matrices.pair(input, target, caller), of.device), progress)
+
+
+@clear(ORDER.format("gauss_newton"), _matrix, jacobian, without=NOT)
 def gauss_newton(
-    model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any, targets: Any = None, **options: Any
+    model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Operator:
     """The Gauss–Newton matrix G = JᵀHJ of ``loss(model(inputs), targets)``, (P, P), positive semidefinite.
 
@@ -122,8 +182,7 @@ def gauss_newton(
     cross-entropy, and of squared error as a Gaussian's likelihood, G is the Fisher information too. With H = L Lᵀ, G is
     ``gram(R.H)`` for R = LᵀJ, whose rows are independent from example to example: tr G = ‖R‖² is exact from as many
     vjps as an example has outputs, ‖G‖ and the effective rank come from vjps alone, at far less variance than by
-    products with G. ``G.dual`` is R Rᵀ, (n, n): ``summary(G.dual, groups=True)`` tells the same for each parameter's
-    own block of G.
+    products with G. ``summary(G, groups=…)`` tells the same for each layer's own block of G.
 
     H is found by products with it, which have to be symmetric: diagonal, softmax cross-entropy, or one matrix an
     example, each verified; for other losses (they couple examples, or are of very many outputs each) G is an operator
@@ -138,8 +197,17 @@ def gauss_newton(
     inputs : tensor, or tuple of several arguments
     targets : optional
         Whatever `loss` takes.
-    **options
-        As for `jacobian`, but for `batches` and `differentiable`.
+    batches : iterable, optional
+        In place of `inputs` and `targets`: a `DataLoader`, or a list, that yields pairs of them, the same in each pass.
+        One batch is there at a time. With the mean, a batch counts by its number of examples.
+    input, target : int, str or callable, optional
+        Which parts of a batch are the inputs and the targets, if it is no pair: an index, a key, or a function. Without
+        `target` the loss takes the output alone.
+    reduction : {"mean", "sum"}
+        Of batches: whether `loss`, and so the loss of all data, is a mean or a sum over examples. Looked at on the
+        first.
+    kwargs, shared, wrt, params, output, batch_axis, feature_axis, chunk_size, memory_budget, check, progress
+        As in `jacobian`.
 
     Returns
     -------
@@ -164,43 +232,12 @@ def gauss_newton(
     >>> float(te.trace(G)), te.trace(G).n_rmatvecs  # 2/3 · tr I
     (2.0, 1)
     """
-    _no_gradient(options, "gauss_newton")
-    if not callable(loss):
-        raise _no_function(loss, "gauss_newton")
-    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), "gauss_newton")
-    z, of = _at_outputs(J, loss, targets, "gauss_newton")
-    with torch.enable_grad():
-        z.requires_grad_()
-        (g,) = torch.autograd.grad(_of_outputs(of(z), "gauss_newton"), z, create_graph=True)
-    check_finite(bool(g.isfinite().all()), "gauss_newton", "the loss's gradient at the outputs")
-
-    def H(V: torch.Tensor) -> torch.Tensor:
-        if not g.requires_grad:
-            return torch.zeros_like(V, dtype=z.dtype)
-        try:
-            (found,) = vjp([g], [z], [V.T.reshape(V.shape[1], *z.shape).to(z.dtype)])
-        except RuntimeError as error:
-            if memory.ran_out(error):
-                raise
-            raise TypeError(
-                f"gauss_newton: the loss cannot be differentiated twice ({str(error).strip().splitlines()[0]}); ask "
-                "for empirical_fisher, or use operations that can."
-            ) from error
-        return found.reshape(V.shape[1], -1).T
-
-    checked = Symmetric(H, H, J, "gauss_newton", "empirical_fisher") if options.get("check", True) else H
-    return curvature.gauss_newton(J, checked, z.detach(), look=True)
+    return _matrix("gauss_newton", model, loss, inputs, targets, **options)
 
 
-@clear("empirical_fisher(model, loss, inputs, targets)" + OF_A_FUNCTION, jacobian)
+@clear(ORDER.format("empirical_fisher"), _matrix, jacobian, without=NOT)
 def empirical_fisher(
-    model: torch.nn.Module | Callable[..., Any],
-    loss: Loss,
-    inputs: Any,
-    targets: Any = None,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Any,
+    model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Gram:
     """The empirical Fisher matrix (1/N) Σ g_n g_nᵀ of the N examples' loss gradients g_n, (P, P).
 
@@ -214,11 +251,13 @@ def empirical_fisher(
 
     Parameters
     ----------
-    model, loss, inputs, targets, **options
+    model, loss, inputs, targets, batches, input, target
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
-        What `loss` does with its examples' losses. Verified, as is that it couples no examples. With
-        ``check=False`` it is taken as given, and all examples weigh the same.
+        What `loss` does with its examples' losses. Verified, as is that it couples no examples. With ``check=False`` it
+        is taken as given, and all examples weigh the same.
+    kwargs, shared, wrt, params, output, batch_axis, feature_axis, chunk_size, memory_budget, check, progress
+        As in `jacobian`.
 
     Returns
     -------
@@ -243,109 +282,21 @@ def empirical_fisher(
     >>> bool(torch.isclose(te.trace(F).value, 4 / 3 * (model.weight**2).sum()))
     True
     """
-    caller = "empirical_fisher"
-    _reduction.check_name(reduction, caller)
-    _no_gradient(options, caller)
-    J = curvature.of_one_batch(jacobian(model, *_arguments(inputs), **options), caller)
-    z, of = _at_outputs(J, loss, targets, caller)
-    axis = J.model.batch_axis
-    if axis is None:
-        raise ValueError("empirical_fisher: batch_axis=None names no examples, of whose gradients it is made; give it.")
-    gradient, shares = _gradient(z, of), _reduction.uniform(reduction, len(z))
-    if options.get("check", True):
-        _reduction.check_gradient(bool(gradient.isfinite().all()), caller)
-        shares = _shares(J, loss, z, targets, gradient, reduction)
-    return curvature.empirical_fisher(J, gradient, shares)
+    return _matrix("empirical_fisher", model, loss, inputs, targets, **options)
 
 
-def _shares(J: TorchJacobian, loss: Loss, z: torch.Tensor, targets: Any, gradient: torch.Tensor, reduction: str) -> Any:
-    """What `loss` makes of its examples' own losses; see `_reduction`."""
-    caller, axis, B = "empirical_fisher", J.model.batch_axis or 0, len(z)
+def _pairs(batches: Any, pick: Callable[[Any], tuple[Any, Any]], device: torch.device) -> Batches:
+    """Batches of inputs and targets."""
 
-    def of_examples(rows: list[int]) -> tuple[torch.Tensor, Loss]:
-        """The outputs of some examples, and the loss of these."""
-        at = torch.tensor(rows, device=z.device)
-        chosen = pytree.tree_map_only(
-            torch.Tensor, lambda t: t.index_select(axis, at) if t.ndim > axis and t.shape[axis] == B else t, targets
-        )
-        return z.detach()[at], _at_outputs(J, loss, chosen, caller)[1]
+    def convert(data: tuple[Any, Any]) -> tuple[Inputs, Any]:
+        found: tuple[Inputs, Any] = on(device, (as_inputs(data[0]), data[1]))
+        return found
 
-    try:
-        both = _gradient(*of_examples([*range(B), *range(B)]))[:B]
-        alone = [of_examples([b, b]) for b in range(B)]
-        leaves = [pair.requires_grad_() for pair, _ in alone]
-        with torch.enable_grad():
-            total = torch.stack([of(pair) for pair, of in alone]).sum()
-        q = torch.stack(torch.autograd.grad(total, leaves)).sum(1) * (1.0 if reduction == "mean" else 0.5)
-    except Exception as error:  # whatever the loss says of another number of examples
-        if memory.ran_out(error):
-            raise
-        raise _reduction.failed_alone(error, caller) from error
-    _reduction.check(both, gradient, reduction, caller)
-    others = torch.arange(B, device=z.device) % 2 == 1
-    moved = torch.where(others.reshape(-1, *(1 for _ in z.shape[1:])), (z + z.roll(-1, 0)) / 2, z).detach()
-    _reduction.check_uncoupled(gradient, _gradient(moved, _at_outputs(J, loss, targets, caller)[1]), caller)
-    return _reduction.shares(gradient, q, reduction, caller)
+    return Batches(batches, pick, convert, digest)
 
 
-def _at_outputs(J: TorchJacobian, loss: Loss, targets: Any, caller: str) -> tuple[torch.Tensor, Loss]:
-    """The outputs, example first and no coarser than float32, and the loss as a function of them."""
-    if not callable(loss):
-        raise _no_function(loss, caller)
-    if J.state_shape is None:
-        raise TypeError(f"{caller}: the model returns several tensors; select the one that loss takes with output=.")
-    checks.parameters(J.params, targets, caller)
-    z = J._state.detach().reshape(J.state_shape)
-    axis = J.model.batch_axis
-
-    def of(z: torch.Tensor) -> torch.Tensor:
-        return _scalar(loss(z if axis is None else z.movedim(0, axis), *_given(targets)), caller)
-
-    return z.to(torch.promote_types(z.dtype, torch.float32)), of
-
-
-def _no_function(loss: Any, caller: str) -> TypeError:
-    return TypeError(
-        f"{caller}: loss must be a function of the output and the targets, got a {type(loss).__name__}; call it as "
-        f"{caller}(model, loss, inputs, targets)."
-    )
-
-
-def _no_gradient(options: Mapping[str, Any], caller: str) -> None:
-    """Raise where statistics are to be differentiated: the loss's derivatives would be taken as fixed."""
-    if options.get("differentiable"):
-        raise TypeError(
-            f"{caller}: differentiable=True is for jacobian and ntk; the curvature of a loss is taken as a constant in "
-            "PyTorch. traceest_adapters.jax carries its gradient."
-        )
-
-
-def _gradient(z: torch.Tensor, of: Loss) -> torch.Tensor:
-    with torch.enable_grad():
-        z = z.requires_grad_()
-        return torch.autograd.grad(_of_outputs(of(z), "empirical_fisher"), z)[0]
-
-
-def _of_outputs(value: torch.Tensor, caller: str) -> torch.Tensor:
-    if not value.requires_grad:
-        raise ValueError(
-            f"{caller}: the loss does not depend on the model's outputs, or is cut off from them (a detach, a no_grad, "
-            "or a conversion to a number)."
-        )
-    return value
-
-
-def _scalar(value: Any, caller: str) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.is_floating_point():
-        what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise ValueError(
-            f"{caller}: the loss must be one real number, got {what}; take its mean or its sum (reduction='mean')."
-        )
-    return value.reshape(())
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def _several(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
 
 
 def _given(targets: Any) -> tuple[Any, ...]:

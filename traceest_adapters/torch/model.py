@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
-from traceest_adapters._calls import chosen_by
+from traceest._names import chosen, what_there_is
 from traceest_adapters.torch.execution import Autocast, plainly, uncompiled
-from traceest_adapters.torch.output_selection import listed, select, steps
+from traceest_adapters.torch.output_selection import select, steps
 from traceest_adapters.torch.private import copied, left_as_it_was
 
 Params = dict[str, torch.Tensor]
@@ -45,14 +45,16 @@ class Model:
 
     @classmethod
     def of(
-        cls, model: Any, params: Any, output: Any, batch_axis: int | None, shared: Mapping[str, Any]
+        cls, model: Any, wrt: Any, params: Any, output: Any, batch_axis: int | None, shared: Mapping[str, Any]
     ) -> tuple[Model, Params]:
-        """The model and the parameters chosen.
+        """The model, with the values that `params` gives, and the parameters that `wrt` chooses.
 
         Raises
         ------
         TypeError
             If a function comes without a mapping of parameters, or the model cannot be called.
+        ValueError
+            If `wrt` or `params` names what is not there.
         """
         if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
             model = model.module  # what it spreads over devices; of the examples given here, on this one
@@ -60,22 +62,32 @@ class Model:
             raise TypeError(
                 "jacobian: a model compiled by torch.jit takes no parameters from outside; give the original."
             )
+        if params is not None and not isinstance(params, Mapping):
+            raise TypeError(
+                f"params: expected a mapping from names to tensors, got a {type(params).__name__}; which parameters to "
+                "differentiate by is said by wrt=."
+            )
         module = model if isinstance(model, torch.nn.Module) else None
         if module is not None:
-            chosen = _select(module, params)
+            if params is not None:
+                model = module = _with_values(module, params)
+            selected = {name: (params or {}).get(name, p) for name, p in _select(module, wrt).items()}
         elif not callable(model) or isinstance(model, type):
             what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
             raise TypeError(f"jacobian: expected an nn.Module or a function, got {what}.")
-        elif not isinstance(params, Mapping):
+        elif params is None:
             raise TypeError(
                 "jacobian: a function needs params=, a mapping from names to tensors that it is called with: "
                 "jacobian(fn, *inputs, params=params)."
             )
         else:
-            chosen = dict(params)
-        devices = [p.device.type for p in chosen.values() if isinstance(p, torch.Tensor)]
+            selected = _chosen(dict(params), wrt)
+            if fixed := {name: p for name, p in params.items() if name not in selected}:
+                fixed = pytree.tree_map_only(torch.Tensor, partial(kept, differentiable=False), fixed)
+                model = _Partial(model, tuple(params), fixed)
+        devices = [p.device.type for p in selected.values() if isinstance(p, torch.Tensor)]
         autocast = Autocast.current(devices[0] if devices else "cpu")
-        return cls(model, module, None, steps(output), batch_axis, dict(shared), autocast), chosen
+        return cls(model, module, None, steps(output), batch_axis, dict(shared), autocast), selected
 
     def own(self, chosen: Params, differentiable: bool) -> tuple[Model, Params]:
         """The same of values as they are now: on a copy of the module, with the copied parameters, the leaves.
@@ -215,40 +227,51 @@ def _tensors(state: Any) -> list[torch.Tensor]:
     return [x for x in pytree.tree_leaves(state) if isinstance(x, torch.Tensor)]
 
 
-def _select(module: torch.nn.Module, params: Any) -> Params:
+class _Partial(NamedTuple):
+    """A function of a mapping of parameters, of which some are fixed."""
+
+    fn: Callable[..., Any]
+    names: tuple[str, ...]
+    fixed: Params
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        everything = {**self.fixed, **params}
+        return self.fn({name: everything[name] for name in self.names}, *args, **kwargs)
+
+
+def _select(module: torch.nn.Module, wrt: Any) -> Params:
     """The parameters to differentiate by, tied ones once."""
-    everything = dict(module.named_parameters())
-    if params is None:
-        return {name: p for name, p in everything.items() if p.requires_grad}
-    if not isinstance(params, Mapping) and callable(params):
-        return {name: p for name, p in everything.items() if chosen_by(params, "params", name, p)}
-    if not isinstance(params, Iterable):
-        raise TypeError(f"params: expected names, a predicate or a mapping, got {params!r}.")
-    names = [params] if isinstance(params, str) else list(_strings(params))
-    tied = dict(module.named_parameters(remove_duplicate=False))
-    if unknown := [name for name in names if name not in tied]:
-        close = difflib.get_close_matches(unknown[0], tied)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "."
-        if any(name.startswith(f"{unknown[0]}.") for name in tied):
-            hint = f"; for all of {unknown[0]!r} give params=lambda name, p: name.startswith('{unknown[0]}.')."
-        raise ValueError(
-            f"params: the module has no parameter {', '.join(unknown)}; it has {listed(list(everything))}{hint}"
-        )
-    if isinstance(params, Mapping):
-        for name, p in params.items():
-            if isinstance(p, torch.Tensor) and p.shape != tied[name].shape and not torch.nn.parameter.is_lazy(p):
-                raise ValueError(
-                    f"params: {name!r} has the shape {tuple(p.shape)}, in the module it has {tuple(tied[name].shape)}."
-                )
-        return dict(params)
-    return {name: tied[name] for name in names}
+    if wrt is None:
+        return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    first: dict[int, str] = {}
+    named = _chosen(dict(module.named_parameters(remove_duplicate=False)), wrt)
+    for name, p in named.items():
+        first.setdefault(id(p), name)
+    return {name: named[name] for name in first.values()}
 
 
-def _strings(names: Iterable[Any]) -> Iterator[str]:
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"params: expected names, a predicate or a mapping, got an item of {type(name).__name__}; names are "
-                "those of model.named_parameters()."
+def _chosen(named: Params, wrt: Any) -> Params:
+    """Those that `wrt` chooses, in the order in which they are named."""
+    if wrt is None:
+        return named
+    some = chosen(list(named), list(named.values()), wrt, "wrt")
+    return {name: p for (name, p), mine in zip(named.items(), some, strict=True) if mine}
+
+
+def _with_values(module: torch.nn.Module, params: Mapping[str, Any]) -> torch.nn.Module:
+    """A copy of the module with other values of the parameters named."""
+    named = dict(module.named_parameters(remove_duplicate=False))
+    for name, p in params.items():
+        if name not in named:
+            raise ValueError(f"params: the module has no parameter {name!r}; {what_there_is(list(named), name)}")
+        if isinstance(p, torch.Tensor) and p.shape != named[name].shape and not torch.nn.parameter.is_lazy(p):
+            raise ValueError(
+                f"params: {name!r} has the shape {tuple(p.shape)}, in the module it has {tuple(named[name].shape)}."
             )
-        yield name
+    values = {id(p): p for p in named.values()} | {id(named[name]): p for name, p in params.items()}
+    made = {
+        id(p): torch.nn.Parameter(values[id(p)].detach().clone(), requires_grad=p.requires_grad)
+        for p in named.values()
+        if isinstance(values[id(p)], torch.Tensor) and not torch.nn.parameter.is_lazy(p)
+    }
+    return copied(module, made)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import traceest as te
+from traceest._names import Names
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.constants import Source
@@ -62,7 +63,7 @@ class TorchJacobian(te.Operator):
             (n, P),
             like=like,
             n_blocks=None if model.batch_axis is None else len(state),
-            parameters=self.params,
+            parameters=Names(self.params, self.params.values()),
             name="TorchJacobian",
         )
         self._chunk_asked = chunk_size

@@ -31,14 +31,14 @@ class Form(NamedTuple):
     weights: Any
 
 
-def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
+def gauss_newton(J: Any, H: Product, z: Any, weight: float, look: bool) -> Any:
     """JᵀHJ for the curvature H, (n, k) → (n, k), of a loss at the outputs z, example first.
 
     With `look` the form of H is found from values; without (in a traced function) H is written out, block by block.
 
     Returns
     -------
-    Gram of (LᵀJ)ᵀ; or, where H has no form known here, an Operator of products with both sides of J.
+    The rows √weight·LᵀJ, H = L Lᵀ; or, where H has no form known here, JᵀHJ by products with both sides of J.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
                 f"gauss_newton: in a traced function the loss's curvature is written out, and {J.shape[0]} outputs of "
                 f"{J.n_blocks or 1} examples are too many; make the operator outside."
             )
-        return _gram(J, form)
+        return _rows(J, form, weight)
     V = Probes(J.shape[0], J, rng=0, distribution="gaussian").take(2)
     HV = H(V)
     size, tolerance = xp.max(xp.abs(HV)), xp.finfo(HV.dtype).eps ** (2 / 3)
@@ -65,7 +65,7 @@ def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
     for form in _forms(xp, J, H, z, V, HV):
         if bool(xp.max(xp.abs(form.product(V) - HV)) <= tolerance * size):
             _check_convex(bool(xp.min(form.weights) >= -tolerance * xp.max(xp.abs(form.weights))))
-            return _gram(J, form)
+            return _rows(J, form, weight)
     _check_convex(bool(xp.all(aa.vdot(xp, V, HV) >= -tolerance * size)))
     if not hasattr(J, "matmat"):
         raise TypeError(
@@ -76,8 +76,8 @@ def gauss_newton(J: Any, H: Product, z: Any, look: bool) -> Any:
     return te.Operator((P, P), like=J, matmat=sides, rmatmat=sides, psd=True, name="JᵀHJ", parameters=J.parameters)
 
 
-def empirical_fisher(J: Any, gradient: Any, shares: Any) -> Any:
-    """Σ_b c_b g_b g_bᵀ, where c_b g_b = J_bᵀr_b, for r the loss's gradient at the outputs, example first.
+def empirical_fisher(J: Any, gradient: Any, shares: Any, weight: float) -> Weighted:
+    """The rows √(weight·c_b) g_b, where c_b g_b = J_bᵀr_b, for r the loss's gradient at the outputs, example first.
 
     `shares` are the c_b, one number or (B, 1).
     """
@@ -90,35 +90,22 @@ def empirical_fisher(J: Any, gradient: Any, shares: Any) -> Any:
     def adjoint(X: Any) -> Any:
         return xp.sum(r[:, :, None] * xp.reshape(X, (*r.shape, X.shape[1])), axis=1)
 
-    return _of_rows(J, B, times, adjoint)
+    return _weighted(J, B, times, adjoint, weight)
 
 
-def of_one_batch(J: Any, caller: str) -> Any:
-    """`J`, of one batch.
-
-    Raises
-    ------
-    TypeError
-        If it is of several: targets come with them, and the losses of batches add up.
-    """
-    if isinstance(J, te.Stack):
-        raise TypeError(
-            f"{caller}: batches= is not taken here, since each has targets of its own; add up what the batches give."
-        )
-    return J
+def _rows(J: Any, form: Form, weight: float) -> Weighted:
+    return _weighted(J, J.shape[0], form.times, form.adjoint, weight)
 
 
-def _gram(J: Any, form: Form) -> Any:
-    return _of_rows(J, J.shape[0], form.times, form.adjoint)
-
-
-def _of_rows(J: Any, m: int, times: Product, adjoint: Product) -> Any:
-    """JᵀL LᵀJ, in J's own dtype where that is less than the loss's."""
+def _weighted(J: Any, m: int, times: Product, adjoint: Product, weight: float) -> Weighted:
+    """√weight·LᵀJ, in J's own dtype where that is less than the loss's."""
 
     def cast(f: Product) -> Product:
-        return lambda V: aa.namespace(V).astype(f(V), J.dtype)
+        if weight == 1:
+            return lambda V: aa.namespace(V).astype(f(V), J.dtype)
+        return lambda V: aa.namespace(V).astype(weight**0.5 * f(V), J.dtype)
 
-    return te.gram(Weighted(J, m, cast(times), cast(adjoint)).H)
+    return Weighted(J, m, cast(times), cast(adjoint))
 
 
 def _check_convex(convex: bool) -> None:

@@ -41,14 +41,25 @@ def check(both: Any, r: Any, reduction: str, caller: str) -> None:
     unit = aa.safe_scale(xp, r)
     squares = float(xp.sum((r / unit) ** 2))
     share = float(xp.sum(both / unit * (r / unit))) / squares if squares else expected  # of zeros nothing is told
+    _check_share(share, reduction, "an example's gradient is", caller, 1.0)
+
+
+def check_value(both: float, value: float, reduction: str, caller: str) -> None:
+    """The same by the loss itself, of a batch beside a copy of itself and of the batch."""
+    if value:  # of zero nothing is told
+        _check_share(both / value / 2, reduction, "the loss is", caller, 2.0)
+
+
+def _check_share(share: float, reduction: str, what: str, caller: str, times: float) -> None:
+    expected = WAYS[reduction]
     if abs(share - expected) < 0.1:
         return
     other = [name for name, left in WAYS.items() if abs(share - left) < 0.1]
     cure = f"give reduction={other[0]!r}, or " if other else ""
     raise ValueError(
-        f"{caller}: the loss is not the {reduction} of its examples' losses: with every example given twice, an "
-        f"example's gradient is {share:.3g} of what it was, expected {expected}; {cure}give a loss that is a mean or a "
-        "sum over examples."
+        f"{caller}: the loss is not the {reduction} of its examples' losses: with every example given twice, {what} "
+        f"{times * share:.3g} of what it was, expected {times * expected:g}; {cure}give a loss that is a mean or a sum "
+        "over examples."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from traceest import _array_api as aa
@@ -20,19 +21,29 @@ CLEAR = 30.0
 """So many times the tolerance is no rounding."""
 
 
+@dataclass
+class Found:
+    """What was found of products that are made in one way, for this matrix and for those of other batches."""
+
+    believed: set[int] = field(default_factory=set)
+    """Numbers of columns of which a product was looked at."""
+    singly: bool = False
+    """Whether columns are to be taken one by one."""
+
+
 class Symmetric:
     """X ↦ H X, (n, k) → (n, k), by `several` columns at once where they agree with `one` at a time, (n, 1) → (n, 1)."""
 
-    def __init__(self, several: Product, one: Product, like: Any, caller: str, instead: str) -> None:
+    def __init__(
+        self, several: Product, one: Product, like: Any, caller: str, instead: str, found: Found | None = None
+    ) -> None:
         self.several, self.one, self.like, self.caller, self.instead = several, one, like, caller, instead
-        self.believed: set[int] = set()
-        """Numbers of columns of which a product was looked at."""
-        self.singly = False
+        self.found = Found() if found is None else found
         self._seen: tuple[Any, Any] | None = None
 
     def __call__(self, X: Any) -> Any:
-        Y = self._singly(X) if self.singly else self.several(X)
-        if X.shape[1] in self.believed:
+        Y = self._singly(X) if self.found.singly else self.several(X)
+        if X.shape[1] in self.found.believed:
             return Y
         return self._looked_at(X, Y)
 
@@ -42,10 +53,10 @@ class Symmetric:
 
     def _looked_at(self, X: Any, Y: Any) -> Any:
         off, shown = self._asymmetry(X, Y)
-        if off > 1 and not self.singly and X.shape[1] > 1:
+        if off > 1 and not self.found.singly and X.shape[1] > 1:
             one_by_one = self._singly(X)
             if _differ(one_by_one, Y):
-                self.singly, Y = True, one_by_one
+                self.found.singly, Y = True, one_by_one
                 warnings.warn(
                     f"{self.caller}: products with several columns at once differ from those with one at a time, by a "
                     "rule of the framework (its vmap) that is wrong for this model; they are taken one by one, which "
@@ -61,7 +72,7 @@ class Symmetric:
                 f"differentiated rightly. Replace it, or ask for {self.instead}."
             )
         if shown:
-            self.believed.add(X.shape[1])
+            self.found.believed.add(X.shape[1])
         return Y
 
     def _asymmetry(self, X: Any, Y: Any) -> tuple[float, bool]:
