@@ -152,6 +152,7 @@ class Abilities:
         return Formed(aa.namespace(V), self.block_rmatmat(V))
 
 
+@public
 def can(A: Any, product: str) -> bool:
     """Whether the operator A has the product named, as its own: ``can(J, "rmatmat")``.
 
