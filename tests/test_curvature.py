@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import traceest as te
-from traceest.operators import weighted
+from traceest.operators.factors import Weighted
 from traceest_adapters import jax as in_jax
 from traceest_adapters import torch as in_torch
 from traceest_adapters._curvature import forms as _curvature
@@ -289,7 +289,7 @@ def test_tokens_with_the_classes_on_either_axis_are_softmax_rows() -> None:
     for where, loss in losses.items():
         G = in_torch.gauss_newton(models[where], loss, x, y)
         R = G.factor.H
-        assert isinstance(R, weighted.Weighted)
+        assert isinstance(R, Weighted)
         traces.append(float(te.exact(G)))
     p = torch.softmax(models["last"](x).detach(), -1)
     kept = (y >= 0)[..., None]

@@ -42,8 +42,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(name, look, tmp_path):
     whole = te.trace(A, **asked)
     with pytest.raises(Killed):
         te.trace(A, **asked, checkpoint=path, callback=killed_at(look))
-    counter = Counter(A.factor if hasattr(A, "factor") else A)
-    resumed = te.trace(te.gram(counter) if hasattr(A, "factor") else counter, **asked, checkpoint=path)
+    counter = Counter(A.factor if isinstance(A, te.Gram) else A)
+    resumed = te.trace(te.gram(counter) if isinstance(A, te.Gram) else counter, **asked, checkpoint=path)
     assert_close(resumed.value, whole.value, 1e-10)
     assert_close(resumed.stderr, whole.stderr, 1e-6)
     verified = int(whole.n_matvecs > 0), int(whole.n_rmatvecs > 0)  # one product, of the first probe once more
@@ -104,8 +104,8 @@ def test_an_estimate_is_gone_on_from(name, tmp_path):
     A = OPERATORS[name]()
     first = te.trace(A, rtol=1e-9, max_matvecs=12, rng=0, method="hutchinson")
     te.save(first, tmp_path / "first.npz")
-    counter = Counter(A.factor if hasattr(A, "factor") else A)
-    op = te.gram(counter) if hasattr(A, "factor") else counter
+    counter = Counter(A.factor if isinstance(A, te.Gram) else A)
+    op = te.gram(counter) if isinstance(A, te.Gram) else counter
     start = te.load(tmp_path / "first.npz")
     e = te.trace(op, rtol=1e-9, max_matvecs=30, rng=1, method="hutchinson", start=start)
     more = te.trace(A, rtol=1e-9, max_matvecs=18, rng=1, method="hutchinson")

@@ -35,6 +35,12 @@ def is_array(x: Any) -> bool:
     return isinstance(x, np.ndarray) or bool(array_api_compat.is_array_api_obj(x))
 
 
+def n_axes(x: Any) -> int | None:
+    """How many axes an array of any library, dense or sparse, has; None for anything else."""
+    axes: int | None = getattr(x, "ndim", None)
+    return axes
+
+
 def device(array: Array) -> Any:
     """Where `array` lives; `array.device` is not yet everywhere (Dask)."""
     return array_api_compat.device(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsFloat, SupportsIndex
 
 import array_api_compat
 import numpy as np
@@ -10,11 +10,8 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest.operators import aslinearoperator
+from traceest.operators.abilities import can, missing
 
-WITHOUT = {
-    "matmat": "rhutch, hutchinson of a Gram operator and the one-sided kernel statistics need rmatmat (vjps) alone",
-    "rmatmat": "fhutch needs matmat (jvps) alone",
-}
 OBLONG = {
     "trace": "the trace of J Jᴴ is meant by rhutch(J), fhutch(J) or trace(gram(J))",
     "frobenius_norm": "‖J‖² = tr JJᴴ is what rhutch(J), fhutch(J) or trace(gram(J)) estimate, and "
@@ -23,7 +20,6 @@ OBLONG = {
     "⟨AAᴴ, BBᴴ⟩",
 }
 """What a rectangular operator is to be asked for instead."""
-SIDES = {"matmat": "matmat (forward mode, jvp)", "rmatmat": "rmatmat (reverse mode, vjp)"}
 
 
 def operator(A: Any, caller: str) -> Any:
@@ -77,8 +73,8 @@ def kernel(A: Any, caller: str) -> Any:
 
 def require_side(A: Any, side: str, caller: str) -> None:
     """Raise unless `A` can be multiplied from `side`."""
-    if not hasattr(A, side):
-        raise TypeError(f"{caller}: needs {SIDES[side]}, which {A!r} has not got. {WITHOUT[side]}.")
+    if not can(A, side):
+        raise TypeError(missing(A, side, caller))
 
 
 def budget(n: Any, probes: Any, minimum: int, name: str, caller: str) -> int:
@@ -89,7 +85,7 @@ def budget(n: Any, probes: Any, minimum: int, name: str, caller: str) -> int:
         n = probes.shape[-1]
     if n is None:
         raise TypeError(f"{caller}: give a budget, for instance {name}={max(minimum, 10)}, or explicit probes=.")
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
+    if isinstance(n, bool) or not isinstance(n, SupportsIndex):
         raise TypeError(f"{caller}: {name} must be an integer, got {type(n).__name__}.")
     n = n.__index__()
     if n < minimum:
@@ -128,7 +124,7 @@ def number(x: Any, name: str, caller: str) -> Any:
     TypeError
         If it is not.
     """
-    if isinstance(x, bool | str | bytes | complex) or not hasattr(x, "__float__"):
+    if isinstance(x, bool | str | bytes | complex) or not isinstance(x, SupportsFloat):
         raise TypeError(f"{caller}: {name} must be a number, got {x!r}.")
     return x
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from traceest import _array_api as aa
 from traceest import _validation
 from traceest._boundary import public
-from traceest.operators.blocks import block_sqnorms
+from traceest.operators.abilities import SIDES, can
 from traceest.operators.boundary import Watch, watching
 from traceest.operators.metering import Meter
 from traceest.probes import Probes, random_source
@@ -157,8 +157,8 @@ def check(A: Any, *, rng: Any = 0, rtol: float | None = None, strict: bool = Fal
     """
     A = _validation.operator(A, "check")
     meter = Meter(A)
-    op = getattr(meter.op, "factor", meter.op)
-    sides = [side for side in ("matmat", "rmatmat") if hasattr(op, side)]
+    op = meter.op.inner
+    sides = [side for side in SIDES if can(op, side)]
     if not sides:
         _validation.require_side(op, "matmat", "check")
     with watching() as watch:
@@ -211,7 +211,7 @@ class _Looker:
 
     def _made(self, side: str, X: Any) -> tuple[Any, Any] | None:
         """A y, and A of x, y and what they are combined to; None where an answer was refused."""
-        product: Callable[[Any], Any] = getattr(self.A, side)
+        product = self.A.matmat if side == "matmat" else self.A.rmatmat
         try:
             # y alone and then x in its place: an array that is written into again and again shows.
             return product(X[:, 1:]), product(self._with_combination(X))
@@ -229,7 +229,7 @@ class _Looker:
         return two * X[:, 0] - 0.5 * X[:, 1]
 
     def _one_side(self, side: str, X: Any, alone: Any, Y: Any) -> Iterator[Finding]:
-        product: Callable[[Any], Any] = getattr(self.A, side)
+        product = self.A.matmat if side == "matmat" else self.A.rmatmat
         again = product(X[:, 1:])
         changed = self._relative(again - alone, alone)
         remembered = False
@@ -257,35 +257,35 @@ class _Looker:
         forms, size = aa.adjoint(xp, X) @ Y, self._norms(Y)
         skew = self._relative(forms - aa.adjoint(xp, forms), size)
         self.symmetric = skew <= self.rtol
-        if getattr(self.A, "symmetric", False):
+        if self.A.symmetric:
             yield self._finding("symmetric", side, skew)
-        if getattr(self.A, "psd", False):
+        if self.A.psd:
             diagonal = aa.real(xp, xp.linalg.diagonal(forms))
             negative = xp.where(diagonal < 0, -diagonal, xp.zeros_like(diagonal))
             yield self._finding("psd", side, self._relative(negative, size))
 
     def _abilities(self, two_sided: bool) -> Iterator[Finding]:
         A, xp = self.A, self.xp
-        if two_sided and hasattr(A, "gram_matmat"):
+        if two_sided and can(A, "gram_matmat"):
             Y = A.matmat(A.rmatmat(self.V[:, :1]))
             yield self._finding("gram", "both", self._relative(A.gram_matmat(self.V[:, :1]) - Y, Y))
-        B = getattr(A, "n_blocks", None)
+        B = A.n_blocks
         if not B:
             return
-        if hasattr(A, "block_sqnorms") or hasattr(A, "block_rmatmat"):
+        if can(A, "block_sqnorms") or can(A, "block_rmatmat"):
             rows = A.shape[0] // B
             first, last = self.V[:rows, :1], self.V[A.shape[0] - rows :, 1:]
             v = xp.zeros((A.shape[0] - rows, 1), dtype=A.dtype, device=aa.device(A))
             V = xp.concat([xp.concat([first, v]), xp.concat([v, last])], axis=1)
             W = A.rmatmat(V)
             scale = self._largest(W)
-            sqnorms = block_sqnorms(A, V / scale)
+            sqnorms = A.block_sqnorms(V / scale)
             expected = xp.zeros_like(sqnorms)
             alone = xp.sum(aa.abs2(xp, W / scale), axis=0)[None, :]
             place = xp.arange(B, device=aa.device(A))[:, None]
             which = xp.concat([place == 0, place == B - 1], axis=1)
             yield self._finding("blocks", "rmatmat", self._relative(sqnorms - xp.where(which, alone, expected), alone))
-        if hasattr(A, "sketch_gram") and B <= MANY_BLOCKS:
+        if can(A, "sketch_gram") and B <= MANY_BLOCKS:
             W = A.rmatmat(self.V)
             scale = self._largest(W)
             W = W / scale

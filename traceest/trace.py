@@ -164,7 +164,7 @@ def trace(
         if not bool(aa.namespace(found.value).isfinite(found.value)):
             raise ValueError(f"trace: NaN or infinity in the products with {pair[0]!r} or {pair[1]!r}; look at both.")
         return found
-    chunk = chunk_columns(getattr(A, "factor", A), chunk_size)
+    chunk = chunk_columns(A.inner, chunk_size)
     best = cheapest(A)
     if best is None:
         check.require_side(A, "matmat", "trace")
@@ -255,7 +255,7 @@ def _as_gram(A: Any, method: Method) -> Any:
     """K = JJᴴ of a Jacobian, or of a kernel's factor: a square operator without one is its own square root's."""
     from traceest.operators import gram
 
-    if hasattr(A, "factor"):
+    if A.factor is not None:
         return A
     if A.shape[0] == A.shape[1]:
         raise TypeError(

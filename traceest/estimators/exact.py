@@ -30,7 +30,7 @@ def cheapest(A: Any, side: str = "auto") -> Route | None:
     Of K = JJᴴ (or of J itself, where ‖J‖² is meant): n/B vjps with B independent blocks of rows, which a
     batch of examples is; or P jvps. Of any other square A: n products.
     """
-    J = getattr(A, "factor", A if A.shape[0] != A.shape[1] or side != "auto" else None)
+    J = A.inner if A.factor is not None or A.shape[0] != A.shape[1] or side != "auto" else None
     if J is None:
         found = [Route(A, "matmat", A.shape[0])]
     else:
@@ -98,7 +98,7 @@ def _exactly(A: Any, side: str, chunk_size: int | None) -> tuple[Estimate, list[
     if side not in ("auto", "matmat", "rmatmat"):
         raise ValueError(f"exact: side must be auto, matmat or rmatmat, got {side!r}.")
     if side != "auto":
-        check.require_side(getattr(A, "factor", A), side, "exact")
+        check.require_side(A.inner, side, "exact")
     A = shorter(A) if side == "auto" else A
     route = cheapest(A, side)
     if route is None:

@@ -149,7 +149,7 @@ def rhutch(
     (4, 0)
     """
     J = check.operator(J, "rhutch")
-    J = getattr(J, "factor", J)
+    J = J.inner
     check.require_side(J, "rmatmat", "rhutch")
     B, n = n_blocks(J), J.shape[0]
     m = check.budget(n_probes, probes, 1, "n_probes", "rhutch")
@@ -211,7 +211,7 @@ def fhutch(
     (0, 8)
     """
     J = check.operator(J, "fhutch")
-    J = getattr(J, "factor", J)
+    J = J.inner
     check.require_side(J, "matmat", "fhutch")
     P = J.shape[1]
     m = check.budget(n_probes, probes, 1, "n_probes", "fhutch")

@@ -228,7 +228,7 @@ class XTrace(XNysTrace):
         """H = QᴴAQ and T = (AQ)ᴴΩ, in units of Y; no T where A is self-adjoint, for it is QᴴY."""
         xp, A = self.xp, self.meter.op
         scale = xp.where(top > 0, top, 1.0)
-        if hasattr(A, "factor"):
+        if A.factor is not None:
             pieces = (Q[:, i : min(i + self.chunk, Q.shape[1])] for i in range(0, Q.shape[1], self.chunk))
             G = aa.concat_columns(xp, [A.factor.rmatmat(X) for X in pieces]) / xp.sqrt(scale)
             return aa.adjoint(xp, G) @ G, None

@@ -155,4 +155,4 @@ def effective_rank(
 
 def largest_rank(K: Any) -> float:
     """The smaller of K's rows and its factor's columns."""
-    return float(min(getattr(K, "factor", K).shape))
+    return float(min(K.inner.shape))

@@ -1,5 +1,6 @@
 """Operators: anything with shape, dtype, device, a namespace, and `matmat` and/or `rmatmat`."""
 
+from traceest.operators.abilities import can
 from traceest.operators.algebra import identity, polynomial, symmetric_part
 from traceest.operators.base import Jacobian, LinearOperator, Operator
 from traceest.operators.blocks import block_rmatmat, block_sqnorms, sketch_gram
@@ -20,6 +21,7 @@ __all__ = [
     "aslinearoperator",
     "block_rmatmat",
     "block_sqnorms",
+    "can",
     "gram",
     "identity",
     "kron",

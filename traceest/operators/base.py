@@ -1,21 +1,14 @@
-"""The protocols, and `Operator`: a bundle of products with lazy algebra on it."""
+"""The protocols; `Operator`, a bundle of products with lazy algebra on it; and `Delegating`, one made of another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from inspect import isfunction
-from numbers import Number, Real
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from traceest import _array_api as aa
-from traceest._boundary import public
 from traceest._names import Names
-from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
-
-Array = Any
-Product = Callable[[Array], Array]
+from traceest.operators.abilities import ABILITIES, PRODUCTS, Abilities, Array, Declared, Product, can
+from traceest.operators.boundary import Guarded, Promise, is_ours
 
 
 class _Shaped(Protocol):
@@ -50,9 +43,11 @@ class Jacobian(_Shaped, Protocol):
     """An operator J that may have only one of its sides.
 
     `matmat` is a forward-mode product (a jvp) a column and `rmatmat`, (n_rows, k) → (n_cols, k), a
-    reverse-mode product (a vjp) a column. A side that an object has not got is not an attribute of it.
+    reverse-mode product (a vjp) a column. An object of a user's class lacks a side by not having the attribute;
+    `aslinearoperator` reads once what there is, and what it returns says so to ``te.can(J, "rmatmat")``. Asking for a
+    side that is missing raises a TypeError.
 
-    Optional abilities, found by their presence:
+    Optional, and declared by being there:
 
     ``n_blocks``
         Rows fall into this many contiguous runs of equal length (one an example).
@@ -70,16 +65,16 @@ class Jacobian(_Shaped, Protocol):
     ``block_sketch(V)`` and ``sketch_bytes``
         The J_bᴴ v_b in whatever form suits, for inner products between the parts of a stack (`vstack`), and what
         those of one probe take; see `traceest.operators.sketched.BlockSketch`.
+    ``state_shape`` and ``feature_axis``
+        The shape of the state whose entries the rows are, example first, and its axis of units or channels.
     ``chunk_columns``
         How many columns at a time are multiplied with least time a column, where that is fewer than fit memory.
+    ``lacks(product)``
+        Why a product that is an attribute does not exist all the same; None where it exists.
     """
 
 
-SIDES = ("matmat", "rmatmat")
-ABILITIES = ("block_rmatmat", "block_sqnorms", "sketch_gram", "grouped_gram", "gram_matmat")
-
-
-class Operator:
+class Operator(Abilities):
     """A linear operator made of the products it is given; also the base class of all others here.
 
     Parameters
@@ -89,20 +84,22 @@ class Operator:
     like : array or operator
         Gives namespace, dtype and device.
     matmat, rmatmat : callable, optional
-        (n_cols, k) → (n_rows, k), and its adjoint. A side not given does not exist on the object.
+        (n_cols, k) → (n_rows, k), and its adjoint. A side that is not given is missing: ``te.can(A, "rmatmat")`` is
+        False, and asking for it raises a TypeError.
     symmetric, psd : bool
         What is known of the operator: self-adjoint; and positive semidefinite too.
-    n_blocks, parameters : optional
+    n_blocks, parameters, state_shape, feature_axis : optional
         See `Jacobian`.
     name : str
         For `repr`.
     **abilities : callable
-        Optional abilities, see `Jacobian`.
+        Optional products, see `Jacobian`.
 
     Notes
     -----
     ``A + B``, ``A - B``, ``c * A``, ``A / c``, ``A @ B``, ``A ** p``, ``A.T`` and ``A.H`` are lazy; ``A @ X`` with
-    an array is a product.
+    an array is a product. They keep what is true of the result: ``P @ K @ P.H`` is symmetric, positive semidefinite,
+    and a Gram operator, where K is.
 
     Examples
     --------
@@ -113,23 +110,8 @@ class Operator:
     """
 
     __array_ufunc__ = None  # so that numpy_scalar * A comes to A.__rmul__
-    shape: tuple[int, int]
-    dtype: Any
-    device: Any
-    matmat: Product
-    rmatmat: Product
-    block_rmatmat: Product
-    block_sqnorms: Product
-    sketch_gram: Product
-    grouped_gram: Callable[[Array, tuple[tuple[int, ...], ...]], Array]
-    gram_matmat: Product
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Products run under a framework's default settings, whatever is set where they are asked for."""
-        super().__init_subclass__(**kwargs)
-        for name in (*SIDES, *ABILITIES):
-            if isfunction(product := cls.__dict__.get(name)):
-                setattr(cls, name, public(product, marks=False))
+    algebra: ClassVar[Any]
+    """`traceest.operators.algebra`, which enters itself here: what it makes are operators, and it needs this module."""
 
     def __init__(
         self,
@@ -142,6 +124,8 @@ class Operator:
         psd: bool = False,
         n_blocks: int | None = None,
         parameters: Iterable[str] = (),
+        state_shape: tuple[int, ...] | None = None,
+        feature_axis: int = -1,
         name: str = "Operator",
         **abilities: Callable[..., Array] | None,
     ) -> None:
@@ -149,6 +133,8 @@ class Operator:
         self._xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.symmetric, self.psd, self.name = symmetric or psd, psd, name
         self.n_blocks, self.parameters = n_blocks, parameters if isinstance(parameters, Names) else Names(parameters)
+        if state_shape is not None:
+            self.state_shape, self.feature_axis = state_shape, feature_axis
         if unknown := abilities.keys() - set(ABILITIES):
             raise TypeError(
                 f"Operator: unknown products {', '.join(sorted(unknown))}; known are matmat, rmatmat, "
@@ -165,120 +151,110 @@ class Operator:
         return self._xp
 
     def __repr__(self) -> str:
-        sides = ", ".join(s for s in ("matmat", "rmatmat") if hasattr(self, s)) or "no product"
+        sides = ", ".join(s for s in ("matmat", "rmatmat") if can(self, s)) or "no product"
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks else ""
         return f"<{self.name} {self.shape[0]}×{self.shape[1]}, {self.dtype}, {sides}{blocks}>"
 
     # -- lazy algebra --------------------------------------------------------------------------
     @property
-    def H(self) -> Operator:
+    def H(self) -> Any:
         """The adjoint: the two sides change places."""
-        from traceest.operators.adjoint import Adjoint
-
-        return Adjoint(self)
+        return self.algebra.Adjoint(self)
 
     @property
-    def T(self) -> Operator:
+    def T(self) -> Any:
         """The transpose (of a complex operator: not the adjoint, which is `H`)."""
-        if not aa.is_complex(self._xp, self.dtype):
-            return self.H
-        conj = self._xp.conj
-        adjoint = self.H
-        return _build(f"{self.name}ᵀ", adjoint.shape, (adjoint,), lambda f: lambda X: conj(f(conj(X))))
+        return self.algebra.Transpose(self) if aa.is_complex(self._xp, self.dtype) else self.H
 
-    def __add__(self, other: Any) -> Operator:
-        other = _operand(other)
-        if other is NotImplemented:
-            return NotImplemented
-        check_addends(self, other)
-        return _build(
-            "A+B",
-            self.shape,
-            (self, other),
-            lambda f, g: lambda X: f(X) + g(X),
-            symmetric=self.symmetric and other.symmetric,
-            psd=self.psd and other.psd,
-        )
+    def __add__(self, other: Any) -> Any:
+        return self.algebra.add(self, other)
 
     __radd__ = __add__
 
-    def __mul__(self, c: Any) -> Operator:
-        if not (isinstance(c, Number) or getattr(c, "shape", None) == ()):
-            return NotImplemented
-        if isinstance(c, Number):
-            number: Any = c  # `Number` promises no conjugate, though all numbers have one
-            is_real, conj_c = isinstance(c, Real), number.conjugate()
-        else:
-            xp = aa.namespace(c)
-            is_real, conj_c = not aa.is_complex(xp, c.dtype), aa.conj(xp, c)
-        adjoint = public(lambda X: conj_c * self.rmatmat(X), marks=False)
-        return Derived(
-            self.shape,
-            like=self,
-            matmat=public(lambda X: c * self.matmat(X), marks=False) if hasattr(self, "matmat") else None,
-            rmatmat=adjoint if hasattr(self, "rmatmat") else None,
-            symmetric=self.symmetric and is_real,
-            psd=self.psd and isinstance(c, Real) and float(c) >= 0,
-            name="c·A",
-        )
+    def __mul__(self, c: Any) -> Any:
+        return self.algebra.multiply(self, c)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, c: Any) -> Operator:
+    def __truediv__(self, c: Any) -> Any:
         return self * (1 / c)
 
-    def __neg__(self) -> Operator:
+    def __neg__(self) -> Any:
         return self * -1.0
 
-    def __sub__(self, other: Any) -> Operator:
-        other = _operand(other)
-        return NotImplemented if other is NotImplemented else self + (-other)
+    def __sub__(self, other: Any) -> Any:
+        return self.algebra.subtract(self, other)
 
-    def __rsub__(self, other: Any) -> Operator:
-        other = _operand(other)
-        return other if other is NotImplemented else other - self
-
-    @public(marks=False)
-    def __rmatmul__(self, X: Array) -> Any:
-        if getattr(X, "ndim", None) not in (1, 2):
-            return NotImplemented
-        if not aa.is_array(X):  # a sparse matrix
-            other = _operand(X)
-            return other if other is NotImplemented else other @ self
-        X = plain_array(X, "X @ A") if isinstance(X, np.ndarray) else X
-        if X.shape[-1] != self.shape[0]:
-            raise ValueError(f"X @ A: X has {X.shape[-1]} columns, expected {self.shape[0]} (A is {self.shape}).")
-        rows = X if X.ndim == 2 else X[None, :]
-        product = aa.adjoint(self._xp, self.rmatmat(aa.adjoint(self._xp, rows)))
-        return product if X.ndim == 2 else product[0, :]
+    def __rsub__(self, other: Any) -> Any:
+        return self.algebra.subtract(other, self)
 
     def __matmul__(self, other: Any) -> Any:
-        if getattr(other, "ndim", None) in (1, 2) and aa.is_array(other):
-            return self._apply(plain_array(other, "A @ X") if isinstance(other, np.ndarray) else other)
-        other = _operand(other)
-        if other is NotImplemented:
-            return NotImplemented
-        if self.shape[1] != other.shape[0]:
-            raise ValueError(f"A @ B: {self.shape} and {other.shape} do not chain; A's columns must be B's rows.")
-        check_compatible(self, other, "A @ B")
-        from traceest.operators.algebra import Product
+        return self.algebra.matmul(self, other)
 
-        return Product(self, other)
+    def __rmatmul__(self, other: Any) -> Any:
+        return self.algebra.rmatmul(self, other)
 
-    def __pow__(self, p: Any) -> Operator:
-        from traceest.operators.algebra import power
+    def congruent(self, P: Any) -> Any:
+        """P A Pᴴ, which is self-adjoint, or positive semidefinite, where A is."""
+        return self.algebra.Product(
+            self.algebra.Product(P, self), self.algebra.Adjoint(P), symmetric=self.symmetric, psd=self.psd
+        )
 
-        return power(self, p)
-
-    @public(marks=False)
-    def _apply(self, X: Array) -> Array:
-        if X.shape[0] != self.shape[1]:
-            raise ValueError(f"A @ X: X has {X.shape[0]} rows, expected {self.shape[1]} (A is {self.shape}).")
-        return self.matmat(X) if X.ndim == 2 else self.matmat(X[:, None])[:, 0]
+    def __pow__(self, p: Any) -> Any:
+        return self.algebra.power(self, p)
 
 
 class Derived(Operator):
     """Products made of those of other operators, which are guarded where they enter."""
+
+
+def _passed_on(name: str) -> Any:
+    return Declared(name, lambda self, X, *groups: self._product(name, X, *groups), Abilities.__dict__[name])
+
+
+class Delegating(Operator):
+    """An operator made of another, `of`: it has the products that `of` has, and each is made by `_product`.
+
+    Parameters
+    ----------
+    of : Operator
+    shape : (int, int), optional
+        Where it is not that of `of`.
+    **known
+        What is known of the one made, where it is not what is known of `of`; see `Operator`.
+    """
+
+    def __init__(self, of: Any, shape: tuple[int, int] | None = None, **known: Any) -> None:
+        super().__init__(shape or of.shape, like=of, **{**known_of(of), **known})
+        self.of = of
+
+    def lacks(self, product: str) -> str | None:
+        """As `of` does."""
+        return self.of.lacks(product) if product in PRODUCTS else super().lacks(product)
+
+    @property
+    def chunk_columns(self) -> int | None:
+        """As many as `of` prefers."""
+        return self.of.chunk_columns
+
+    def _product(self, name: str, X: Array, *groups: Any) -> Array:
+        """The product `name` with X."""
+        return getattr(self.of, name)(X, *groups)
+
+    matmat, rmatmat, block_rmatmat, block_sqnorms, sketch_gram, grouped_gram, gram_matmat = map(_passed_on, PRODUCTS)
+
+
+def known_of(A: Any) -> dict[str, Any]:
+    """What is known of A, as arguments of `Operator`."""
+    return {
+        "symmetric": A.symmetric,
+        "psd": A.psd,
+        "n_blocks": A.n_blocks,
+        "parameters": A.parameters,
+        "state_shape": A.state_shape,
+        "feature_axis": A.feature_axis,
+        "name": A.name,
+    }
 
 
 def check_compatible(A: Any, B: Any, where: str) -> None:
@@ -287,29 +263,3 @@ def check_compatible(A: Any, B: Any, where: str) -> None:
         raise TypeError(f"{where}: dtypes {A.dtype} and {B.dtype} differ; convert one of them first.")
     if aa.devices_differ(A, B):
         raise TypeError(f"{where}: devices {aa.device(A)} and {aa.device(B)} differ; move one of them first.")
-
-
-def check_addends(A: Any, B: Any) -> None:
-    """Raise unless `A` and `B` can be added."""
-    if A.shape != B.shape:
-        raise ValueError(f"A + B: shapes {A.shape} and {B.shape} differ; operators are added shape to shape.")
-    check_compatible(A, B, "A + B")
-
-
-def _operand(other: Any) -> Any:
-    from traceest.operators.convert import aslinearoperator, is_convertible
-
-    return aslinearoperator(other) if is_convertible(other) else NotImplemented
-
-
-def _build(
-    name: str, shape: tuple[int, int], operands: tuple[Any, ...], combine: Callable[..., Product], **known: Any
-) -> Operator:
-    """An operator whose every side is `combine` of its operands' same sides, where all have it."""
-    sides: dict[str, Any] = {
-        side: public(combine(*(getattr(A, side) for A in operands)), marks=False)
-        if all(hasattr(A, side) for A in operands)
-        else None
-        for side in SIDES
-    }
-    return Derived(shape, like=operands[0], name=name, **sides, **known)

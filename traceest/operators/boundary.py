@@ -108,7 +108,7 @@ def answered(A: Any, side: str, X: Any, Y: Any, groups: tuple[Any, ...] = ()) ->
 def expected_shape(A: Any, side: str, k: int, groups: tuple[Any, ...] = ()) -> tuple[int, ...]:
     """The shape of the product `side` of `A` with k columns."""
     n, P = A.shape
-    B = getattr(A, "n_blocks", None) or 1
+    B = A.n_blocks or 1
     if side in ("matmat", "gram_matmat"):
         return (n, k)
     if side == "rmatmat":

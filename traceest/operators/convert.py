@@ -9,7 +9,7 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest._boundary import public
-from traceest.operators.base import ABILITIES, Derived, Operator
+from traceest.operators.base import Delegating, Derived, Operator
 from traceest.operators.boundary import Guarded, Promise, is_ours, plain_array
 from traceest.operators.dense import DenseOperator
 from traceest.operators.foreign import Foreign
@@ -109,13 +109,15 @@ def aslinearoperator(
 
 def is_convertible(obj: Any) -> bool:
     """Whether `obj` can be an operand of lazy algebra: an operator, a 2-D array, or another library's operator."""
-    is_operator = _conforms(obj) or hasattr(obj, "matvec") or getattr(obj, "ndim", None) == 2
-    return is_operator or _backends.conversion(obj) is not None
+    if _conforms(obj) or aa.n_axes(obj) == 2 or hasattr(obj, "matvec"):
+        return True
+    return _backends.conversion(obj) is not None
 
 
 def _conforms(A: Any) -> bool:
-    # A Gram operator of a one-sided J, and a product of two, have none of their own and are used through their factors.
-    is_operator = isinstance(A, Operator) or any(hasattr(A, p) for p in ("matmat", "rmatmat", "factor"))
+    if isinstance(A, Operator):
+        return True
+    is_operator = any(hasattr(A, p) for p in ("matmat", "rmatmat", "factor"))
     return is_operator and hasattr(A, "__array_namespace__") and hasattr(A, "device")
 
 
@@ -125,19 +127,15 @@ def _is_scipy(A: Any) -> bool:
 
 def _declare(A: Any, n_blocks: int | None, **known: Any) -> Operator:
     """The same products with more known of them; a Gram operator knows all already."""
-    known = {flag: known[flag] or getattr(A, flag, False) for flag in known}
+    known = {"symmetric": A.symmetric or known["symmetric"], "psd": A.psd or known["psd"]}
     if isinstance(A, DenseOperator):
         return _from_array(A.array, n_blocks or A.n_blocks, **known)
-    if n_blocks not in (None, getattr(A, "n_blocks", None)):
+    if n_blocks not in (None, A.n_blocks):
         raise ValueError(
             f"aslinearoperator: {A!r} cannot be split into n_blocks = {n_blocks} from outside, its products decide; "
             "give the array, or an Operator that has n_blocks and block_rmatmat of its own."
         )
-    if hasattr(A, "factor"):
-        return A
-    abilities: dict[str, Any] = {p: getattr(A, p, None) for p in ("matmat", "rmatmat", *ABILITIES)}
-    name, blocks = getattr(A, "name", type(A).__name__), n_blocks or getattr(A, "n_blocks", None)
-    return Derived(A.shape, like=A, n_blocks=blocks, name=name, **abilities, **known)
+    return A if A.factor is not None else Delegating(A, **known)
 
 
 def _from_array(A: Any, n_blocks: int | None, **known: Any) -> Operator:

@@ -7,7 +7,8 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest._boundary import public
-from traceest.operators.blocks import n_blocks, sketch_gram, unit_probes
+from traceest.operators.abilities import can
+from traceest.operators.blocks import n_blocks, unit_probes
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.dense import DenseOperator
 
@@ -56,14 +57,15 @@ def to_dense(A: Any, *, max_bytes: int = 2**30) -> Any:
             "raise it, or estimate what you need of the operator."
         )
     cost, side = dense_cost(A)
-    xp, J = aa.namespace(A), getattr(A, "factor", None)
+    xp, J = aa.namespace(A), A.factor
     if not side:
         raise TypeError(f"to_dense: {A!r} has no product; it needs matmat or rmatmat.")
     if J is None:
-        D = _columns(xp, A, cost, getattr(A, side))
-        return D if side == "matmat" else aa.adjoint(xp, D)
+        forward = side == "matmat"
+        D = _columns(xp, A, cost, A.matmat if forward else A.rmatmat)
+        return D if forward else aa.adjoint(xp, D)
     if side == "rmatmat":
-        n, G = A.shape[0], sketch_gram(J, unit_probes(J, 0, cost))
+        n, G = A.shape[0], J.sketch_gram(unit_probes(J, 0, cost))
         return xp.reshape(G, (n, n))
     D = _columns(xp, J, cost, J.matmat)
     return D @ aa.adjoint(xp, D)
@@ -77,10 +79,10 @@ def dense_bytes(A: Any) -> int:
 
 def dense_cost(A: Any) -> tuple[int, str]:
     """The products that `to_dense` takes, and on which side ("" where there is none)."""
-    J = getattr(A, "factor", A)
+    J = A.inner
     rows = J.shape[0] // (n_blocks(J) if J is not A else 1)
     sides = sorted([(J.shape[1], "matmat"), (rows, "rmatmat")])
-    return next((found for found in sides if hasattr(J, found[1])), (0, ""))
+    return next((found for found in sides if can(J, found[1])), (0, ""))
 
 
 def _columns(xp: Any, A: Any, n: int, product: Callable[[Any], Any]) -> Any:

@@ -6,8 +6,9 @@ from numbers import Real
 from typing import Any
 
 from traceest._boundary import public
-from traceest.operators.adjoint import Adjoint
-from traceest.operators.base import Operator, check_addends
+from traceest.operators.abilities import SIDES, can, lacked
+from traceest.operators.algebra import Adjoint, Product, check_addends
+from traceest.operators.base import Operator
 from traceest.operators.blocks import n_blocks as blocks_of
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.factors import Scaled, SideBySide
@@ -19,25 +20,30 @@ class Gram(Operator):
     A product with K costs one vjp and one jvp. Estimators see `.factor` and use one side alone where that
     is enough: vᴴKv = ‖Jᴴv‖².
 
-    Sums of Gram operators, K₁ + K₂ = [J₁ J₂][J₁ J₂]ᴴ, and multiples c·K = (√c·J)(√c·J)ᴴ by a real number c ≥ 0 are
-    Gram operators again, with the sides and blocks of their terms. A product with a sum is one with each term; counts
-    are those of the sum, so that n_rmatvecs = 5 means five vjps with J₁ and five with J₂.
+    Sums of Gram operators, K₁ + K₂ = [J₁ J₂][J₁ J₂]ᴴ, multiples c·K = (√c·J)(√c·J)ᴴ by a real number c ≥ 0, and
+    P K Pᴴ = (P J)(P J)ᴴ, ``P @ K @ P.H``, are Gram operators again, with the sides and blocks of their terms. A product
+    with a sum is one with each term; counts are those of the sum: n_rmatvecs = 5 means five vjps with J₁ and five with
+    J₂.
     """
 
     def __init__(self, factor: Any) -> None:
         n = factor.shape[0]
-        super().__init__((n, n), like=factor, psd=True, name="Gram")
+        state = {"state_shape": factor.state_shape, "feature_axis": factor.feature_axis}
+        super().__init__((n, n), like=factor, psd=True, name="Gram", **state)
         self.factor = factor
 
-    def __getattr__(self, name: str) -> Any:
-        # Found when asked for: some factors pay for finding out whether they have a side.
-        factor = self.__dict__.get("factor")
-        if name in ("matmat", "rmatmat") and factor is not None:
-            if hasattr(factor, "gram_matmat"):
-                return factor.gram_matmat
-            if hasattr(factor, "rmatmat") and hasattr(factor, "matmat"):
-                return lambda V: factor.matmat(factor.rmatmat(V))
-        raise AttributeError(f"Gram has no {name}; K V = J(Jᴴ V) needs both sides of J")
+    def lacks(self, product: str) -> str | None:
+        """As J does; a product takes both sides of J."""
+        if product not in SIDES:
+            return ""
+        why = None if can(self.factor, "gram_matmat") else lacked(*((self.factor, side) for side in SIDES))
+        return None if why is None else f"K V = J(JᴴV) takes both sides of J{'; ' if why else ''}{why}"
+
+    def matmat(self, X: Any) -> Any:
+        """J(Jᴴ X)."""
+        return self.factor.gram_matmat(X)
+
+    rmatmat = matmat
 
     @property
     def H(self) -> Operator:
@@ -53,13 +59,17 @@ class Gram(Operator):
         """
         return Gram(self.factor.of if isinstance(self.factor, Adjoint) else Adjoint(self.factor))
 
-    def __add__(self, other: Any) -> Operator:
+    def congruent(self, P: Any) -> Gram:
+        """P K Pᴴ = (P J)(P J)ᴴ."""
+        return Gram(Product(P, self.factor))
+
+    def __add__(self, other: Any) -> Any:
         if not isinstance(other, Gram):
             return super().__add__(other)
         check_addends(self, other)
         return Gram(SideBySide(self.factor, other.factor))
 
-    def __mul__(self, c: Any) -> Operator:
+    def __mul__(self, c: Any) -> Any:
         if not (isinstance(c, Real) and float(c) >= 0):
             return super().__mul__(c)
         s = float(c) ** 0.5
@@ -102,6 +112,6 @@ def gram(J: Any, *, n_blocks: int | None = None) -> Gram:
 
 def shorter(K: Any) -> Any:
     """K itself, or JJᴴ for a K = JᴴJ whose J has blocks of rows: the same eigenvalues but for zeros, at less cost."""
-    factor = getattr(K, "factor", None)
-    able = isinstance(factor, Adjoint) and blocks_of(factor.of) > 1 and hasattr(factor.of, "rmatmat")
+    factor = K.factor
+    able = isinstance(factor, Adjoint) and blocks_of(factor.of) > 1 and can(factor.of, "rmatmat")
     return K.dual if able else K

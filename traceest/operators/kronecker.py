@@ -6,8 +6,9 @@ from functools import reduce
 from typing import Any
 
 from traceest._boundary import public
+from traceest.operators.abilities import SIDES, lacked
 from traceest.operators.base import Operator, check_compatible
-from traceest.operators.blocks import block_rmatmat, n_blocks
+from traceest.operators.blocks import n_blocks
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.gram import Gram
 
@@ -22,26 +23,35 @@ class Kronecker(Operator):
         super().__init__(
             (A.shape[0] * B.shape[0], A.shape[1] * B.shape[1]),
             like=A,
-            symmetric=getattr(A, "symmetric", False) and getattr(B, "symmetric", False),
-            psd=getattr(A, "psd", False) and getattr(B, "psd", False),
+            symmetric=A.symmetric and B.symmetric,
+            psd=A.psd and B.psd,
             n_blocks=n_blocks(A) if n_blocks(A) > 1 else None,
             name="A⊗B",
         )
-        self.operands = (A, B)
+        self.operands, self.diagonal_blocks = (A, B), A.diagonal_blocks
 
-    def __getattr__(self, name: str) -> Any:
-        A, B = self.__dict__.get("operands", (None, None))
-        if name in ("matmat", "rmatmat") and hasattr(A, name) and hasattr(B, name):
-            return lambda X: _kronecker_product(self._xp, A, B, X, name)
-        if name == "block_rmatmat" and self.n_blocks and hasattr(B, "rmatmat"):
-            return self._block_rmatmat
-        raise AttributeError(f"A⊗B has no {name}; it has what both A and B have")
+    def lacks(self, product: str) -> str | None:
+        """As an operand does."""
+        A, B = self.operands
+        if product in SIDES:
+            return lacked((A, product), (B, product))
+        return B.lacks("rmatmat") if product == "block_rmatmat" and self.n_blocks else ""
 
-    def _block_rmatmat(self, V: Any) -> Any:
+    def matmat(self, X: Any) -> Any:
+        """A X_i Bᵀ for each column, X_i written as a matrix."""
+        (A, B), k = self.operands, X.shape[1]
+        return _applied(self._xp, A.matmat, B.matmat, A.shape, B.shape, X, k)
+
+    def rmatmat(self, V: Any) -> Any:
+        """(Aᴴ ⊗ Bᴴ) V."""
+        (A, B), k = self.operands, V.shape[1]
+        return _applied(self._xp, A.rmatmat, B.rmatmat, A.shape[::-1], B.shape[::-1], V, k)
+
+    def block_rmatmat(self, V: Any) -> Any:
         """(A_b ⊗ B)ᴴ v_b: B on all blocks at once, then A on each."""
         xp, (A, B), k = self._xp, self.operands, V.shape[1]
         V = _on_second(xp, B.rmatmat, V, A.shape[0], k)
-        g = block_rmatmat(A, xp.reshape(V, (A.shape[0], -1)))  # (n_blocks, columns of B · k, columns of A)
+        g = A.block_rmatmat(xp.reshape(V, (A.shape[0], -1)))  # (n_blocks, columns of B · k, columns of A)
         g = xp.reshape(g, (g.shape[0], B.shape[1], k, A.shape[1]))
         return xp.reshape(xp.permute_dims(g, (0, 2, 3, 1)), (g.shape[0], k, self.shape[1]))
 
@@ -81,15 +91,14 @@ def kron(A: Any, B: Any, *more: Any) -> Operator:
 
 def _kron(A: Any, B: Any) -> Operator:
     check_compatible(A, B, "kron")
-    if hasattr(A, "factor") and hasattr(B, "factor"):
+    if A.factor is not None and B.factor is not None:
         return Gram(Kronecker(A.factor, B.factor))
     return Kronecker(A, B)
 
 
-def _kronecker_product(xp: Any, A: Any, B: Any, X: Any, side: str) -> Any:
-    """(A ⊗ B) X, or its adjoint's, with the operand first that leaves the other the fewer columns."""
-    f, g, k = getattr(A, side), getattr(B, side), X.shape[1]
-    (m_A, n_A), (m_B, n_B) = (A.shape, B.shape) if side == "matmat" else (A.shape[::-1], B.shape[::-1])
+def _applied(xp: Any, f: Any, g: Any, of_A: tuple[int, int], of_B: tuple[int, int], X: Any, k: int) -> Any:
+    """The products f with one operand and g with the other, that one first which leaves the other the fewer columns."""
+    (m_A, n_A), (m_B, n_B) = of_A, of_B
     if n_A + m_B <= n_B + m_A:
         Y = xp.reshape(_on_second(xp, g, X, n_A, k), (n_A, m_B * k))
         return xp.reshape(f(Y), (m_A * m_B, k))

@@ -6,14 +6,11 @@ import math
 from typing import Any, NamedTuple
 
 
-def state_shape(J: Any) -> Any:
-    """The shape of the state whose entries are J's rows, or None where it is not known."""
-    return getattr(J, "state_shape", None)
-
-
-def feature_axis(J: Any) -> int:
-    """Which axis of the state is of features: the last, if J says nothing."""
-    return getattr(J, "feature_axis", -1)
+def common_state(A: Any, B: Any) -> dict[str, Any]:
+    """The state that the rows of both are of, as arguments of `Operator`; none where the two tell of different ones."""
+    told = [J for J in (A, B) if J.state_shape is not None]
+    states = [{"state_shape": J.state_shape, "feature_axis": J.feature_axis} for J in told]
+    return states[0] if states and states[0] == states[-1] else {}
 
 
 class Layout(NamedTuple):
@@ -36,9 +33,8 @@ class Layout(NamedTuple):
 
 
 def layout(A: Any, n_blocks: int) -> Layout | None:
-    """That of each of so many blocks of A's rows (of those of its factor), by `state_shape` and `feature_axis`."""
-    J = getattr(A, "factor", A)
-    shape: tuple[int, ...] | None = state_shape(J)
+    """That of each of so many blocks of A's rows, by `state_shape` and `feature_axis`."""
+    shape: tuple[int, ...] | None = A.state_shape
     if not shape or math.prod(shape) != A.shape[0] or shape[0] % n_blocks:
         return None
-    return Layout.of((shape[0] // n_blocks, *shape[1:]), feature_axis(J) % len(shape))
+    return Layout.of((shape[0] // n_blocks, *shape[1:]), A.feature_axis % len(shape))

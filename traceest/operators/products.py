@@ -17,12 +17,12 @@ def products(xp: Any, A: Any, X: Any, chunk: int) -> Any:
 def form(xp: Any, A: Any, V: Any, AV: Any) -> Any:
     """VᴴAv for each column, real where A is known to be self-adjoint."""
     forms = aa.vdot(xp, V, AV)
-    return aa.real(xp, forms) if getattr(A, "symmetric", False) else forms
+    return aa.real(xp, forms) if A.symmetric else forms
 
 
 def quadratic_forms(xp: Any, A: Any, columns: Any) -> Any:
     """vᴴAv for each column of each chunk; of a Gram operator as ‖Jᴴv‖², one vjp instead of vjp and jvp."""
-    if hasattr(A, "factor"):
+    if A.factor is not None:
         forms = [xp.sum(aa.abs2(xp, A.factor.rmatmat(V)), axis=0) for V in columns]
     else:
         forms = [form(xp, A, V, A.matmat(V)) for V in columns]

@@ -12,9 +12,8 @@ from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from traceest import _array_api as aa
-from traceest.operators.blocks import block_rmatmat, n_blocks
 
-Groups = tuple[tuple[int, ...], ...] | None
+Groups = tuple[tuple[int, ...], ...]
 
 PIECE = 2**28
 """Bytes that the sketches of one part may take at a time: its probes are cut into pieces that fit, one at the least."""
@@ -30,7 +29,7 @@ class BlockSketch(Protocol):
     def nbytes(self) -> int:
         """What is held."""
 
-    def gram(self, other: Any, groups: Groups) -> Any:
+    def gram(self, other: Any, groups: Groups | None) -> Any:
         """(n_groups, B, k, B′, k′): ⟨J_bᴴ v_{b,i}, J_cᴴ v_{c,j}⟩ over each group's columns, or over all for None.
 
         `other` is this sketch, or one of another part of the same stack.
@@ -48,9 +47,9 @@ class Formed(NamedTuple):
     def nbytes(self) -> int:
         """What is held."""
         B, k, P = self.g.shape
-        return B * k * P * _itemsize(self.xp, self.g.dtype)
+        return B * k * P * itemsize(self.xp, self.g.dtype)
 
-    def gram(self, other: Formed, groups: Groups) -> Any:
+    def gram(self, other: Formed, groups: Groups | None) -> Any:
         """Of each group's columns, (n_groups, B, k, B′, k′)."""
         if groups is None:
             return self._gram(self.g, other.g)[None, ...]
@@ -66,19 +65,6 @@ class Formed(NamedTuple):
         return xp.reshape(aa.conj(xp, g) @ xp.matrix_transpose(h), shape)
 
 
-def block_sketch(J: Any, V: Any) -> BlockSketch:
-    """The sketches of V in J's own form, or formed."""
-    if hasattr(J, "block_sketch"):
-        return J.block_sketch(V)
-    return Formed(aa.namespace(V), block_rmatmat(J, V))
-
-
-def sketch_bytes(J: Any) -> int:
-    """What the sketches of one probe take."""
-    known: int | None = getattr(J, "sketch_bytes", None)
-    return n_blocks(J) * J.shape[1] * _itemsize(aa.namespace(J), J.dtype) if known is None else known
-
-
 class At(NamedTuple):
     """A piece of the sketches: of part p, probes i … j−1."""
 
@@ -91,7 +77,7 @@ Pairs = dict[tuple[At, At], Any]
 
 
 def stacked_gram(
-    xp: Any, parts_from: Callable[[int], Iterator[Any]], rows: list[tuple[int, int]], V: Any, groups: Groups
+    xp: Any, parts_from: Callable[[int], Iterator[Any]], rows: list[tuple[int, int]], V: Any, groups: Groups | None
 ) -> Any:
     """The inner products of all blocks' sketches, (n_groups, B, k, B, k).
 
@@ -106,7 +92,7 @@ def stacked_gram(
 
 
 def _one_pass(
-    pieces: Iterator[tuple[At, BlockSketch]], held: list[tuple[At, BlockSketch]], found: Pairs, groups: Groups
+    pieces: Iterator[tuple[At, BlockSketch]], held: list[tuple[At, BlockSketch]], found: Pairs, groups: Groups | None
 ) -> At | None:
     """Hold as many pieces as may be, and pair them with each other and with all behind; the first that is not held."""
     room, following = HELD, None
@@ -128,10 +114,10 @@ def _pieces(
 ) -> Iterator[tuple[At, BlockSketch]]:
     p, i, k = start.p, start.i, V.shape[1]
     for J in parts_from(p):
-        step = max(1, PIECE // max(1, sketch_bytes(J)))
+        step = max(1, PIECE // max(1, J.sketch_bytes))
         while i < k:
             j = min(i + step, k)
-            yield At(p, i, j), block_sketch(J, V[slice(*rows[p]), i:j])
+            yield At(p, i, j), J.block_sketch(V[slice(*rows[p]), i:j])
             i = j
         p, i = p + 1, 0
         del J  # before the next one is made
@@ -160,6 +146,7 @@ def _concat(xp: Any, arrays: list[Any], axis: int) -> Any:
     return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)
 
 
-def _itemsize(xp: Any, dtype: Any) -> int:
+def itemsize(xp: Any, dtype: Any) -> int:
+    """Bytes of a number."""
     size: int = xp.finfo(dtype).bits // 8
     return 2 * size if aa.is_complex(xp, dtype) else size

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
 from traceest import _progress
 from traceest._boundary import public
-from traceest.operators import blocks
+from traceest.operators.abilities import can
 from traceest.operators.base import Operator, check_compatible
+from traceest.operators.blocks import n_blocks
 from traceest.operators.convert import aslinearoperator
-from traceest.operators.layout import feature_axis, state_shape
 from traceest.operators.sketched import stacked_gram
 
 COLUMNS_BYTES = 2**28
@@ -45,34 +45,34 @@ class Stack(Operator):
             like=first.like,
             n_blocks=sum(look.n_blocks for look in looks) if len(per_block) == 1 else None,
             parameters=names.pop() if len(names) == 1 else (),
+            state_shape=_state_shape([look.state_shape for look in looks]),
+            feature_axis=first.feature_axis,
             name="Stack",
         )
-        self.parts, self.progress, self.state_shape = parts, progress, _state_shape([x.state_shape for x in looks])
-        self.feature_axis = first.feature_axis
+        self.parts, self.progress = parts, progress
         self._rows = list(pairwise(accumulate(lengths, initial=0)))
-        self._has = {"rmatmat": all(look.reverse for look in looks)}
+        self._sides = {"rmatmat": all(look.reverse for look in looks)}
         self._grouped = bool(self.parameters) and all(look.grouped for look in looks)
 
-    def __getattr__(self, name: str) -> Any:
-        # Found when asked for: some parts pay for finding out whether they have a side.
-        if name in ("matmat", "rmatmat", "gram_matmat", *_BLOCKWISE) and "_has" in self.__dict__ and self._can(name):
-            return getattr(self, f"_{name}")
-        raise AttributeError(f"Stack has no {name}; it has what all its parts have, for blocks of equally many rows")
+    def lacks(self, product: str) -> str | None:
+        """As a part does."""
+        if product not in ("matmat", "rmatmat", "gram_matmat", *_BLOCKWISE):
+            return ""
+        return None if self._has(product) else "a part lacks it, or blocks are not of equally many rows"
 
     def __repr__(self) -> str:  # without finding out what is not known yet
         blocks = f", n_blocks={self.n_blocks}" if self.n_blocks else ""
         return f"<Stack of {len(self._rows)}, {self.shape[0]}×{self.shape[1]}, {self.dtype}{blocks}>"
 
-    def _can(self, name: str) -> bool:
-        if name == "gram_matmat":
-            return self._can("rmatmat") and self._can("matmat")
-        if name in _BLOCKWISE:
-            return self.n_blocks is not None and self._can("rmatmat") and (name != "grouped_gram" or self._grouped)
-        if name not in self._has:
-            alike = 1 if getattr(self.parts, "alike", False) else None
-            some = islice(self.parts.starting_at(0), alike)
-            self._has[name] = all(map(lambda J: hasattr(J, name), some))  # noqa: C417 — a loop's name would keep it
-        return self._has[name]
+    def _has(self, product: str) -> bool:
+        if product == "gram_matmat":
+            return self._has("rmatmat") and self._has("matmat")
+        if product in _BLOCKWISE:
+            return self.n_blocks is not None and self._has("rmatmat") and (product != "grouped_gram" or self._grouped)
+        if product not in self._sides:  # found when it is to be known: some parts pay for finding out
+            some = islice(self.parts.starting_at(0), 1 if self.parts.alike else None)
+            self._sides[product] = all(map(lambda J: can(J, product), some))  # noqa: C417 — a loop's name would keep it
+        return self._sides[product]
 
     # -- a pass over the parts, of which one is there at a time ------------------------------------------
     def _each(self, start: int = 0) -> Iterator[Any]:
@@ -85,7 +85,7 @@ class Stack(Operator):
             yield product(J, V[slice(*next(rows)), :])
             del J  # before the next one is made
 
-    def _matmat(self, X: Any) -> Any:
+    def matmat(self, X: Any) -> Any:
         """J X: every part's, one below the other."""
         found = []
         for J in self._each():
@@ -93,30 +93,34 @@ class Stack(Operator):
             del J
         return self._xp.concat(found, axis=0)
 
-    def _rmatmat(self, V: Any) -> Any:
+    def rmatmat(self, V: Any) -> Any:
         """Jᴴ V = Σ J_pᴴ V_p."""
         total = None
         for product in self._by_part(lambda J, v: J.rmatmat(v), V):
             total = product if total is None else total + product
         return total
 
-    def _gram_matmat(self, V: Any) -> Any:
+    def gram_matmat(self, V: Any) -> Any:
         """J (Jᴴ V), as many columns at a time as leave the array between the two small; two passes each."""
         step = max(1, COLUMNS_BYTES // (self.shape[1] * self._xp.finfo(self.dtype).bits // 8))
         pieces = (V[:, i : min(i + step, V.shape[1])] for i in range(0, V.shape[1], step))
-        return aa.concat_columns(self._xp, [self._matmat(self._rmatmat(U)) for U in pieces])
+        return aa.concat_columns(self._xp, [self.matmat(self.rmatmat(U)) for U in pieces])
 
     # -- block by block ------------------------------------------------------------------------------------
-    def _block_rmatmat(self, V: Any) -> Any:
-        return self._xp.concat(list(self._by_part(blocks.block_rmatmat, V)), axis=0)
+    def block_rmatmat(self, V: Any) -> Any:
+        """J_bᴴ v_b of the blocks of all parts."""
+        return self._xp.concat(list(self._by_part(lambda J, v: J.block_rmatmat(v), V)), axis=0)
 
-    def _block_sqnorms(self, V: Any) -> Any:
-        return self._xp.concat(list(self._by_part(blocks.block_sqnorms, V)), axis=0)
+    def block_sqnorms(self, V: Any) -> Any:
+        """Their squared norms."""
+        return self._xp.concat(list(self._by_part(lambda J, v: J.block_sqnorms(v), V)), axis=0)
 
-    def _sketch_gram(self, V: Any) -> Any:
+    def sketch_gram(self, V: Any) -> Any:
+        """Their inner products, within and between the parts."""
         return self._gram(V, None)[0, ...]
 
-    def _grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
+    def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
+        """The same over each group of columns."""
         return self._gram(V, groups)
 
     def _gram(self, V: Any, groups: tuple[tuple[int, ...], ...] | None) -> Any:
@@ -145,7 +149,7 @@ def vstack(operators: Iterable[Any], *, progress: bool = False) -> Stack:
     * ``rmatmat`` is the sum of the parts', ``matmat`` has theirs below each other; ``gram_matmat`` is one after the
       other, two passes.
     * Blocks of rows are those of the parts (a part without any is one block), where all have equally many rows; else
-      there is one block, and what blocks would give (smaller errors from as many products) is not had.
+      all rows are one block, and errors are larger for as many products.
     * Inner products of blocks' sketches, for norms and effective ranks, are of all pairs of parts. A GiB of sketches
       is held; where there are more, parts are gone through again for each further GiB.
 
@@ -184,15 +188,14 @@ def vstack(operators: Iterable[Any], *, progress: bool = False) -> Stack:
 
 
 class _Parts(NamedTuple):
-    """The operators of an iterable, made anew in every pass."""
+    """The operators of an iterable, made anew in every pass; not `alike`: one may lack what another has."""
 
     operators: Any
+    alike: bool = False
 
     @classmethod
     def of(cls, operators: Any) -> _Parts:
-        if not hasattr(operators, "__iter__") and not (
-            hasattr(operators, "__getitem__") and hasattr(operators, "__len__")
-        ):
+        if not (isinstance(operators, Iterable) or _is_indexed(operators)):
             raise TypeError(f"vstack: expected a sequence of operators, got {type(operators).__name__}.")
         if iter(operators) is operators:
             raise TypeError(
@@ -203,11 +206,14 @@ class _Parts(NamedTuple):
 
     def starting_at(self, p: int) -> Iterator[Any]:
         """Part p and those after it."""
-        indexed = hasattr(self.operators, "__getitem__") and hasattr(self.operators, "__len__")
-        return map(
-            aslinearoperator,
-            (self.operators[i] for i in range(p, len(self.operators))) if indexed else islice(self.operators, p, None),
-        )
+        if _is_indexed(self.operators):
+            return map(aslinearoperator, (self.operators[i] for i in range(p, len(self.operators))))
+        return map(aslinearoperator, islice(self.operators, p, None))
+
+
+def _is_indexed(operators: Any) -> bool:
+    """Whether there are ``len(operators)`` and ``operators[p]``."""
+    return isinstance(operators, Sized) and hasattr(operators, "__getitem__")
 
 
 class _Shape(NamedTuple):
@@ -237,12 +243,12 @@ class _Look(NamedTuple):
     def of(cls, J: Any) -> _Look:
         return cls(
             _Shape(tuple(J.shape), J.dtype, aa.device(J), aa.namespace(J)),
-            blocks.n_blocks(J),
-            getattr(J, "parameters", ()),
-            state_shape(J),
-            feature_axis(J),
-            hasattr(J, "rmatmat"),
-            hasattr(J, "block_sketch"),
+            n_blocks(J),
+            J.parameters,
+            J.state_shape,
+            J.feature_axis,
+            can(J, "rmatmat"),
+            can(J, "block_sketch"),
         )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
-from traceest.operators.layout import feature_axis, state_shape
+from traceest.operators.abilities import can
 from traceest.operators.metering import Meter
 from traceest.partial.result import PartialTrace
 from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
@@ -54,7 +54,7 @@ def partial_trace(
     keep : int or tuple of int
         Axes of the state to keep; negative ones count from the last. M's indices run over them in ascending order.
     shape : tuple of int, optional
-        Of the state; default: what K's factor, or K, has as `state_shape`.
+        Of the state; default: K's own `state_shape`, where it is known.
     side : {"auto", "matmat", "rmatmat"}
         For a Gram operator: force one side.
     rng : int, numpy.random.Generator, JAX key, torch.Generator or None
@@ -91,8 +91,8 @@ def partial_trace(
            [ 0., 12.]])
     """
     K = check.square(K, "partial_trace")
-    J = getattr(K, "factor", None)
-    shape = _checked_shape(shape, K, J)
+    J = K.factor
+    shape = _checked_shape(shape, K)
     kept = _checked_axes(keep, shape)
     if distribution in ORTHOGONAL:
         raise ValueError(
@@ -112,8 +112,8 @@ def partial_trace(
         X / unit,
         xp.sum(unit),
         kept_shape=tuple(shape[a] for a in kept),
-        symmetric=bool(getattr(K, "symmetric", False)),
-        psd=bool(getattr(K, "psd", False)),
+        symmetric=K.symmetric,
+        psd=K.psd,
         sample_rank=route.sample_rank,
         method="exact" if exactly else route.method,
         **meter.spent,
@@ -130,7 +130,7 @@ def _route(K: Any, J: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: 
         axes = Axes.of(shape, kept, None)
         return two_sided(K, axes)._replace(layout=axes.layout(_features(K, shape)))
     if side == "auto":
-        side = "rmatmat" if hasattr(J, "rmatmat") else "matmat"
+        side = "rmatmat" if can(J, "rmatmat") else "matmat"
     check.require_side(J, side, "partial_trace")
     if side == "matmat":
         return forward(J, Axes.of(shape, kept, None))
@@ -140,11 +140,11 @@ def _route(K: Any, J: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: 
 
 def _features(A: Any, shape: tuple[int, ...]) -> int | None:
     """The axis of features of a state that A tells of."""
-    return feature_axis(A) % len(shape) if state_shape(A) == shape else None
+    return A.feature_axis % len(shape) if A.state_shape == shape else None
 
 
-def _checked_shape(shape: Any, K: Any, J: Any) -> tuple[int, ...]:
-    found = shape if shape is not None else getattr(J, "state_shape", None) or getattr(K, "state_shape", None)
+def _checked_shape(shape: Any, K: Any) -> tuple[int, ...]:
+    found = K.state_shape if shape is None else shape
     if found is None:
         raise TypeError(
             f"partial_trace: give shape=, the state's axes, example first, with a product of {K.shape[0]}; {K!r} does "
@@ -162,9 +162,9 @@ def _checked_shape(shape: Any, K: Any, J: Any) -> tuple[int, ...]:
 def _checked_axes(keep: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = keep if isinstance(keep, tuple | list) else (keep,)
     for a in axes:
-        if isinstance(a, bool) or not hasattr(a, "__index__"):
+        if isinstance(a, bool) or not isinstance(a, SupportsIndex):
             raise TypeError(f"partial_trace: keep must be an axis or a tuple of them, got {keep!r}.")
-        if not -len(shape) <= a < len(shape):
+        if not -len(shape) <= int(a) < len(shape):
             raise ValueError(f"partial_trace: keep = {keep!r} is no axis of a state of shape {shape}.")
     kept = tuple(sorted({int(a) % len(shape) for a in axes}))
     if len(kept) < len(axes):

@@ -11,7 +11,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
-from traceest.operators.blocks import block_gram, n_blocks, sketch_gram
+from traceest.operators.abilities import can
+from traceest.operators.blocks import block_gram, n_blocks
 from traceest.operators.layout import Layout
 from traceest.operators.metering import Meter, chunk_columns
 
@@ -112,12 +113,12 @@ def reverse(J: Any, axes: Axes) -> Route:
         return _all_blocks(xp, op, V, d) if across else block_gram(op, V, d)
 
     def between(op: Any, S: Any) -> Any:
-        G = sketch_gram(op, axes.columns(xp, S[None, :, :]))
+        G = op.sketch_gram(axes.columns(xp, S[None, :, :]))
         G = xp.reshape(G, (axes.B, -1, d, axes.B, G.shape[1] // d, d))
         G = xp.linalg.diagonal(xp.permute_dims(G, (0, 2, 3, 5, 1, 4)))  # the same probe on both sides
         return xp.reshape(xp.permute_dims(G, (4, 0, 1, 2, 3)), (1, -1, axes.B * d, axes.B * d))
 
-    pairs = axes.between or across or hasattr(J, "sketch_gram")
+    pairs = axes.between or across or can(J, "sketch_gram")
     chunk = max(1, (COLUMNS if pairs else chunk_columns(J, None)) // d)
     name = "vjps" if axes.B == 1 else "vjps of all blocks" if axes.between else "vjps per block"
     sample = between if axes.between else within
@@ -163,6 +164,6 @@ def samples(route: Route, meter: Meter, probes: Iterator[Any] | None) -> Any:
 
 def _all_blocks(xp: Any, J: Any, V: Any, d: int) -> Any:
     """Runs of d columns of an operator whose blocks cut across the state's first axis: (1, c, d, d)."""
-    G = xp.sum(sketch_gram(J, V), axis=(0, 2))
+    G = xp.sum(J.sketch_gram(V), axis=(0, 2))
     G = xp.permute_dims(xp.reshape(G, (-1, d, V.shape[1] // d, d)), (1, 3, 0, 2))
     return xp.permute_dims(xp.linalg.diagonal(G), (2, 0, 1))[None, ...]

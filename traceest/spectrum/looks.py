@@ -31,7 +31,7 @@ def symmetric(asymmetry: Any, A: Any, caller: str) -> None:
     Up to ε^{1/4} passes: products by iteration or in less precision are no more symmetric than that, and what A − Aᴴ
     adds to sums over eigenvalues is of second order in it.
     """
-    if hasattr(A, "factor"):  # JJᴴ is symmetric whatever J
+    if A.factor is not None:  # JJᴴ is symmetric whatever J
         return
     off, eps = number(asymmetry), float(aa.namespace(A).finfo(A.dtype).eps)
     if off is not None and off > eps**0.25:

@@ -88,7 +88,7 @@ def require_matmat(A: Any, caller: str) -> None:
     """Raise unless A can be multiplied again and again."""
     if hasattr(A, "matmat"):
         return
-    if hasattr(A, "factor"):
+    if A.factor is not None:
         raise TypeError(
             f"{caller}: Krylov spaces need K V = J(Jᴴ V), and {A.factor!r} has one side alone; give J both sides (jvp "
             f"and vjp), or, of a kernel that fits in memory, a budget of {dense_cost(A) or A.shape[0]} products, for "

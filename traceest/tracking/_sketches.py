@@ -22,7 +22,7 @@ class Sketches:
     """What is kept of the first and the last checkpoint, and the joint sketch of these with the present one."""
 
     def __init__(self, K: Any, stream: Probes, m: int) -> None:
-        self.shape, self.blocks = K.shape, n_blocks(getattr(K, "factor", K))
+        self.shape, self.blocks = K.shape, n_blocks(K.inner)
         request = Request("Tracker", n_probes=m)
         self.exact = m >= exact_cost([K], request)
         self.V, self.law = None if self.exact else stream.take(m), stream.distribution
@@ -30,7 +30,7 @@ class Sketches:
 
     def check(self, K: Any) -> None:
         """Raise unless K is a kernel on the same states."""
-        blocks = n_blocks(getattr(K, "factor", K))
+        blocks = n_blocks(K.inner)
         if (K.shape, blocks) != (self.shape, self.blocks):
             raise ValueError(
                 f"Tracker: this kernel has shape {K.shape} and {blocks} blocks, those before {self.shape} and "

@@ -218,7 +218,7 @@ class Tracker:
 
     def _start(self, K: Any) -> Sketches:
         """Draw the probes that all checkpoints share, once K is known to fit what was asked for."""
-        factor, blocks = getattr(K, "factor", None), n_blocks(getattr(K, "factor", K))
+        factor, blocks = getattr(K, "factor", None), n_blocks(K.inner)
         one_sided = factor is not None and hasattr(factor, "rmatmat")
         rows = layout(K, blocks if one_sided else 1)
         stream = Probes(

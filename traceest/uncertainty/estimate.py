@@ -370,7 +370,7 @@ def certain(value: Any, *, method: str = "exact", **fields: Any) -> Estimate:
 
 def told(e: Estimate, statistic: str, A: Any, marks: tuple[str, ...] = ()) -> Estimate:
     """The estimate with what it is of: which statistic, of an operator of what shape, by which random numbers."""
-    rows, columns = getattr(A, "factor", A).shape
+    rows, columns = A.inner.shape
     return replace(e, statistic=statistic, shape=(int(rows), int(columns)), probes=marks)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import traceest as te
 from traceest import _array_api as aa
 from traceest.operators.blocks import unit_probes
-from traceest.operators.weighted import Weighted
+from traceest.operators.factors import Weighted
 from traceest.probes import Probes
 from traceest_adapters import _memory as memory
 
@@ -67,7 +67,7 @@ def gauss_newton(J: Any, H: Product, z: Any, weight: float, look: bool) -> Any:
             _check_convex(bool(xp.min(form.weights) >= -tolerance * xp.max(xp.abs(form.weights))))
             return _rows(J, form, weight)
     _check_convex(bool(xp.all(aa.vdot(xp, V, HV) >= -tolerance * size)))
-    if not hasattr(J, "matmat"):
+    if not te.can(J, "matmat"):
         raise TypeError(
             "gauss_newton: the loss's curvature at the outputs has no form known here, so that J is needed from both "
             "sides, and the model's backward pass cannot be differentiated."

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import traceest as te
 from traceest import _array_api as aa
 from traceest import _progress
-from traceest.operators.weighted import Weighted
+from traceest.operators.factors import Weighted
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Batches, Parts, stacked

@@ -35,9 +35,9 @@ def outgoing(A: Any, caller: str, *libraries: str) -> Any:
             f"{caller}: the operator works on arrays of {xp.__name__}, expected {' or '.join(libraries)}; make it of "
             "such arrays, or take traceest_adapters.interop.scipy.to_scipy, which works on NumPy copies of any."
         )
-    if not hasattr(A, "matmat"):
+    if not te.can(A, "matmat"):
         raise TypeError(
-            f"{caller}: needs matmat (forward mode, jvp), which {A!r} has not got; hand over A.H, if rmatmat is what "
+            f"{caller}: needs matmat (forward mode, jvp), which {A!r} lacks; hand over A.H, if rmatmat is what "
             "it has, or a model whose backward pass can be differentiated."
         )
     return A
@@ -45,13 +45,12 @@ def outgoing(A: Any, caller: str, *libraries: str) -> Any:
 
 def adjoint_of(A: Any) -> Product | None:
     """X ↦ Aᴴ X: `rmatmat`, or `matmat` where A is known to be self-adjoint, or None."""
-    return getattr(A, "rmatmat", A.matmat if getattr(A, "symmetric", False) else None)
+    return A.rmatmat if te.can(A, "rmatmat") else A.matmat if A.symmetric else None
 
 
 def known_of(A: Any) -> dict[str, Any]:
     """What is known of A, to be carried along."""
-    psd = bool(getattr(A, "psd", False))
-    return {"symmetric": psd or bool(getattr(A, "symmetric", False)), "psd": psd}
+    return {"symmetric": A.symmetric, "psd": A.psd}
 
 
 def both_sides(A: Any) -> te.Operator:

@@ -6,13 +6,12 @@ when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import jax
 
-from traceest_adapters.jax import jaxprs, settings
+from traceest_adapters.jax import jaxprs
 from traceest_adapters.jax.model import Model
 from traceest_adapters.jax.program import registered
 
@@ -23,6 +22,10 @@ ADVICE = {
     "forward": "statistics by vjps alone do without: trace, rhutch, and all of kernels with n_probes=",
     "reverse": "statistics by jvps alone do without: trace, fhutch, and those of one kernel with n_probes=",
 }
+
+REVERSE: tuple[Mode, ...] = ("reverse",)
+NEEDED: dict[str, tuple[Mode, ...]] = {"matmat": ("forward",), "gram_matmat": ("reverse", "forward")}
+"""The modes that a product of `JaxJacobian` takes; all others take reverse mode alone."""
 
 
 class Found(NamedTuple):
@@ -67,26 +70,6 @@ def _differentiated(model: Model, mode: Mode, mapped: bool, trained: Any, fixed:
     return jax.vmap(push)(jax.tree.map(lambda x: x[None], along)) if mapped else push(along)
 
 
-class _Method:
-    """A method that is an attribute only if the model has the modes that it needs."""
-
-    def __init__(self, method: Callable[..., Any], modes: tuple[Mode, ...]) -> None:
-        self.method, self.modes, self.__doc__ = settings.usual(method), modes, method.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, J: Any, owner: type | None = None) -> Any:
-        if J is None:
-            return self.method
-        for mode in self.modes:
-            if why := J.lacking(mode):
-                raise AttributeError(
-                    f"JaxJacobian has no {self.name}: the model has no {mode} mode ({why}); {ADVICE[mode]}"
-                )
-        return self.method.__get__(J, owner)
-
-
-def needs(*modes: Mode) -> Callable[[Callable[..., Any]], Any]:
-    """Of a method of `JaxJacobian`: the modes of differentiation without which there is no such method."""
-    return lambda method: _Method(method, modes)
+def reason(mode: Mode, why: str) -> str:
+    """What a Jacobian says of a product that it lacks."""
+    return f"the model has no {mode} mode ({why}); {ADVICE[mode]}"

@@ -58,12 +58,6 @@ def once(compute: Callable[[Any], Any]) -> Any:
 class JaxJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
-    state_shape: tuple[int, ...] | None = None
-    """Of the state, example first, where it is one array."""
-
-    feature_axis: int = -1
-    """Of `state_shape`, that of units or channels."""
-
     def __init__(
         self,
         model: Model,
@@ -172,6 +166,12 @@ class JaxJacobian(te.Operator):
             return (), None
         return pullback.tapped(self.model, plan, self.trained, self.fixed, self._examples)
 
+    def lacks(self, product: str) -> str | None:
+        """What a mode of differentiation is missing for."""
+        needed = modes.NEEDED.get(product, modes.REVERSE)
+        reasons = (modes.reason(mode, why) for mode in needed if (why := self.lacking(mode)))
+        return next(reasons, super().lacks(product))
+
     def lacking(self, mode: modes.Mode) -> str | None:
         """Why the model cannot be differentiated in "forward" or "reverse" mode; None if it can."""
         return self.found(mode).lacking
@@ -184,27 +184,23 @@ class JaxJacobian(te.Operator):
         return self._modes[mode]
 
     # -- products -----------------------------------------------------------------------------------
-    @modes.needs("reverse")
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         return self._columns(self.routes.reverse, self._cotangents(V), V.shape[1])
 
-    @modes.needs("forward")
     @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
         step = lambda T: self.routes.forward(T).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._tangents(W), W.shape[1])
 
-    @modes.needs("reverse", "forward")
     @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         step = lambda U: self.routes.gram(U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V), V.shape[1])
 
-    @modes.needs("reverse")
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
@@ -225,7 +221,6 @@ class JaxJacobian(te.Operator):
             )
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
-    @modes.needs("reverse")
     @memory.recovering
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
@@ -234,13 +229,11 @@ class JaxJacobian(te.Operator):
         parts = [self._block_grads(everything, piece) for piece in self._cotangents(V)]
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
-    @modes.needs("reverse")
     @memory.recovering
     def sketch_gram(self, V: Any) -> Any:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
         return self._gram(tuple(range(len(self.trained))), self._cotangents(V), V.shape[1])
 
-    @modes.needs("reverse")
     @memory.recovering
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
@@ -252,7 +245,6 @@ class JaxJacobian(te.Operator):
         pieces = self._cotangents(V)
         return jnp.stack([self._gram(group, pieces, V.shape[1]) for group in groups])
 
-    @modes.needs("reverse")
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
         plan = self._step_plan

@@ -28,14 +28,10 @@ from traceest_adapters.torch.products import CACHE, MOST, as_dense, pairs, squar
 class TorchJacobian(te.Operator):
     """The Jacobian of a state with respect to parameters, (n, P), by vjps and jvps; see `jacobian`."""
 
-    state_shape: tuple[int, ...] | None = None
-    """Of the state, example first, where it is one tensor."""
-
-    feature_axis: int = -1
-    """Of `state_shape`, that of units or channels."""
-
     source: Source = Source()
     """What products depend on outside of the graph."""
+
+    _no_forward = ""
 
     def __init__(
         self,
@@ -202,22 +198,25 @@ class TorchJacobian(te.Operator):
                 start += g[0].numel()
         return out.T
 
-    def __getattr__(self, name: str) -> Any:
+    def lacks(self, product: str) -> str | None:
+        """The forward side, where the backward pass cannot be differentiated."""
         # Found out only when asked for: a forward side costs a graph of the backward pass.
-        if name in ("matmat", "gram_matmat") and self._has_forward:
-            return getattr(self, f"_{name}")
-        why = self.__dict__.get("_no_forward", "; the model's backward pass may not be differentiable")
-        raise AttributeError(f"TorchJacobian has no {name}{why}")
+        if product in ("matmat", "gram_matmat") and not self._has_forward:
+            return f"the model's backward pass cannot be differentiated{self._no_forward}"
+        return super().lacks(product)
+
+    def matmat(self, W: torch.Tensor) -> torch.Tensor:
+        """J W: (P, k) → (n, k), a jvp a column."""
+        return self._matmat(W)
 
     @memory.recovering
     @in_full
     def _matmat(self, W: torch.Tensor) -> torch.Tensor:
-        """J W: (P, k) → (n, k), a jvp a column."""
         return torch.cat([self._jvp(self._tangents(part)) for part in W.split(self.chunk_size, dim=1)], dim=1)
 
     @memory.recovering
     @in_full
-    def _gram_matmat(self, V: torch.Tensor) -> torch.Tensor:
+    def gram_matmat(self, V: torch.Tensor) -> torch.Tensor:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         return self._by_chunks(lambda U: self._jvp(self._vjp(U)), self._cotangents(V))
 

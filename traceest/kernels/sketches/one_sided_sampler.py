@@ -12,11 +12,12 @@ from traceest import _validation as check
 from traceest.kernels.sketches.one_sided import Grams, Run
 from traceest.kernels.sketches.request import Request
 from traceest.kernels.sketches.sampler import SketchSampler
+from traceest.operators.abilities import can
 from traceest.operators.base import Derived
 from traceest.operators.blocks import block_sqnorms, grouped_gram, n_blocks
 from traceest.operators.layout import layout
 from traceest.operators.metering import Meter
-from traceest.operators.sketched import HELD, PIECE, BlockSketch, block_sketch, sketch_bytes
+from traceest.operators.sketched import HELD, PIECE, BlockSketch
 from traceest.probes import Probes, of_pairs
 from traceest.uncertainty.ustatistics import Invariant
 
@@ -36,9 +37,9 @@ class OneSidedSampler(SketchSampler):
 
     def __init__(self, Ks: list[Any], request: Request) -> None:
         caller, Js, self.forward = request.caller, [K.factor for K in Ks], False
-        if not all(hasattr(J, "rmatmat") for J in Js):
+        if not all(can(J, "rmatmat") for J in Js):
             if len(Js) > 1 or request.n_extra or request.groups:
-                check.require_side(next(J for J in Js if not hasattr(J, "rmatmat")), "rmatmat", caller)
+                check.require_side(next(J for J in Js if not can(J, "rmatmat")), "rmatmat", caller)
             J = Js[0]  # JᴴJ has the same trace and norm as JJᴴ, and its vjps are J's jvps
             Js, self.forward = [Derived((J.shape[1], J.shape[0]), like=J, rmatmat=J.matmat)], True
         counts = {n_blocks(J) for J in Js}
@@ -198,7 +199,7 @@ class Held:
 
     def add(self, V: Any) -> None:
         """Multiply V, a piece at a time, and pair it with itself and all before."""
-        step = max(1, PIECE // max(1, sketch_bytes(self.J)))
+        step = max(1, PIECE // max(1, self.J.sketch_bytes))
         for i in range(0, V.shape[1], step):
             self._add(self._sketched(V[:, i : min(i + step, V.shape[1])]))
 
@@ -220,10 +221,12 @@ class Held:
         return self.G if self.beside is None else _bordered(self.xp, self.G, *self.beside[1:])
 
     def _sketched(self, V: Any) -> BlockSketch:
-        if not hasattr(self.J, "sketch_bytes"):
-            return block_sketch(self.meter.op, V)
+        if not can(self.J, "block_sketch"):
+            made: BlockSketch = self.meter.op.block_sketch(V)
+            return made
         self.meter.charge(0, V.shape[1])
-        return block_sketch(self.J, V)
+        own: BlockSketch = self.J.block_sketch(V)
+        return own
 
     def _gram(self, one: BlockSketch, other: BlockSketch) -> Any:
         return as_blocks(self.xp, one.gram(other, None)[0, ...], self.B)
@@ -237,9 +240,7 @@ def _bordered(xp: Any, G: Any, above: Any, corner: Any) -> Any:
 
 def _holdable(J: Any, columns: int, room: int) -> bool:
     """Whether sketches of so many columns may be held: in a small form of the factor's, or as they are made anyway."""
-    if hasattr(J, "sketch_bytes"):
-        return columns * int(J.sketch_bytes) <= room
-    return not hasattr(J, "sketch_gram")
+    return columns * int(J.sketch_bytes) <= room if can(J, "block_sketch") else not can(J, "sketch_gram")
 
 
 def as_blocks(xp: Any, G: Any, B: int) -> Any:

@@ -32,7 +32,7 @@ def linearise_forward(model: Model, trained: Any, fixed: Any, inputs: Any) -> An
 @registered
 @partial(jax.jit, static_argnums=0)
 def plain(model: Model, trained: Any, fixed: Any, inputs: Any, u: Any) -> tuple[Any, list[Any], Any]:
-    """One pass of the model as it is, u of (B, n_b): the state, Jᵀu by each parameter, and the largest entry of each."""
+    """One pass of the model as it is, u of (B, n_b): the state, Jᵀu by each parameter, the largest entry of each."""
     state, vjp = jax.vjp(lambda p: model.rows(p, fixed, inputs), trained)
     grads = vjp(u)[0]
     return state, grads, jnp.stack([jnp.max(jnp.abs(g), initial=0).astype(jnp.float32) for g in grads])

@@ -191,7 +191,7 @@ def signed(f: Outer, signs: Any, y: Any) -> Any:
 
 
 def along(use: Use, g: Any, y: Any) -> Any:
-    """g y of a gradient in the shape of its weight, as `signed` has it: (G, o)."""
+    """G y of a gradient in the shape of its weight, as `signed` has it: (G, o)."""
     g = jnp.reshape(g, use.shape)
     n = 1 if use.conv is None else use.conv.groups
     if n > 1:  # a convolution in groups has them among its channels, before those of one group
