@@ -15,6 +15,7 @@ from traceest.operators import block_rmatmat, block_sqnorms, sketch_gram
 from traceest.operators.factors import Scaled, SideBySide
 
 POWERS = sys.modules["traceest.estimators.polynomial"]
+SAMPLING = sys.modules["traceest.estimators.sampling"]
 J1, J2 = zoo.jacobian(12, 5, 40), zoo.jacobian(12, 5, 25, seed=1)
 K1, K2 = J1 @ J1.T, J2 @ J2.T
 SUM = K1 + 0.3 * K2
@@ -390,13 +391,13 @@ def test_the_zero_operator_and_one_sample(backend):
 
 
 def test_an_error_bar_of_the_wrong_size_is_caught(monkeypatch):
-    honest = POWERS.from_samples
+    honest = SAMPLING.from_samples
 
     def narrow(*args, **fields):
         e = honest(*args, **fields)
         return replace(e, stderr=0.7 * e.stderr)
 
-    monkeypatch.setattr(POWERS, "from_samples", narrow)
+    monkeypatch.setattr(SAMPLING, "from_samples", narrow)
     with pytest.raises(AssertionError):
         test_intervals_of_polynomials_cover_where_no_eigenvalue_is_most_of_it()
 

@@ -160,7 +160,7 @@ def trace(
     if pair is not None and (max_matvecs is None or max_matvecs >= 4):
         say(f"trace of {A!r}\nby the inner product of two Gram operators, vjps alone")
         most = None if max_matvecs is None else check.budget(max_matvecs, None, 4, "max_matvecs", "trace") // 2
-        found = inner_product(*pair, most, rtol=rtol, rng=rng, distribution=distribution)
+        found = inner_product(*pair, rtol=rtol, max_matvecs=most, rng=rng, distribution=distribution)
         if not bool(aa.namespace(found.value).isfinite(found.value)):
             raise ValueError(f"trace: NaN or infinity in the products with {pair[0]!r} or {pair[1]!r}; look at both.")
         return found
