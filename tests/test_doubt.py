@@ -88,7 +88,9 @@ def test_few_answers_are_certain_and_wrong(law: str, way: tuple[Callable[..., An
         assert all(w <= seeds * (allowed.get(s, 0.1) if seeds > 12 else 0.35) for s, w in wrong.items()), (name, wrong)
 
 
-@pytest.mark.parametrize("name", ["rhutch", "hutchinson", "norm", "rank"])
+@pytest.mark.parametrize(
+    "name", ["hutchinson", "rank", *(pytest.param(x, marks=pytest.mark.slow) for x in ("rhutch", "norm"))]
+)
 def test_the_end_of_an_interval_without_width_has_a_gradient(name: str) -> None:
     def end(c: Any) -> Any:
         one, D = c * jnp.ones((16, 1)), c * jnp.diag(jnp.linspace(1.0, 2.0, 16))

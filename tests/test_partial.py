@@ -522,7 +522,8 @@ def test_axes_in_the_wrong_order_are_caught(monkeypatch):
 @pytest.mark.parametrize("factor", [0.6, 2.0])
 def test_error_bars_of_the_wrong_size_are_caught(monkeypatch, factor):
     honest = RESULT.PartialTrace._array
-    monkeypatch.setattr(RESULT.PartialTrace, "_array", lambda self, v, s, df, **f: honest(self, v, factor * s, df, **f))
+    scaled = lambda self, of, v, s, df, **f: honest(self, of, v, factor * s, df, **f)  # noqa: E731
+    monkeypatch.setattr(RESULT.PartialTrace, "_array", scaled)
     with pytest.raises(AssertionError):
         test_95_percent_intervals_cover("vjps", (1,), 3)
 
