@@ -98,7 +98,7 @@ class Rademacher(Law):
 
     def draw(self, stream: Probes, k: int) -> Any:
         """The next k probes of the stream, (n, k)."""
-        return stream.signs([stream.source.signs(k, stream.n).T for _ in range(stream.parts)])
+        return stream.entries([stream.source.signs(k, stream.n).T for _ in range(stream.parts)])
 
 
 class Gaussian(Law):
@@ -183,7 +183,7 @@ class Hadamard(Law):
     def draw(self, stream: Probes, k: int) -> Any:
         """The next k probes of the stream, (n, k)."""
         sets = ([rows[i, ...].T for i in range(stream.parts)] for rows in stream.of_sets(k))
-        return aa.concat_columns(stream.xp, [stream.signs(parts) for parts in sets])
+        return aa.concat_columns(stream.xp, [stream.entries(parts) for parts in sets])
 
     def population(self, d: int) -> int:
         """Number of probes of d rows that exist."""
@@ -211,7 +211,7 @@ class Balanced(Law):
     def draw(self, stream: Probes, k: int) -> Any:
         """The next k probes of the stream, (n, k)."""
         drawn = (stream.source, k, stream.n_blocks, stream.layout)
-        return stream.signs([balanced_signs.signs(*drawn).T for _ in range(stream.parts)])
+        return stream.entries([balanced_signs.signs(*drawn).T for _ in range(stream.parts)])
 
     def unseen(self, stream: Probes) -> float:
         """How far off a form of what the stream has drawn may be.

@@ -166,15 +166,14 @@ class Probes:
         """Real numbers that an entry is made of: two of a complex one."""
         return 2 if aa.is_complex(self.xp, self.dtype) else 1
 
-    def signs(self, parts: list[Any]) -> Any:
-        """Signs as entries; of two parts complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
+    def entries(self, parts: list[Any]) -> Any:
+        """Real parts of variance one as entries of the operator's dtype; of signs complex ones are {±1 ± i}/√2."""
         re, *im = (self._cast(x) for x in parts)
         return (re + 1j * im[0]) * 0.5**0.5 if im else re
 
     def normal(self, k: int) -> Any:
         """Independent standard normals, (n, k)."""
-        re, *im = (self._cast(self.source.normal(k, self.n).T) for _ in range(self.parts))
-        return (re + 1j * im[0]) * 0.5**0.5 if im else re
+        return self.entries([self.source.normal(k, self.n).T for _ in range(self.parts)])
 
     def by_blocks(self, X: Any) -> Any:
         """(n, k) as (n_blocks, d, k)."""
