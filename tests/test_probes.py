@@ -220,9 +220,54 @@ def test_an_array_that_is_no_key_is_no_rng(rng):
         te.hutchinson(np.eye(9), 2, rng=rng)
 
 
-def test_an_unknown_distribution_is_refused():
-    with pytest.raises(ValueError, match="distribution must be one of rademacher, gaussian, sphere, orthogonal"):
-        te.hutchinson(np.eye(9), 2, rng=0, distribution="normal")
+@pytest.mark.parametrize("call", [te.hutchinson, te.hutchpp, te.xtrace, te.diagonal, te.nystrompp, te.frobenius_norm])
+def test_an_unknown_distribution_is_refused(call):
+    laws = "rademacher, gaussian, sphere, orthogonal, hadamard, balanced"
+    for asked, end in (("x", r"\."), ("Gausian", r"; did you mean 'gaussian'\?"), (["sphere"], "")):
+        with pytest.raises(ValueError, match=rf"distribution must be one of {laws}, got .*{end}$"):
+            call(np.eye(30), 9, distribution=asked)
+    with pytest.raises(AttributeError, match=f"its laws are {laws}"):
+        te.probes.spheer(3, 2)
+
+
+@pytest.fixture
+def thirds():
+    """A law made here: entries 0, or ±√3 one time in three."""
+
+    class Thirds(te.probes.Law):
+        name = "thirds"
+
+        def draw(self, stream, k):
+            u = stream.source.integers(k, stream.n).T
+            return 3**0.5 * (np.sign(u) * (np.abs(u.astype(np.int64)) < 2**31 // 3)).astype(stream.dtype)
+
+    yield Thirds
+    del te.probes.LAWS["thirds"]
+
+
+def test_a_new_law_is_one_class(thirds):
+    V = te.probes.thirds(6, 60_000, rng=0)
+    assert_unbiased(V[0] * V[1], 0.0)
+    assert_unbiased(V[0] ** 2, 1.0)
+    A = te.aslinearoperator(np.diag(np.arange(1.0, 41.0)) + 1, psd=True)
+    calls = {
+        "hutchinson": lambda law: te.hutchinson(A, 12, rng=0, distribution=law),
+        "hutchpp": lambda law: te.hutchpp(A, 12, rng=0, distribution=law),
+        "xtrace": lambda law: te.xtrace(A, 12, rng=0, distribution=law),
+        "nystrompp": lambda law: te.nystrompp(A, 12, rng=0, distribution=law),
+        "trace": lambda law: te.trace(A, rtol=0.3, max_matvecs=39, rng=0, distribution=law),
+    }
+    for name, call in calls.items():
+        e = call("thirds")
+        assert e.probes[0].startswith("thirds:"), name
+        assert abs(float(e) - 860) < 6 * float(e.stderr), name
+        assert float(e) != float(call("gaussian")), name
+    assert abs(float(te.frobenius_norm(A, n_matvecs=20, rng=0, distribution="thirds")) / 177 - 1) < 0.5
+    thirds.independent = False
+    with pytest.raises(ValueError, match="thirds probes are not independent of each other"):
+        te.frobenius_norm(A, n_matvecs=8, distribution="thirds")
+    with pytest.raises(ValueError, match="leaving one out needs independent probes"):
+        te.xtrace(A, 12, distribution="thirds")
 
 
 def test_blocks_of_unequal_length_are_refused():

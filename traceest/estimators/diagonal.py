@@ -19,7 +19,7 @@ from traceest.estimators.xtrace import XNysTrace
 from traceest.operators.blocks import block_sqnorms, unit_probes
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
-from traceest.probes import ORTHOGONAL, Distribution, Probes
+from traceest.probes import Distribution, Probes, named
 from traceest.spectrum.looks import number
 from traceest.uncertainty.estimate import Estimate, certain, told, trace_bounds
 from traceest.uncertainty.leave_out import LeftOut, left_out_directions, pair_weights
@@ -141,12 +141,12 @@ def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, pro
     two_sided = hasattr(A, "matmat") and (getattr(A, "symmetric", False) or hasattr(A, "rmatmat"))
     if method == "auto":
         given = m if m is not None else 0 if probes is None else 2 * probes.shape[-1]
-        able = two_sided and distribution not in ORTHOGONAL
+        able = two_sided and named(distribution).independent
         method = "xdiag" if able and not isinstance(given, bool) and given >= ENOUGH else "hutchinson"
     if method == "hutchinson":
         k = check.budget(m, probes, 1, "n_matvecs", "diagonal")
         return k, k, method
-    if distribution in ORTHOGONAL:
+    if not named(distribution).independent:
         raise ValueError("diagonal: XDiag needs independent probes; choose rademacher, gaussian or sphere.")
     if not two_sided:
         check.require_side(A, "matmat" if not hasattr(A, "matmat") else "rmatmat", "diagonal")

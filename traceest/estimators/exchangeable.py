@@ -15,7 +15,7 @@ from traceest.estimators.xtrace import XNysTrace
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.layout import layout
 from traceest.operators.products import completed, form, orth
-from traceest.probes import Distribution, Probes, independent, random_source
+from traceest.probes import Distribution, Probes, named, random_source
 from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, _to_host, from_samples, trace_bounds
 
@@ -78,8 +78,8 @@ class Exchangeable(XNysTrace):
         one_sided: bool = False,
     ) -> None:
         self.one_sided = self.lean = one_sided
-        law, source, n = independent(distribution or "sphere"), random_source(rng), A.shape[0]
-        super().__init__(A, Probes(n, A, rng=source, distribution=law), chunk)
+        law, source, n = named(distribution or "sphere").alone, random_source(rng), A.shape[0]
+        super().__init__(A, Probes(n, A, rng=source, distribution=law.name), chunk)
         self.for_vjps = self.stream
         if one_sided and distribution is None:  # signs, which have less variance than what XNysTrace needs
             self.for_vjps = Probes(n, A, rng=source.child(), distribution=None, layout=layout(A, 1))

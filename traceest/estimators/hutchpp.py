@@ -18,7 +18,7 @@ from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.sampler import Sampler
 from traceest.operators.metering import chunk_columns
 from traceest.operators.products import deflate, form, orth, quadratic_forms
-from traceest.probes import Distribution, Probes, directions, independent
+from traceest.probes import Distribution, Probes, named
 from traceest.uncertainty.estimate import Estimate, from_samples, trace_bounds
 
 
@@ -97,8 +97,9 @@ def hutchpp(
     if probes is None and best is not None and 2 * q + s >= best.cost:
         return exact(A, chunk_size=chunk)
     q = min(q, n)
-    stream = Probes(n, A, rng=rng, distribution=directions(distribution) if normalise else distribution, probes=probes)
-    length2 = n - q if normalise and distribution in ("sphere", "gaussian") else None
+    law = named(distribution).directions if normalise else named(distribution)
+    stream = Probes(n, A, rng=rng, distribution=law.name, probes=probes)
+    length2 = n - q if normalise and law.invariant else None
     return HutchPP(A, stream, chunk, q, length2).once(s)
 
 
@@ -200,7 +201,7 @@ class Deflating(HutchPP):
     spreads: list[Any]
 
     def __init__(self, A: Any, rng: Any, distribution: Distribution, chunk: int) -> None:
-        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=independent(distribution)), chunk)
+        super().__init__(A, Probes(A.shape[0], A, rng=rng, distribution=named(distribution).alone.name), chunk)
 
     def grow(self, k: int) -> None:
         """Spend k more samples."""

@@ -253,7 +253,7 @@ class LowRankPlus(Sampler):
     def grow(self, k: int) -> None:
         """Spend k more samples."""
         xp, G = self.xp, self.stream.take(k)
-        if self.stream.distribution in ("sphere", "gaussian"):
+        if self.stream.law.invariant:
             self.probes.append(G)
             self.products.append(self.multiply(G))
             return
@@ -267,7 +267,7 @@ class LowRankPlus(Sampler):
         fields = {"method": self.method, "bounds": self.bounds, **self.meter.spent}
         if self.probes:
             arrays = self.L, self.R, self.joined("probes"), self.joined("products")
-            static = self.stream.distribution == "sphere", self.hermitian
+            static = self.stream.law.fixed_norm, self.hermitian
             value, stderr, df = _backends.compiled(_mean, static, arrays, self.L)
             return Estimate(value, stderr, df, None, **fields)
         e = from_samples(self.joined("samples"), population=self.stream.population)

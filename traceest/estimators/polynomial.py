@@ -93,12 +93,13 @@ def trace_of_polynomial(
     if probes is not None:
         check.budget(m, probes, 1, f"n_matvecs // {cost}", "trace_of_polynomial")
     check.check_probes(probes, n, A, "trace_of_polynomial")
-    meter, xp = Meter(A), aa.namespace(A)
+    xp = aa.namespace(A)
     real = symmetric and all(isinstance(x, Real) for x in c)
     low = 0.0 if Polynomial(A, c).psd else -math.inf
     fields: dict[str, Any] = {"bounds": (low, math.inf)}
     statistic = f"trace_of_polynomial {list(c)}"
     if d == 0 or (probes is None and budget >= dense_cost(A)[0] and dense_bytes(A) <= EXACT_BYTES):
+        meter = Meter(A)
         value = _exactly(xp, meter.op, c, n)
         value = aa.real(xp, value) if real else value
         return told(certain(value, **fields, **meter.spent), statistic, A)

@@ -16,7 +16,7 @@ from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.sampler import Sampler
 from traceest.operators.metering import chunk_columns
 from traceest.operators.products import orth, products
-from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes, directions
+from traceest.probes import Distribution, Probes, named
 from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, trace_bounds
 
@@ -134,7 +134,7 @@ def xnystrace(
     >>> abs(float(te.xnystrace(A, 60, rng=0)) * 0.3 - 1) < 1e-7
     True
     """
-    law = directions(distribution) if normalise else distribution
+    law = named(distribution).directions.name if normalise else distribution
     return _once(XNysTrace, "xnystrace", A, n_matvecs, rng, law, probes, normalise, chunk_size)
 
 
@@ -153,7 +153,7 @@ def _once(
     A, each = check.square(A, caller), kind.each
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
-    if distribution in ORTHOGONAL:
+    if not named(distribution).independent:
         raise ValueError(f"{caller}: leaving one out needs independent probes; choose sphere, gaussian or rademacher.")
     if probes is not None:
         spent = each * probes.shape[-1]
@@ -181,7 +181,7 @@ class XNysTrace(Sampler):
 
     def __init__(self, A: Any, stream: Probes, chunk: int, normalise: bool = True) -> None:
         super().__init__(A, stream, chunk)
-        self.normalise = normalise and stream.distribution not in SIGNS
+        self.normalise = normalise and not stream.law.unit_modulus
 
     @property
     def cost(self) -> int:

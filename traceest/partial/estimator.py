@@ -12,7 +12,7 @@ from traceest.operators.abilities import can
 from traceest.operators.metering import Meter
 from traceest.partial.result import PartialTrace
 from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
-from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
+from traceest.probes import Distribution, Probes, of_pairs, require_independent
 
 Side = Literal["auto", "matmat", "rmatmat"]
 
@@ -94,11 +94,8 @@ def partial_trace(
     J = K.factor
     shape = _checked_shape(shape, K)
     kept = _checked_axes(keep, shape)
-    if distribution in ORTHOGONAL:
-        raise ValueError(
-            f"partial_trace: {distribution} probes are not independent of each other, and pairs of them would bias the "
-            "norm; choose rademacher, balanced, gaussian or sphere."
-        )
+    if distribution is not None:
+        require_independent(distribution, "partial_trace")
     route = _route(K, J, shape, kept, side)
     m = check.budget(n_probes, probes, min(2, route.n_exact), "n_probes", "partial_trace")
     check.check_probes(probes, route.rows, K, "partial_trace")

@@ -106,6 +106,11 @@ class HadamardSet:
         n_2 = 1 << (p - p // 2)
         return dict(zip(DRAWN, ((n_signs, n), (N,), (2, n_blocks), (N // n_2, n_2)), strict=True))
 
+    @staticmethod
+    def sound(d: int, name: str, x: np.ndarray) -> bool:
+        """Whether the array of that name in a state, of blocks of d rows, may hold these whole numbers."""
+        return bool(np.all(np.abs(x) == 1) if name == "signs" else np.all((x >= 0) & (x < order(d))))
+
     @classmethod
     def of_state(cls, n: int, n_blocks: int, state: dict[str, Any]) -> HadamardSet | None:
         """The set that was drawn, if `state` holds one."""

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import array_api_compat
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest import _backends
 from traceest._boundary import public
 from traceest.operators.layout import Layout
-from traceest.probes import balanced_signs
-from traceest.probes.laws import ORTHOGONAL, SIGNS, Distribution, of_samples
-from traceest.probes.orthogonal_signs import HadamardSet, order
+from traceest.probes.laws import LAWS, Distribution, named, of_samples
+from traceest.probes.orthogonal_signs import HadamardSet
 from traceest.probes.sources import HostSource, mark_of, random_source
 from traceest.uncertainty.doubt import FEW_PAIRS, FEW_SAMPLES, Doubt
-
-SEEN = 4
-"""Times that the rarer sum of balanced signs has to be expected for its share in the error to be seen in samples."""
 
 
 class Probes:
@@ -64,34 +59,31 @@ class Probes:
             raise ValueError(f"layout {tuple(layout)} of {n_blocks} blocks does not make n = {n} rows.")
         if distribution is None:
             distribution = of_samples(n, n_blocks, layout)
-        if distribution not in get_args(Distribution):
-            raise ValueError(f"distribution must be one of {', '.join(get_args(Distribution))}, got {distribution!r}.")
+        self.law = named(distribution)
         self.layout = layout or Layout(n // n_blocks, 1, 1)
-        self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
+        self.n, self.n_blocks = n, n_blocks
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
-        self._source = random_source(rng) if probes is None else None
+        self.source: Any = random_source(rng) if probes is None else None
         # With the law, so that the first probe of all can be drawn again (`again`).
-        mark = mark_of(None if probes is None and rng is None else self._source, probes)
-        self.marks = () if mark is None else (f"{distribution}:{mark}",)
+        mark = mark_of(None if probes is None and rng is None else self.source, probes)
+        self.marks = () if mark is None else (f"{self.distribution}:{mark}",)
         self._set: HadamardSet | None = None
         self._used = 0  # columns of it
 
     @property
+    def distribution(self) -> Distribution:
+        """The name of its law."""
+        return self.law.name
+
+    @property
     def population(self) -> int | None:
-        """Number of probes in an orthogonal set, for the finite-population error; None where they are independent."""
-        if self.explicit is not None or self.distribution not in ORTHOGONAL:
-            return None
-        d = self.n // self.n_blocks
-        return d if self.distribution == "orthogonal" else order(d)
+        """Number of probes that exist, for the finite-population error; None where they are independent."""
+        return None if self.explicit is not None else self.law.population(self.n // self.n_blocks)
 
     @property
     def doubt(self) -> Doubt:
-        """How far off a form of those drawn so far may be, relative, without their spread telling of it; 0 in general.
-
-        The sums of balanced signs over a feature's positions have squares of two values. Where the rarer one is not
-        expected a few times among all that were drawn, a constant may have been met with the other alone.
-        """
+        """What may be wrong with a form of those drawn so far without their spread telling of it."""
         return self._doubt(self.explicit is None, FEW_SAMPLES)
 
     def doubt_of_pairs(self, known: bool) -> Doubt:
@@ -99,28 +91,17 @@ class Probes:
         return self._doubt(known, FEW_PAIRS).of_squares()
 
     def _doubt(self, known: bool, few: int) -> Doubt:
-        signs = not known or self.distribution in SIGNS
-        return Doubt(self._of_constants if known else 0.0, signs and self.drawn < few)
-
-    @property
-    def _of_constants(self) -> float:
-        if self.distribution != "balanced":
-            return 0.0
-        T = self.layout.positions
-        low, high, larger = balanced_signs.sums(T)
-        rarer = min(larger, 1 - larger)
-        if rarer == 0 or rarer * self.drawn * self.n_blocks * self.layout.features >= SEEN:
-            return 0.0
-        return max(abs(T / low**2 - 1) if low else 1.0, abs(T / high**2 - 1))
+        signs = not known or self.law.unit_modulus
+        return Doubt(self.law.unseen(self) if known else 0.0, signs and self.drawn < few)
 
     @property
     def goes_on(self) -> bool:
-        """Whether a call of `chunks` goes on with the orthogonal set of the one before."""
-        return self.explicit is None and self.distribution == "hadamard"
+        """Whether a call of `chunks` goes on with the set of the one before."""
+        return self.explicit is None and self.law.sets is not None
 
     @public
     def take(self, k: int) -> Any:
-        """The next k probes, (n, k); of an orthogonal law, the first of a set."""
+        """The next k probes, (n, k); the first of a set, where they come in sets."""
         self._set = None
         V = self._take(k)
         self._set = None
@@ -130,20 +111,7 @@ class Probes:
         self.drawn += k
         if self.explicit is not None:
             return self.explicit[:, self.drawn - k : self.drawn]
-        if self.distribution == "hadamard":
-            return self._hadamard(k)
-        if self.distribution in ("rademacher", "balanced"):
-            return self._signs(*(self._independent_signs(k) for _ in range(self._kinds)))
-        X = self._gaussian(k)
-        if self.distribution == "gaussian":
-            return X
-        d = self.n // self.n_blocks
-        X = self.xp.reshape(X, (self.n_blocks, d, k))
-        if self.distribution == "sphere":
-            X = _backends.compiled(_on_sphere, (), X, X)
-        else:
-            X = self._haar(X) * d**0.5
-        return self.xp.reshape(X, (self.n, k))
+        return self.law.draw(self, k)
 
     def skip(self, k: int) -> None:
         """Pass over the next k probes, which a run before this one has used."""
@@ -153,11 +121,11 @@ class Probes:
     def again(self, marks: tuple[str, ...]) -> Any:
         """The first probe, (n, 1), of a stream for the same operator that had those marks; None if they do not tell."""
         law, _, mark = marks[0].partition(":") if marks else ("", "", "")
-        source = HostSource.of_mark(mark) if law in get_args(Distribution) else None
+        source = HostSource.of_mark(mark) if law in LAWS else None
         if source is None:
             return None
         like: Any = self
-        other = Probes(self.n, like, rng=source, distribution=law, n_blocks=self.n_blocks, layout=self.layout)  # type: ignore[arg-type]
+        other = Probes(self.n, like, rng=source, distribution=law, n_blocks=self.n_blocks, layout=self.layout)
         return next(other.chunks(1, 1))
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
@@ -165,7 +133,7 @@ class Probes:
 
     def chunks(self, m: int, chunk: int) -> Iterator[Any]:
         """The next m probes in pieces of at most `chunk` columns."""
-        if self.distribution == "orthogonal" and self.explicit is None:  # orthogonal to each other: all at once
+        if self.population is not None and not self.goes_on:  # orthogonal to each other: all at once
             V = self.take(m)
             yield from (V[:, i : min(i + chunk, m)] for i in range(0, m, chunk))
         else:
@@ -177,66 +145,48 @@ class Probes:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the arrays in `state`, by name."""
-        return HadamardSet.shapes(self.n, self.n_blocks, self._kinds) if self.goes_on else {}
+        return self.law.sets.shapes(self.n, self.n_blocks, self.parts) if self.goes_on and self.law.sets else {}
 
     def sound(self, name: str, x: np.ndarray) -> bool:
         """Whether the array of that name in a state may hold these whole numbers."""
-        if name == "signs":
-            return bool(np.all(np.abs(x) == 1))
-        return bool(np.all((x >= 0) & (x < order(self.n // self.n_blocks))))
+        return self.law.sets is not None and self.law.sets.sound(self.n // self.n_blocks, name, x)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on after those probes: with their set, whatever `rng` is now; or else without the same numbers again."""
-        self._set = HadamardSet.of_state(self.n, self.n_blocks, state)
+        self._set = None if self.law.sets is None else self.law.sets.of_state(self.n, self.n_blocks, state)
         if self._set is None:
             self.skip(int(state["drawn"]))
         else:
             self.drawn = int(state["drawn"])
             self._used = 1 + (self.drawn - 1) % self._set.N
 
-    def _hadamard(self, k: int) -> Any:
-        """Columns of Hadamard sets, as many sets as it takes."""
-        pieces = []
-        while k:
-            if self._set is None or self._used == self._set.N:
-                self._set, self._used = HadamardSet(self.n, self.n_blocks, self._kinds, self._source), 0
-            taken = min(k, self._set.N - self._used)
-            rows = self._set.rows(self._used, self._used + taken)
-            pieces.append(self._signs(*(rows[i, ...].T for i in range(rows.shape[0]))))
-            self._used, k = self._used + taken, k - taken
-        return aa.concat_columns(self.xp, pieces)
-
+    # -- what laws draw with ---------------------------------------------------------------------
     @property
-    def _kinds(self) -> int:
-        """Signs that a number is made of: real and imaginary part."""
+    def parts(self) -> int:
+        """Real numbers that an entry is made of: two of a complex one."""
         return 2 if aa.is_complex(self.xp, self.dtype) else 1
 
-    def _independent_signs(self, k: int) -> Any:
-        if self.distribution == "rademacher":
-            return self._draw("signs", k)
-        return balanced_signs.signs(self._source, k, self.n_blocks, self.layout).T
+    def entries(self, parts: list[Any]) -> Any:
+        """Real parts of variance one as entries of the operator's dtype; of signs complex ones are {±1 ± i}/√2."""
+        re, *im = (self._cast(x) for x in parts)
+        return (re + 1j * im[0]) * 0.5**0.5 if im else re
 
-    def _signs(self, re: Any, im: Any = None) -> Any:
-        """Those signs; complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
-        return self._cast(re) if im is None else (self._cast(re) + 1j * self._cast(im)) * 0.5**0.5
+    def normal(self, k: int) -> Any:
+        """Independent standard normals, (n, k)."""
+        return self.entries([self.source.normal(k, self.n).T for _ in range(self.parts)])
 
-    def _gaussian(self, k: int) -> Any:
-        if aa.is_complex(self.xp, self.dtype):
-            return (self._cast(self._draw("normal", k)) + 1j * self._cast(self._draw("normal", k))) * 0.5**0.5
-        return self._cast(self._draw("normal", k))
+    def by_blocks(self, X: Any) -> Any:
+        """(n, k) as (n_blocks, d, k)."""
+        return self.xp.reshape(X, (self.n_blocks, self.n // self.n_blocks, X.shape[1]))
 
-    def _haar(self, X: Any) -> Any:
-        """Haar-distributed orthonormal columns, at most d to a set: Q of a Gaussian, R's diagonal made positive."""
-        d, k = X.shape[1], X.shape[2]
-        sets = []
-        for i in range(0, k, d):
-            Q, R = self.xp.linalg.qr(X[:, :, i : min(i + d, k)])[:2]
-            r = self.xp.linalg.diagonal(R)
-            sets.append(Q * (r / self.xp.astype(self.xp.abs(r), r.dtype))[:, None, :])
-        return aa.concat_columns(self.xp, sets)
-
-    def _draw(self, what: str, k: int) -> Any:
-        return getattr(self._source, what)(k, self.n).T
+    def of_sets(self, k: int) -> Iterator[Any]:
+        """The next k columns of sets, (parts, …, n), as many sets as it takes."""
+        while k:
+            if self._set is None or self._used == self._set.N:
+                self._set, self._used = self.law.sets(self.n, self.n_blocks, self.parts, self.source), 0  # type: ignore[misc]
+            taken = min(k, self._set.N - self._used)
+            yield self._set.rows(self._used, self._used + taken)
+            self._used, k = self._used + taken, k - taken
 
     def _cast(self, x: Any) -> Any:
         """To the operator's dtype and device, moving as few bytes as may be."""
@@ -255,10 +205,3 @@ class Probes:
         elif None not in (self.device, aa.device(x)) and aa.device(x) != self.device:  # of a key that lives elsewhere
             x = array_api_compat.to_device(x, self.device)
         return xp.astype(x, self.dtype)
-
-
-def _on_sphere(X: Any) -> Any:
-    """(n_blocks, d, k), each column of each block of length √d."""
-    xp = aa.namespace(X)
-    length2 = xp.sum(aa.abs2(xp, X), axis=1, keepdims=True)
-    return X * xp.astype(xp.sqrt(X.shape[1] / length2), X.dtype)

@@ -32,7 +32,7 @@ from traceest import _backends
 from traceest import _validation as check
 from traceest.operators.metering import MEMORY, Meter, chunk_columns
 from traceest.operators.products import deflate
-from traceest.probes import ORTHOGONAL, SIGNS, Distribution, Probes
+from traceest.probes import Distribution, Probes
 from traceest.spectrum import looks, truncation
 from traceest.spectrum.dense import to_dense
 from traceest.spectrum.lanczos import Lanczos, Tridiagonals, gauss
@@ -244,7 +244,7 @@ def quadrature(
     X, basis = leading(xp, meter.op, stream.take(p.deflated), p.blocks, caller) if p.deflated else (None, None)
     keeps = _basis_fits(A, p.steps) if reorthogonalise is None else reorthogonalise
     chunk = _chunk(A, p.steps if keeps else LEAN, chunk_size)
-    gradient = 0.0 if distribution in (*SIGNS, *ORTHOGONAL) else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
+    gradient = 0.0 if not stream.law.invariant else 1.0 if aa.is_complex(xp, A.dtype) else 2.0
 
     def begun(V: Any, first: Any = None) -> Lanczos:
         return Lanczos(xp, meter.op, V if X is None else deflate(xp, X, V), keeps, first)

@@ -18,7 +18,7 @@ from traceest.kernels.norms import largest_rank
 from traceest.kernels.sketches import Sketch
 from traceest.operators.blocks import n_blocks
 from traceest.operators.layout import layout
-from traceest.probes import ORTHOGONAL, Distribution, Probes, of_pairs
+from traceest.probes import Distribution, Probes, of_pairs, require_independent
 from traceest.tracking import _export
 from traceest.tracking._dynamic import Shifted
 from traceest.tracking._sketches import Deflation, Sketches
@@ -134,10 +134,8 @@ class Tracker:
             check.budget(n, None, least, name, "Tracker")
         if n_fresh == 1:
             raise ValueError("Tracker: n_fresh = 1 tells no error; give at least 2, or 0 for none.")
-        if distribution in ORTHOGONAL:
-            raise ValueError(
-                f"Tracker: {distribution} probes are not independent, and pairs of them would bias the norm."
-            )
+        if distribution is not None:
+            require_independent(distribution, "Tracker")
         self.distribution, self.n_deflate, self.n_fresh, self._rng = distribution, n_deflate, n_fresh, rng
         self._sketches: Sketches | None = None
         self._marks: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from traceest import _array_api as aa
+from traceest.probes import named
 from traceest.uncertainty.doubt import CERTAIN, Doubt, doubted
 from traceest.uncertainty.estimate import Estimate
 from traceest.uncertainty.moments import degrees_of_freedom, welch_satterthwaite
@@ -115,7 +116,8 @@ class Invariant(NamedTuple):
     def of(cls, distribution: str, n: int, is_complex: bool) -> Invariant | None:
         """For probes of length n; None for laws that single out axes."""
         kappa = 1 if is_complex else 2
-        return {"gaussian": cls(1.0, kappa), "sphere": cls(n / (n + kappa), kappa)}.get(distribution)
+        a = named(distribution).pair_factor(n, kappa)
+        return None if a is None else cls(a, kappa)
 
     def product(self, m: int, S: Any, T: Any) -> Any:
         """Tr AB without bias from S = Σ_ij G⁽¹⁾G⁽²⁾, of all pairs, and T = tr G⁽¹⁾ tr G⁽²⁾, of m probes.

@@ -10,7 +10,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.adaptive import Stop
 from traceest.operators.base import check_compatible
-from traceest.probes import ORTHOGONAL, Distribution
+from traceest.probes import Distribution, require_independent
 
 Method = Literal["auto", "one-sided", "two-sided", "hutchinson", "exact"]
 Groups = tuple[tuple[int, ...], ...]
@@ -60,11 +60,8 @@ class Request:
             )
         if self.stop is not None and self.probes is not None:
             raise TypeError(f"{self.caller}: a tolerance takes as many probes as it asks for; give rng= for probes=.")
-        if self.distribution in ORTHOGONAL:
-            raise ValueError(
-                f"{self.caller}: {self.distribution} probes are not independent of each other, and pairs of them would "
-                "bias the norm; choose rademacher, balanced, gaussian or sphere."
-            )
+        if self.distribution is not None:
+            require_independent(self.distribution, self.caller)
         return self
 
     @property

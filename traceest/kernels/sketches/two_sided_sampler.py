@@ -17,7 +17,7 @@ from traceest.kernels.sketches.two_sided import LowRank, Plain
 from traceest.operators.layout import layout
 from traceest.operators.metering import chunk_columns
 from traceest.operators.products import completed, orth, products
-from traceest.probes import SIGNS, Probes, of_pairs
+from traceest.probes import Probes, of_pairs
 from traceest.uncertainty.estimate import Estimate
 
 LOW_RANK_FROM = 8
@@ -131,8 +131,8 @@ class TwoSidedSampler(SketchSampler):
             return Plain(self.xp, self.V, self.KV, self.units, fields, self.targets, doubt=doubt)
         Q, R = self.basis
         fields = {"method": "two-sided low-rank", **self.meter.spent}
-        signs = self.stream.distribution in SIGNS
-        return LowRank(self.xp, self.V, self.KV, self.Z, Q, R, not signs, self.units, fields, self.targets)
+        normalise = not self.stream.law.unit_modulus
+        return LowRank(self.xp, self.V, self.KV, self.Z, Q, R, normalise, self.units, fields, self.targets)
 
     def predicted(self, stderr: float) -> float:
         """By the power with which the error fell between the last two looks, 1 being hoped for before."""
