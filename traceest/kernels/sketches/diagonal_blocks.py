@@ -42,7 +42,7 @@ class DiagonalBlocks(OneSided):
         k = len(self.grams) // 2
         if a < k <= b:
             b -= k
-        return self.pairs(self.grams[a], self.grams[b])
+        return self._pairs(self.grams[a], self.grams[b])
 
     def _spreading(self, s: Statistic, spread: Callable[[], Any]) -> Statistic:
         return s
@@ -52,9 +52,7 @@ class DiagonalBlocks(OneSided):
         return None
 
 
-def diagonal_blocks(
-    xp: Any, V: Any, AV: list[Any], units: list[Any], masks: list[Any], **fields: Any
-) -> list[Sketch]:
+def diagonal_blocks(xp: Any, V: Any, AV: list[Any], units: list[Any], masks: list[Any], **fields: Any) -> list[Sketch]:
     """The sketches of all groups, whose columns `masks` tell, from the products AV of every operator."""
     whole = [_forms(xp, V, X) for X in AV]
     return [
@@ -86,5 +84,5 @@ def column_masks(K: Any, groups: Groups | None) -> list[Any]:
     return [mask(members) for members in groups]
 
 
-def _forms(xp: Any, V: Any, X: Any) -> Any:
-    return (aa.adjoint(xp, V) @ X)[None, :, None, :]
+def _forms(xp: Any, V: Any, X: Any) -> tuple[Any, ...]:
+    return ((aa.adjoint(xp, V) @ X)[None, :, None, :],)
