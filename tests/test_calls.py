@@ -22,7 +22,7 @@ PACKAGES = {"traceest": te, "probes": te.probes, "jax": in_jax, "torch": in_torc
 
 OPERANDS = {
     "traceest": {"A", "B", "J", "K", "K1", "K2", "f", "k", "n", "p", "y", "coefficients", "estimate", "estimates",
-                 "operators", "path"},
+                 "operators", "path", "product"},
     "probes": {"n", "k", "distribution", "layout", "rng"},
     "jax": {"fn", "loss", "params", "inputs", "targets"},
     "torch": {"model", "loss", "inputs", "targets"},

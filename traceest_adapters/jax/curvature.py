@@ -110,7 +110,7 @@ def hessian(
         whole, pick, inputs = fn, matrices.inputs_alone(input), tuple(data)
     else:
         inputs, targets = _several(data[0]) if data else (), data[1] if len(data) > 1 else targets
-        pick = matrices.pair(input, targets, "hessian")
+        pick = matrices.pair(input, None if batches is None else targets, "hessian")
         has_targets = targets is not None or (batches is not None and input is None)
         whole, output = OfLoss(fn, loss, output, has_targets), None
         inputs += () if targets is None or batches is not None else (targets,)
