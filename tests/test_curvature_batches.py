@@ -84,16 +84,16 @@ def test_a_reduction_that_is_not_the_losss_is_told_on_the_first_batch(framework:
 @pytest.mark.parametrize("framework", ["jax", "torch"])
 def test_parts_of_a_batch_are_picked_and_what_is_no_pair_is_told(framework: str) -> None:
     data = [{"pixels": x, "label": y} for x, y in batches(framework)]
-    picked = made(framework, "gauss_newton", loss_of(framework, "mean"), batches=data, input="pixels", target="label")
+    picked = made(framework, "gauss_newton", loss_of(framework, "mean"), batches=data, input="pixels", targets="label")
     whole = made(framework, "gauss_newton", loss_of(framework, "mean"), X, Y)
     np.testing.assert_allclose(dense(picked), dense(whole), atol=1e-12)
     for options, message in (
-        ({}, r"a batch is a dict of 2, expected a pair .*input= and target="),
-        ({"target": "label"}, "target= without input="),
+        ({}, r"a batch is a dict of 2, expected a pair .*input= and targets="),
+        ({"targets": "label"}, "targets= without input="),
     ):
         with pytest.raises(TypeError, match=message):
             made(framework, "gauss_newton", loss_of(framework, "mean"), batches=data, **options)
-    with pytest.raises(TypeError, match="give inputs and targets, or batches=, not both"):
+    with pytest.raises(TypeError, match="give inputs, or batches=, not both"):
         made(framework, "hessian", loss_of(framework, "mean"), X, Y, batches=data)
 
 

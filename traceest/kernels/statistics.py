@@ -10,9 +10,9 @@ from traceest.kernels.sketches import Sketch
 from traceest.uncertainty.estimate import Estimate
 
 
-def trace(s: Sketch, a: int) -> Estimate:
-    """Tr K_a."""
-    return s.estimate(s.trace(a), s.units[a], bounds=(0.0, math.inf))
+def trace(s: Sketch, a: int, psd: bool = True) -> Estimate:
+    """Tr K_a, which is not negative of a positive semidefinite one."""
+    return s.estimate(s.trace(a), s.units[a], bounds=(0.0 if psd else -math.inf, math.inf))
 
 
 def frobenius_norm(s: Sketch, a: int) -> Estimate:
@@ -20,10 +20,10 @@ def frobenius_norm(s: Sketch, a: int) -> Estimate:
     return s.estimate(s.product(a, a).map(lambda f: aa.root(s.xp, f)), s.units[a], bounds=(0.0, math.inf))
 
 
-def effective_rank(s: Sketch, a: int, largest: float) -> Estimate:
-    """(tr K_a)² / ‖K_a‖², which is between 1 and `largest`."""
+def effective_rank(s: Sketch, a: int, largest: float, psd: bool = True) -> Estimate:
+    """(tr K_a)² / ‖K_a‖², which is between 1 (0 of an indefinite one) and `largest`."""
     rank = s.squared_trace(a).map(lambda t, f: _ratio(s.xp, t, f), s.product(a, a))
-    return s.estimate(rank, bounds=(1.0, largest))
+    return s.estimate(rank, bounds=(1.0 if psd else 0.0, largest))
 
 
 def inner_product(s: Sketch, a: int, b: int, low: float) -> Estimate:

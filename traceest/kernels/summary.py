@@ -14,6 +14,7 @@ from traceest.kernels.alignments import targets
 from traceest.kernels.grouping import Grouping, groups_of
 from traceest.kernels.norms import largest_rank
 from traceest.kernels.sketches import Method, Request, Sketch, fused, kernels_of_one_state, sketch
+from traceest.operators.gram import shorter
 from traceest.probes import Distribution
 from traceest.uncertainty.estimate import Estimate, told
 
@@ -121,10 +122,14 @@ def summary(
         Adds `target_alignment`.
     centred : bool
         Of HKH, H = I − 11ᵀ/n, in place of K: the alignment is then CKA.
-    groups : True, int, callable or mapping, optional
-        Adds the same statistics of each group of parameters: True for every array of them, an int d for those that
-        share the first d parts of their path ("encoder.0" for d = 2), a function from names to labels (or None), or a
-        mapping from labels to names. Memory: one Gram array more a group.
+    groups : True, int, str, sequence of str, mapping or callable, optional
+        Adds the same statistics of each group of parameters, whose names are dotted paths: True for every array of
+        them; an int d for those that share the first d parts of their path ("encoder.0" for d = 2); names or globs of
+        modules, each of which that is there is a group ("layers.*", or ["embed", "layers.*.attn"]); a mapping from
+        labels to names, globs ("*.attn.*") or predicates of name and array; or a function from names to labels (or
+        None). Of a kernel JJᴴ a group's part is that of its columns of J. Of a matrix of the parameters themselves, JᴴJ
+        or a Hessian, it is the group's block on the diagonal, from the same products (without a low-rank part).
+        Memory: one Gram array more a group.
     names : sequence of str, optional
         Of the kernels, for printing.
     method, rng, distribution, probes
@@ -157,6 +162,8 @@ def summary(
     Ks = kernels_of_one_state(kernels, "summary")
     if names is not None and len(names) != len(Ks):
         raise ValueError(f"summary: {len(Ks)} kernels have {len(names)} names; give one each.")
+    if groups and len(Ks) == 1 and target is None and not centred:
+        Ks = [shorter(Ks[0])]  # of JᴴJ, by the parameters of J
     labels = groups_of(Ks, groups, "summary")
     Y = None if target is None else targets(target, Ks[0], "summary")
     request = Request(
@@ -204,9 +211,9 @@ def _summary(
 
     example_traces = None if s.example_traces(0) is None else each(s.example_traces)
     return Summary(
-        each(lambda a: statistics.trace(s, a)),
+        each(lambda a: statistics.trace(s, a, psd)),
         each(lambda a: statistics.frobenius_norm(s, a)),
-        each(lambda a: statistics.effective_rank(s, a, ranks[a])),
+        each(lambda a: statistics.effective_rank(s, a, ranks[a], psd)),
         alignment=of_pairs(lambda a, b: statistics.alignment(s, a, b, psd)) if k > 1 else None,
         relative_distance=of_pairs(lambda a, b: statistics.relative_distance(s, a, b)) if k > 1 else None,
         target_alignment=each(lambda a: statistics.target_alignment(s, a, psd)) if s.targets else None,

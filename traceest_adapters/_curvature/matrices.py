@@ -240,19 +240,19 @@ def inputs_alone(input: Any) -> Callable[[Any], tuple[Any, None]]:
     return lambda batch: (select(batch), None)
 
 
-def pair(input: Any, target: Any, caller: str) -> Callable[[Any], tuple[Any, Any]]:
-    """From a batch to its inputs and targets: what `input` and `target` pick of it, or its two parts."""
-    if input is not None or target is not None:
+def pair(input: Any, targets: Any, caller: str) -> Callable[[Any], tuple[Any, Any]]:
+    """From a batch to its inputs and targets: what `input` and `targets` pick of it, or its two parts."""
+    if input is not None or targets is not None:
         if input is None:
-            raise TypeError(f"{caller}: target= without input=; say which part of a batch the model takes, too.")
-        of_input, of_target = common.selector(input, "input"), common.selector(target, "target")
-        return lambda batch: (of_input(batch), None if target is None else of_target(batch))
+            raise TypeError(f"{caller}: targets= without input=; say which part of a batch the model takes, too.")
+        of_input, of_targets = common.selector(input, "input"), common.selector(targets, "targets")
+        return lambda batch: (of_input(batch), None if targets is None else of_targets(batch))
 
     def both(batch: Any) -> tuple[Any, Any]:
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise TypeError(
-                f"{caller}: a batch is {_what(batch)}, expected a pair (inputs, targets); say by input= and target= "
-                "which part of it is which: an index, a key, or a function of the batch. Without target= the loss "
+                f"{caller}: a batch is {_what(batch)}, expected a pair (inputs, targets); say by input= and targets= "
+                "which part of it is which: an index, a key, or a function of the batch. Without targets= the loss "
                 "takes the output alone."
             )
         return batch[0], batch[1]
@@ -261,7 +261,7 @@ def pair(input: Any, target: Any, caller: str) -> Callable[[Any], tuple[Any, Any
 
 
 def check_arguments(
-    caller: str, loss: Any, order: str, batches: Any, given: bool, kind: Any, input: Any, target: Any, progress: bool
+    caller: str, loss: Any, order: str, batches: Any, given: bool, kind: Any, input: Any, progress: bool
 ) -> None:
     """Raise unless the arguments that belong to `batches` come with it, and data without.
 
@@ -277,11 +277,14 @@ def check_arguments(
             f"{order}."
         )
     if batches is not None and given:
-        raise TypeError(f"{caller}: give inputs and targets, or batches=, not both; batches= holds all data.")
+        raise TypeError(
+            f"{caller}: give inputs, or batches=, not both; batches= holds all data, and targets= says which part of a "
+            "batch the loss takes."
+        )
     if batches is None and not given:
         raise TypeError(f"{caller}: there are no inputs; call it as {order}, or give batches=.")
-    if batches is None and (input is not None or target is not None or progress):
-        raise TypeError(f"{caller}: input=, target= and progress= are for batches=; data are given as {order}.")
+    if batches is None and (input is not None or progress):
+        raise TypeError(f"{caller}: input= and progress= are for batches=; data are given as {order}.")
 
 
 def _what(batch: Any) -> str:

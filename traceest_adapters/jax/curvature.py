@@ -33,11 +33,11 @@ NOT = ("blocks",)
 def hessian(
     fn: Any,
     *args: Any,
+    targets: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     output: Any = None,
     batches: Iterable[Any] | None = None,
     input: Any = None,
-    target: Any = None,
     reduction: Reduction = "mean",
     batch_axis: int = 0,
     check: bool = True,
@@ -57,10 +57,10 @@ def hessian(
     ----------
     fn : callable
         ``fn(params, *inputs)``, traced when the operator is made; functions that do the same share steps.
-    *args
+    *args, targets
         The loss, ``loss(output, targets)`` → scalar, a mean or a sum as it says (``loss(output)`` without targets), or
         nothing; the parameters; the inputs, a tuple if there are several; and the targets, whatever the loss takes.
-    batches, input, target, reduction
+    batches, input, reduction
         As in `gauss_newton`. Without a loss all of a batch is given to `fn`, or what `input` picks of it.
     batch_axis : int
         Axis of the examples, of which a mean over batches needs their number.
@@ -100,20 +100,20 @@ def hessian(
     params, *data = args[loss is not None :] or (None,)
     if len(args) <= (loss is not None):
         raise TypeError(f"hessian: there are no parameters{' behind the loss' if args else ''}; call it as {HESSIAN}.")
-    if loss is not None and len(data) > 2:
+    if loss is not None and len(data) > (2 if targets is None else 1):
         raise TypeError(
             f"hessian: {len(args) + 1} arguments; give several inputs as one tuple, and call it as {HESSIAN}."
         )
     given = bool(data) or (loss is None and batches is None)
-    matrices.check_arguments("hessian", loss or fn, HESSIAN, batches, given, reduction, input, target, progress)
+    matrices.check_arguments("hessian", loss or fn, HESSIAN, batches, given, reduction, input, progress)
     if loss is None:
         whole, pick, inputs = fn, matrices.inputs_alone(input), tuple(data)
     else:
-        inputs, targets = _several(data[0]) if data else (), data[1] if len(data) > 1 else None
-        pick = matrices.pair(input, target, "hessian")
-        has_targets = targets is not None if batches is None else input is None or target is not None
+        inputs, targets = _several(data[0]) if data else (), data[1] if len(data) > 1 else targets
+        pick = matrices.pair(input, None if batches is None else targets, "hessian")
+        has_targets = targets is not None or (batches is not None and input is None)
         whole, output = OfLoss(fn, loss, output, has_targets), None
-        inputs += () if targets is None else (targets,)
+        inputs += () if targets is None or batches is not None else (targets,)
     with in_order("hessian", HESSIAN):
         of = Jacobians(whole, params, output=output, batch_axis=None, check=False, **options)
 
@@ -158,22 +158,21 @@ def _matrix(
     kwargs: Mapping[str, Any] | None = None,
     batches: Iterable[Any] | None = None,
     input: Any = None,
-    target: Any = None,
     reduction: Reduction = "mean",
     check: bool = True,
     progress: bool = False,
     **options: Any,
 ) -> Any:
     order = ORDER.format(caller)
-    given = inputs is not None or targets is not None or bool(kwargs)
-    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, target, progress)
+    given = inputs is not None or bool(kwargs) or (targets is not None and batches is None)
+    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, progress)
     matrix = matrices.Matrix(caller, CALCULUS, loss, reduction, check)
     with in_order(caller, order):
         of = Jacobians(fn, params, check=check, **options)
         J = of(_several(inputs), dict(kwargs or {})) if batches is None else None
     if J is not None:
         return matrix.of(J, targets)
-    pairs = Batches(batches, matrices.pair(input, target, caller), _converted, digest)
+    pairs = Batches(batches, matrices.pair(input, targets, caller), _converted, digest)
     return matrix.of_batches(lambda inputs, p: of.next(inputs, pairs.complete), pairs, progress)
 
 
@@ -207,9 +206,9 @@ def gauss_newton(
     batches : iterable, optional
         In place of `inputs` and `targets`: a list or a data loader that yields pairs of them, the same in each pass.
         One batch is there at a time. With the mean, a batch counts by its number of examples.
-    input, target : int, str or callable, optional
-        Which parts of a batch are the inputs and the targets, if it is no pair: an index, a key, or a function. Without
-        `target` the loss takes the output alone.
+    input : int, str or callable, optional
+        Which part of a batch is the inputs, if it is no pair: an index, a key, or a function of it. Which part are the
+        targets is said by `targets` then; without, the loss takes the output alone.
     reduction : {"mean", "sum"}
         Of batches: whether `loss`, and so the loss of all data, is a mean or a sum over examples. Looked at on the
         first.
@@ -259,7 +258,7 @@ def empirical_fisher(
 
     Parameters
     ----------
-    fn, loss, params, inputs, targets, batches, input, target
+    fn, loss, params, inputs, targets, batches, input
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
         What `loss` does with its examples' losses. Verified, as is that it couples no examples, except under `jax.jit`.

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 import traceest as te
 from traceest._boundary import made_of
+from traceest._names import Names
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters._curvature.matrices import AtOutputs
@@ -194,7 +195,7 @@ class TorchHessian(te.Operator):
         P = sum(p.numel() for p in leaves)
         dtype = torch.result_type(self.value, leaves[0])
         like = torch.empty(0, dtype=dtype, device=leaves[0].device)
-        super().__init__((P, P), like=like, symmetric=True, parameters=self.params, name="TorchHessian")
+        super().__init__((P, P), like=like, symmetric=True, parameters=Names(self.params, leaves), name="TorchHessian")
         self.memory_budget = memory.given(memory_budget)
         with memory.within(self.memory_budget):
             affordable = max(1, min(MOST, memory.budget() // (P * dtype.itemsize)))

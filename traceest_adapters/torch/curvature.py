@@ -43,7 +43,6 @@ def hessian(
     output: Any = None,
     batches: Iterable[Any] | None = None,
     input: Any = None,
-    target: Any = None,
     reduction: Reduction = "mean",
     batch_axis: int = 0,
     chunk_size: int | None = None,
@@ -68,7 +67,7 @@ def hessian(
     inputs : tensor, or tuple of several arguments
     targets : optional
         Whatever `loss` takes.
-    batches, input, target, reduction
+    batches, input, reduction
         As in `gauss_newton`. Without a loss all of a batch is given to the model, or what `input` picks of it.
     batch_axis : int
         Axis of the examples, of which a mean over batches needs their number.
@@ -103,9 +102,9 @@ def hessian(
     >>> float(te.trace(H))  # 6·1 + 6·2
     18.0
     """
-    order, given = ORDER.format("hessian"), inputs is not None or targets is not None or bool(kwargs)
+    order, given = ORDER.format("hessian"), inputs is not None or bool(kwargs)
     of_loss, nothing = (model, batches is None) if loss is None else (loss, False)
-    matrices.check_arguments("hessian", of_loss, order, batches, given or nothing, reduction, input, target, progress)
+    matrices.check_arguments("hessian", of_loss, order, batches, given or nothing, reduction, input, progress)
     first = Inputs(_several(inputs), dict(kwargs or {})), targets
     wrapped, chosen = Model.of(model, wrt, params, output, None, shared or {})
     checks.parameters(chosen, [first, wrapped.shared], "hessian")
@@ -141,7 +140,7 @@ def hessian(
         begun[:] = [p]
         return H, B if reduction == "mean" else 1
 
-    pick = matrices.inputs_alone(input) if loss is None else matrices.pair(input, target, "hessian")
+    pick = matrices.inputs_alone(input) if loss is None else matrices.pair(input, targets, "hessian")
     device = next(iter(leaves.values())).device
     return matrices.of_batches(make, _pairs(batches, pick, device), reduction, progress)
 
@@ -156,20 +155,19 @@ def _matrix(
     kwargs: Mapping[str, Any] | None = None,
     batches: Iterable[Any] | None = None,
     input: Any = None,
-    target: Any = None,
     reduction: Reduction = "mean",
     check: bool = True,
     progress: bool = False,
     **options: Any,
 ) -> Any:
-    order, given = ORDER.format(caller), inputs is not None or targets is not None or bool(kwargs)
-    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, target, progress)
+    order, given = ORDER.format(caller), inputs is not None or bool(kwargs)
+    matrices.check_arguments(caller, loss, order, batches, given, reduction, input, progress)
     matrix = matrices.Matrix(caller, CALCULUS, loss, reduction, check)
     first = Inputs(_several(inputs), dict(kwargs or {}))
     of = Jacobians(model, first, check=check, **options)
     if batches is None:
         return matrix.of(of(first), targets)
-    return matrix.of_batches(of.next, _pairs(batches, matrices.pair(input, target, caller), of.device), progress)
+    return matrix.of_batches(of.next, _pairs(batches, matrices.pair(input, targets, caller), of.device), progress)
 
 
 @clear(ORDER.format("gauss_newton"), _matrix, jacobian, without=NOT)
@@ -200,9 +198,9 @@ def gauss_newton(
     batches : iterable, optional
         In place of `inputs` and `targets`: a `DataLoader`, or a list, that yields pairs of them, the same in each pass.
         One batch is there at a time. With the mean, a batch counts by its number of examples.
-    input, target : int, str or callable, optional
-        Which parts of a batch are the inputs and the targets, if it is no pair: an index, a key, or a function. Without
-        `target` the loss takes the output alone.
+    input : int, str or callable, optional
+        Which part of a batch is the inputs, if it is no pair: an index, a key, or a function of it. Which part are the
+        targets is said by `targets` then; without, the loss takes the output alone.
     reduction : {"mean", "sum"}
         Of batches: whether `loss`, and so the loss of all data, is a mean or a sum over examples. Looked at on the
         first.
@@ -251,7 +249,7 @@ def empirical_fisher(
 
     Parameters
     ----------
-    model, loss, inputs, targets, batches, input, target
+    model, loss, inputs, targets, batches, input
         As for `gauss_newton`; the loss need not be convex.
     reduction : {"mean", "sum"}
         What `loss` does with its examples' losses. Verified, as is that it couples no examples. With ``check=False`` it

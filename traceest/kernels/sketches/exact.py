@@ -9,6 +9,7 @@ from typing import Any
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest.kernels.sketches.base import Sketch, constant
+from traceest.kernels.sketches.diagonal_blocks import column_masks
 from traceest.kernels.sketches.request import Request
 from traceest.operators.blocks import block_rmatmat, grouped_gram, n_blocks, unit_probes
 from traceest.operators.densify import dense_bytes, to_dense
@@ -160,12 +161,13 @@ def _blocks(Js: list[Any]) -> int:
 def _dense(xp: Any, K: Any, request: Request) -> list[Any]:
     """The n×n kernels of every group of columns and, last, of all."""
     n, J = K.shape[0], getattr(K, "factor", None)
-    if request.groups:
+    if request.groups and J is not None:
         parts = grouped_gram(J, unit_probes(J, 0, n // n_blocks(J)), request.groups)
         return [xp.reshape(G, (n, n)) for G in parts]
     if J is None:
         check.require_side(K, "matmat", request.caller)
-    return [to_dense(K, max_bytes=dense_bytes(K))]
+    D = to_dense(K, max_bytes=dense_bytes(K))
+    return [*(D * mask * xp.matrix_transpose(mask) for mask in column_masks(K, request.groups)), D]
 
 
 def _pairs(count: int, f: Callable[..., Any]) -> Pairs:

@@ -11,6 +11,7 @@ import numpy as np
 from traceest import _array_api as aa
 from traceest import _backends
 from traceest import _validation as check
+from traceest.kernels.sketches.diagonal_blocks import column_masks, diagonal_blocks
 from traceest.kernels.sketches.request import Request
 from traceest.kernels.sketches.sampler import SketchSampler
 from traceest.kernels.sketches.two_sided import LowRank, Plain
@@ -128,7 +129,9 @@ class TwoSidedSampler(SketchSampler):
             fields = {"method": "two-sided", **self.meter.spent}
             known = self.request.probes is None or self.request.distribution is not None
             doubt = self.stream.doubt_of_pairs(known)
-            return Plain(self.xp, self.V, self.KV, self.units, fields, self.targets, doubt=doubt)
+            masks = column_masks(self.Ks[0], self.request.groups)
+            blocks = diagonal_blocks(self.xp, self.V, self.KV, self.units, masks, fields=fields, doubt=doubt)
+            return Plain(self.xp, self.V, self.KV, self.units, fields, self.targets, blocks, doubt)
         Q, R = self.basis
         fields = {"method": "two-sided low-rank", **self.meter.spent}
         normalise = not self.stream.law.unit_modulus
@@ -198,7 +201,8 @@ class TwoSidedSampler(SketchSampler):
 def two_sided(Ks: list[Any], request: Request) -> Plain | LowRank:
     """Send the probes of a fixed budget through every kernel, and what they span too, where it is large enough."""
     m = request.n_drawn(2) + (request.probes is None and request.centred)  # projecting needs no column of ones
-    low_rank = request.method != "hutchinson" and request.probes is None and m >= LOW_RANK_FROM
+    plain = request.method == "hutchinson" or request.probes is not None or request.groups is not None
+    low_rank = m >= LOW_RANK_FROM and not plain
     sampler = TwoSidedSampler(Ks, request, low_rank)
     sampler.grow(m // 2 if low_rank else m)
     if low_rank:
