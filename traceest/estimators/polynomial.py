@@ -11,9 +11,9 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.sampling import Sampling
-from traceest.operators.algebra import Polynomial, checked_coefficients
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
 from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.polynomials import Polynomial, checked_coefficients
 from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, certain, told
 
