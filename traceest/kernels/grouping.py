@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from traceest._names import Names, Pattern, chosen, place
+from traceest.operators.abilities import can
 
 Grouping = bool | int | str | Sequence[str] | Callable[[str], str | None] | Mapping[str, Pattern] | None
 """What `summary` takes for `groups`."""
@@ -23,16 +24,16 @@ def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, 
     """
     if grouping is None or grouping is False:
         return {}
-    named = [getattr(getattr(K, "factor", None), "parameters", ()) for K in kernels]
+    named = [Names(()) if K.factor is None else K.factor.parameters for K in kernels]
     for K, names in zip(kernels, named, strict=True):
-        if not names or not hasattr(K.factor, "grouped_gram"):
+        if not names or not can(K.factor, "grouped_gram"):
             raise TypeError(
                 f"{caller}: groups= needs Gram operators whose factors tell parameters apart, as those of models do "
                 f"(of arrays: DenseOperator(J, parameters={{...}})); got {K!r}."
             )
     if len(set(named)) > 1:
         raise ValueError(f"{caller}: groups= needs kernels of the same parameters, got {named[0]} and {named[1]}.")
-    label = _labels(Names(named[0], getattr(named[0], "arrays", None)), grouping, caller)
+    label = _labels(named[0], grouping, caller)
     found: dict[str, list[int]] = {}
     for i, name in enumerate(named[0]):
         if (to := label(name)) is not None:

@@ -173,7 +173,7 @@ def summary(
     ).checked()
     if names is None:
         names = [f"K{a + 1}" for a in range(len(Ks))] if len(Ks) > 1 else ["K"]
-    psd, ranks = all(getattr(K, "psd", False) for K in Ks), tuple(largest_rank(K) for K in Ks)
+    psd, ranks = all(K.psd for K in Ks), tuple(largest_rank(K) for K in Ks)
     marks = marks_of(request)
     return _told(fused(_summary, sketch(Ks, request), psd, ranks, tuple(names), tuple(labels)), Ks[0], marks, centred)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.operators.abilities import can
 from traceest.operators.densify import cost_of_all
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
@@ -181,7 +182,7 @@ def make_plan(
     cost = cost_of_all(A)
     affordable = cost is not None and cost <= budget
     exact = method == "exact" or (
-        method == "auto" and affordable and (rtol is None or _small(n, cost, b) or not hasattr(A, "matmat"))
+        method == "auto" and affordable and (rtol is None or _small(n, cost, b) or not can(A, "matmat"))
     )
     if exact and not affordable:
         raise ValueError(

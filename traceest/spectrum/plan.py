@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from traceest import _validation as check
+from traceest.operators.abilities import can
 from traceest.operators.densify import cost_of_all
 
 DEFLATION = 7
@@ -86,7 +87,7 @@ def plan(
 
 def require_matmat(A: Any, caller: str) -> None:
     """Raise unless A can be multiplied again and again."""
-    if hasattr(A, "matmat"):
+    if can(A, "matmat"):
         return
     if A.factor is not None:
         raise TypeError(
