@@ -266,7 +266,7 @@ class XDiag(XNysTrace):
             _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Q)
             for a, b in ends
         ]
-        value, stderr, df = (aa.concat_columns(xp, [getattr(e, f) for e in parts]) for f in ("value", "stderr", "df"))
+        value, stderr, df = (aa.concat_columns(xp, [vars(e)[f] for e in parts]) for f in ("value", "stderr", "df"))
         return Estimate(value, stderr, df, method="xdiag", bounds=trace_bounds(A), **self.meter.spent)
 
 

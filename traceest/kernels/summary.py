@@ -59,8 +59,7 @@ class Summary:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Those that are there, by name."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: e for name, e in found.items() if isinstance(e, Estimate)}
+        return {f.name: e for f in fields(self) if isinstance(e := vars(self)[f.name], Estimate)}
 
     @property
     def n_matvecs(self) -> int:
@@ -222,7 +221,7 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
     first = estimates[0]
 
     def joined(name: str) -> Any:
-        values = [getattr(e, name) for e in estimates]
+        values = [vars(e)[name] for e in estimates]
         return xp.reshape(xp.stack(values), (*shape, *values[0].shape))
 
     return Estimate(

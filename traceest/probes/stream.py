@@ -213,17 +213,24 @@ class Probes:
 
     def _independent_signs(self, k: int) -> Any:
         if self.distribution == "rademacher":
-            return self._draw("signs", k)
+            return self._drawn.signs(k, self.n).T
         return balanced_signs.signs(self._source, k, self.n_blocks, self.layout).T
 
     def _signs(self, re: Any, im: Any = None) -> Any:
         """Those signs; complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
         return self._cast(re) if im is None else (self._cast(re) + 1j * self._cast(im)) * 0.5**0.5
 
+    @property
+    def _drawn(self) -> Any:
+        return self._source
+
+    def _normal(self, k: int) -> Any:
+        return self._cast(self._drawn.normal(k, self.n).T)
+
     def _gaussian(self, k: int) -> Any:
         if aa.is_complex(self.xp, self.dtype):
-            return (self._cast(self._draw("normal", k)) + 1j * self._cast(self._draw("normal", k))) * 0.5**0.5
-        return self._cast(self._draw("normal", k))
+            return (self._normal(k) + 1j * self._normal(k)) * 0.5**0.5
+        return self._normal(k)
 
     def _haar(self, X: Any) -> Any:
         """Haar-distributed orthonormal columns, at most d to a set: Q of a Gaussian, R's diagonal made positive."""
@@ -234,9 +241,6 @@ class Probes:
             r = self.xp.linalg.diagonal(R)
             sets.append(Q * (r / self.xp.astype(self.xp.abs(r), r.dtype))[:, None, :])
         return aa.concat_columns(self.xp, sets)
-
-    def _draw(self, what: str, k: int) -> Any:
-        return getattr(self._source, what)(k, self.n).T
 
     def _cast(self, x: Any) -> Any:
         """To the operator's dtype and device, moving as few bytes as may be."""

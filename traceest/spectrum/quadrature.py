@@ -257,7 +257,7 @@ def quadrature(
     runs += [begun(V).advance(t) for V in stream.chunks(s, chunk)]
     for asymmetry in (seen for r in runs for seen in r.asymmetries):
         looks.symmetric(asymmetry, A, caller)
-    T = Tridiagonals(*(xp.concat([getattr(r.T, part) for r in runs], axis=0) for part in ("alpha", "beta")))
+    T = Tridiagonals(*(xp.concat(parts, axis=0) for parts in zip(*(r.T for r in runs), strict=True)))
     return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis, marks)
 
 

@@ -63,7 +63,7 @@ class Checkpoint:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """All Estimates by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        return {f.name: vars(self)[f.name] for f in fields(self) if f.name != "step"}
 
     @public
     def __repr__(self) -> str:
