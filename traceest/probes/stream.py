@@ -70,7 +70,7 @@ class Probes:
         self.n, self.n_blocks, self.distribution = n, n_blocks, distribution
         self.xp, self.dtype, self.device = aa.namespace(like), like.dtype, aa.device(like)
         self.explicit, self.drawn = probes, 0
-        self._source = random_source(rng) if probes is None else None
+        self._source: Any = random_source(rng) if probes is None else None
         # With the law, so that the first probe of all can be drawn again (`again`).
         mark = mark_of(None if probes is None and rng is None else self._source, probes)
         self.marks = () if mark is None else (f"{distribution}:{mark}",)
@@ -213,19 +213,15 @@ class Probes:
 
     def _independent_signs(self, k: int) -> Any:
         if self.distribution == "rademacher":
-            return self._drawn.signs(k, self.n).T
+            return self._source.signs(k, self.n).T
         return balanced_signs.signs(self._source, k, self.n_blocks, self.layout).T
 
     def _signs(self, re: Any, im: Any = None) -> Any:
         """Those signs; complex, uniform on {±1 ± i}/√2, which has the fourth roots' law, turned."""
         return self._cast(re) if im is None else (self._cast(re) + 1j * self._cast(im)) * 0.5**0.5
 
-    @property
-    def _drawn(self) -> Any:
-        return self._source
-
     def _normal(self, k: int) -> Any:
-        return self._cast(self._drawn.normal(k, self.n).T)
+        return self._cast(self._source.normal(k, self.n).T)
 
     def _gaussian(self, k: int) -> Any:
         if aa.is_complex(self.xp, self.dtype):
