@@ -67,7 +67,9 @@ def _grown(
         return replace(e, converged=stop.target.met_by(e))
     found = replace(fused(statistic, exact(Ks, request), *options), converged=True)
     spent = sampler.sketch().fields
-    return replace(found, **{name: getattr(found, name) + spent[name] for name in ("n_matvecs", "n_rmatvecs")})
+    return replace(
+        found, n_matvecs=found.n_matvecs + spent["n_matvecs"], n_rmatvecs=found.n_rmatvecs + spent["n_rmatvecs"]
+    )
 
 
 def _sampler(Ks: list[Any], request: Request) -> SketchSampler:
