@@ -327,6 +327,8 @@ def test_rows_mixed_within_blocks_keep_the_blocks(complex_: bool) -> None:
     assert (2 * each @ Everything(J)).n_blocks == N_BLOCKS
     across = te.kron(te.identity(N_B, like=J), columns(N_BLOCKS, N_BLOCKS, complex_=complex_))
     assert (across @ Everything(J)).n_blocks is None
+    mixing = te.kron(columns(N_BLOCKS, N_BLOCKS, complex_=complex_), te.identity(N_B, like=J))
+    assert (mixing @ Everything(J)).n_blocks is None
     assert_same(across @ Everything(J), te.to_dense(across) @ J, 1)
 
 

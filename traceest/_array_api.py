@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sized
 from typing import Any
 
 import array_api_compat
@@ -39,6 +40,16 @@ def n_axes(x: Any) -> int | None:
     """How many axes an array of any library, dense or sparse, has; None for anything else."""
     axes: int | None = getattr(x, "ndim", None)
     return axes
+
+
+def is_plain_sequence(x: Any) -> bool:
+    """Whether `x` is a list or a tuple whose items have no names of their own."""
+    return isinstance(x, (list, tuple)) and not hasattr(x, "_fields")
+
+
+def is_indexed(x: Any) -> bool:
+    """Whether there are ``len(x)`` and ``x[i]``."""
+    return isinstance(x, Sized) and hasattr(x, "__getitem__")
 
 
 def device(array: Array) -> Any:

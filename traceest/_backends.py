@@ -42,6 +42,9 @@ class Backend(Protocol):
     def constant(self, x: Any) -> Any:
         """`x`, which nothing is differentiated by."""
 
+    def marked(self, x: Any, sources: list[Any]) -> Any:
+        """The array `x`, of which a gradient is an error if the framework has to be told: `sources` are not in it."""
+
     @property
     def strict(self) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
         """What makes of a call one under the framework's default settings; None where these are in force."""
@@ -116,13 +119,13 @@ def compiled(f: Callable[..., Any], static: tuple[Any, ...], arrays: Any, like: 
 def differentiated(x: Any) -> bool:
     """Whether something may be differentiated by the array `x`, or by what it was made of."""
     plugin = find(x)
-    return plugin is not None and hasattr(plugin, "differentiated") and plugin.differentiated(x)
+    return plugin is not None and plugin.differentiated(x)
 
 
 def constant(x: Any) -> Any:
     """The array `x`, which nothing is differentiated by."""
     plugin = find(x)
-    return x if plugin is None or not hasattr(plugin, "constant") else plugin.constant(x)
+    return x if plugin is None else plugin.constant(x)
 
 
 def conversion(obj: Any) -> Conversion | None:

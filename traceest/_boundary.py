@@ -21,6 +21,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar, overload
 
+from traceest import _array_api as aa
 from traceest import _backends
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,13 +72,13 @@ def made_of(source: Any) -> None:
 
 def _marked(result: Any, sources: list[Any]) -> Any:
     """The same with all its arrays marked: of a result, of results in it, or in a list, tuple or mapping of them."""
-    if isinstance(result, (list, tuple)) and not hasattr(result, "_fields"):
+    if aa.is_plain_sequence(result):
         return type(result)(_marked(item, sources) for item in result)
     if isinstance(result, dict):
         return {key: _marked(item, sources) for key, item in result.items()}
     if is_dataclass(result) and not isinstance(result, type):
-        parts = {f.name: getattr(result, f.name) for f in fields(result) if f.name not in UNMARKED}
+        parts = {f.name: vars(result)[f.name] for f in fields(result) if f.name not in UNMARKED}
         found = {name: _marked(part, sources) for name, part in parts.items() if type(part) not in PLAIN}
         return replace(result, **{name: part for name, part in found.items() if part is not parts[name]})
-    mark = getattr(_backends.find(result), "marked", None)
-    return result if mark is None else mark(result, sources)
+    backend = _backends.find(result)
+    return result if backend is None else backend.marked(result, sources)

@@ -165,7 +165,7 @@ def archive(path: Path, caller: str, expected: str) -> Iterator[Archive]:
     ValueError
         If it is not what was expected.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    fd = os.open(path, os.O_RDONLY | vars(os).get("O_NONBLOCK", 0) | vars(os).get("O_BINARY", 0))
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device has no end
         os.close(fd)

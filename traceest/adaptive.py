@@ -169,7 +169,7 @@ class Stop:
             idle = [
                 name
                 for name in ("max_matvecs", "callback", "progress", "explain", "checkpoint")
-                if getattr(found, name) not in (None, False)
+                if vars(found)[name] not in (None, False)
             ]
             if idle:
                 raise TypeError(

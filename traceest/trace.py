@@ -20,6 +20,7 @@ from traceest.estimators.hutchpp import Deflating
 from traceest.estimators.sampler import Sampler
 from traceest.estimators.sampling import Sampling, fhutch_sampling, hutchinson_sampling, rhutch_sampling
 from traceest.kernels.inner_product import inner_product, one_sided_pair
+from traceest.operators.abilities import can
 from traceest.operators.gram import shorter
 from traceest.operators.metering import chunk_columns
 from traceest.probes import Distribution
@@ -220,12 +221,12 @@ def _sampler(
     A: Any, method: Method, rng: Any, distribution: Distribution | None, chunk: int, budget: int
 ) -> tuple[Sampler, str]:
     """The sampler of the documented rules, and which of them chose it."""
-    J = getattr(A, "factor", None)
-    blocks = J is not None and (getattr(J, "n_blocks", None) or 1) > 1
-    one_sided = J is not None and ((blocks and hasattr(J, "rmatmat")) or not hasattr(A, "matmat"))
+    J = A.factor
+    blocks = J is not None and (J.n_blocks or 1) > 1
+    one_sided = J is not None and ((blocks and can(J, "rmatmat")) or not can(A, "matmat"))
     why = "asked for" if method != "auto" else "independent blocks of rows" if blocks else "J has one side alone"
     if J is not None and (method in ("rhutch", "hutchinson") or (method == "auto" and one_sided)):
-        if hasattr(J, "rmatmat"):
+        if can(J, "rmatmat"):
             return rhutch_sampling(J, rng, distribution, chunk), f"vjps alone, ‖J_bᴴv_b‖² ({why})"
         check.require_side(J, "rmatmat" if method == "rhutch" else "matmat", "trace")
         return fhutch_sampling(J, rng, distribution, chunk), f"jvps alone, ‖Jw‖² ({why})"
@@ -239,14 +240,14 @@ def _sampler(
         return Deflating(A, rng, distribution or "rademacher", chunk), "Hutch++ with a sketch that grows (asked for)"
     ways: tuple[str, ...] = (method,)
     if method == "auto":
-        ways = ("hutchinson", "xnystrace", "xtrace") if getattr(A, "psd", False) else ("hutchinson", "xtrace")
+        ways = ("hutchinson", "xnystrace", "xtrace") if A.psd else ("hutchinson", "xtrace")
     elif method == "xnystrace":
         ways = ("hutchinson", "xnystrace")
-    known = "asked for" if method != "auto" else "" if getattr(A, "psd", False) else "not "
+    known = "asked for" if method != "auto" else "" if A.psd else "not "
     known = known if method != "auto" else f"{known}known to be positive semidefinite"
     rule = f"the best of {', '.join(ways)} ({known})"
     # What vjps alone tell is lost on a spectrum that falls: a budget has to have room for it.
-    one_sided = method == "auto" and J is not None and budget >= ROOM_FOR_VJPS and hasattr(J, "rmatmat")
+    one_sided = method == "auto" and J is not None and budget >= ROOM_FOR_VJPS and can(J, "rmatmat")
     rule += ", vjps alone where they are cheaper" if one_sided else ""
     return Exchangeable(A, rng, distribution, chunk, ways, one_sided), rule
 
@@ -261,7 +262,7 @@ def _as_gram(A: Any, method: Method) -> Any:
         raise TypeError(
             f"trace: method={method!r} works on a Gram operator; wrap the Jacobian, trace(gram(J)), or choose another."
         )
-    if method == "auto" and hasattr(A, "matmat") and hasattr(A, "rmatmat"):
+    if method == "auto" and can(A, "matmat") and can(A, "rmatmat"):
         check.square(A, "trace")
     return gram(A)
 

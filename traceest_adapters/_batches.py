@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal
 
 import traceest as te
+from traceest import _array_api as aa
 from traceest_adapters import _state as common
 from traceest_adapters._calls import OURS
 
@@ -37,7 +38,7 @@ class Batches:
         digest: Callable[[Any], Any],
         whole: bool = False,
     ) -> None:
-        if isinstance(data, (Mapping, str)) or not (hasattr(data, "__iter__") or _indexed(data)):
+        if isinstance(data, (Mapping, str)) or not (isinstance(data, Iterable) or aa.is_indexed(data)):
             raise TypeError(
                 f"batches: expected an iterable of batches, a list or a data loader, got {type(data).__name__}."
             )
@@ -70,11 +71,10 @@ class Batches:
     def given_to_the_model(self) -> int:
         """How many inputs by position a batch gives where all of it goes to the model; else 0."""
         first = next(iter(self._raw(0)), None) if self.whole else None
-        several = isinstance(first, (tuple, list)) and not hasattr(first, "_fields")
-        return len(first) if several and first is not None else 0
+        return len(first) if first is not None and aa.is_plain_sequence(first) else 0
 
     def _raw(self, p: int) -> Iterator[Any]:
-        if _indexed(self.data):
+        if aa.is_indexed(self.data):
             return (self.data[i] for i in range(p, len(self.data)))
         return islice(self.data, p, None)
 
@@ -152,10 +152,6 @@ def check_arguments(inputs: tuple[Any, ...], batches: Any, input: Any, blocks: s
             "jacobian: input=, blocks= and progress= are for batches=; one batch takes no input= to be picked from it, "
             "and batch_axis=None makes it one block."
         )
-
-
-def _indexed(data: Any) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _pairs(n: int, error: Exception) -> TypeError:

@@ -31,8 +31,9 @@ RESULTS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def flatten(result: Any) -> tuple[list[Any], tuple[Any, ...]]:
     """Children and static part; an absent array is no child, since PyTorch takes None for a leaf."""
     arrays, static = RESULTS[type(result)]
-    present = tuple(name for name in arrays if getattr(result, name) is not None)
-    return [getattr(result, name) for name in present], (present, *(getattr(result, name) for name in static))
+    parts = vars(result)
+    present = tuple(name for name in arrays if parts[name] is not None)
+    return [parts[name] for name in present], (present, *(parts[name] for name in static))
 
 
 def unflatten(kind: type) -> Callable[[tuple[Any, ...], Any], Any]:

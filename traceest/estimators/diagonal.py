@@ -16,6 +16,7 @@ from traceest._boundary import public
 from traceest.estimators.exact import Route, cheapest
 from traceest.estimators.sampler import Sampler
 from traceest.estimators.xtrace import XNysTrace
+from traceest.operators.abilities import can
 from traceest.operators.blocks import block_sqnorms, unit_probes
 from traceest.operators.metering import Meter, chunk_columns
 from traceest.operators.products import orth, products
@@ -118,9 +119,9 @@ def diagonal(
     k, spent, method = _plan(A, n_matvecs, method, distribution, probes)
     if best is not None and probes is None and spent >= best.cost:
         return _exact(A, best, chunk_columns(best.operator, chunk_size))
-    J = getattr(A, "factor", None)
-    target = J if J is not None and hasattr(J, "matmat") and not hasattr(A, "matmat") else A
-    if not hasattr(target, "matmat"):
+    J = A.factor
+    target = J if J is not None and can(J, "matmat") and not can(A, "matmat") else A
+    if not can(target, "matmat"):
         exactly = f"; the exact diagonal takes {best.cost} vjps" if best is not None else ""
         raise TypeError(f"diagonal: needs matmat (forward mode, jvp), which {target!r} has not got{exactly}.")
     check.check_probes(probes, target.shape[1], A, "diagonal")
@@ -138,7 +139,7 @@ def diagonal(
 
 def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, probes: Any) -> tuple[int, int, Method]:
     """The number of probes, the products that they cost, and the method."""
-    two_sided = hasattr(A, "matmat") and (getattr(A, "symmetric", False) or hasattr(A, "rmatmat"))
+    two_sided = can(A, "matmat") and (A.symmetric or can(A, "rmatmat"))
     if method == "auto":
         given = m if m is not None else 0 if probes is None else 2 * probes.shape[-1]
         able = two_sided and named(distribution).independent
@@ -149,7 +150,7 @@ def _plan(A: Any, m: int | None, method: Method, distribution: Distribution, pro
     if not named(distribution).independent:
         raise ValueError("diagonal: XDiag needs independent probes; choose rademacher, gaussian or sphere.")
     if not two_sided:
-        check.require_side(A, "matmat" if not hasattr(A, "matmat") else "rmatmat", "diagonal")
+        check.require_side(A, "matmat" if not can(A, "matmat") else "rmatmat", "diagonal")
     if probes is not None:
         k = check.budget(None, probes, 2, "probes", "diagonal")
         if m is not None and m != 2 * k:
@@ -172,7 +173,7 @@ def _exact(A: Any, best: Route, chunk: int) -> Estimate:
         else:
             total = total + xp.sum(aa.abs2(xp, meter.op.matmat(E)), axis=1)
     value = xp.reshape(aa.concat_columns(xp, parts), (-1,)) if parts else total
-    value = aa.real(xp, value) if getattr(A, "symmetric", False) else value
+    value = aa.real(xp, value) if A.symmetric else value
     return told(certain(value, bounds=trace_bounds(A), **meter.spent), "diagonal", A)
 
 
@@ -186,7 +187,7 @@ class Entries(Sampler):
 
     def __init__(self, A: Any, target: Any, stream: Probes, chunk: int) -> None:
         super().__init__(target, stream, chunk)
-        self.of_rows, self.real = target is not A, bool(getattr(A, "symmetric", False))
+        self.of_rows, self.real = target is not A, A.symmetric
         self.bounds = trace_bounds(A)
 
     def grow(self, k: int) -> None:
@@ -265,7 +266,7 @@ class XDiag(XNysTrace):
             _backends.compiled(_rows, (A.symmetric,), (Omega[a:b, :], Q[a:b, :], Z[a:b, :], *left_out), Q)
             for a, b in ends
         ]
-        value, stderr, df = (aa.concat_columns(xp, [getattr(e, f) for e in parts]) for f in ("value", "stderr", "df"))
+        value, stderr, df = (aa.concat_columns(xp, [vars(e)[f] for e in parts]) for f in ("value", "stderr", "df"))
         return Estimate(value, stderr, df, method="xdiag", bounds=trace_bounds(A), **self.meter.spent)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.operators.abilities import can
 from traceest.operators.blocks import block_sqnorms, n_blocks, unit_probes
 from traceest.operators.gram import shorter
 from traceest.operators.metering import Meter, chunk_columns
@@ -37,7 +38,7 @@ def cheapest(A: Any, side: str = "auto") -> Route | None:
         found = [Route(J, "rmatmat", J.shape[0] // n_blocks(J)), Route(J, "matmat", J.shape[1])]
     # Asked for last, cheapest first: some operators pay for finding out whether they have a side.
     return next(
-        (r for r in sorted(found, key=lambda r: r.cost) if side in ("auto", r.side) and hasattr(r.operator, r.side)),
+        (r for r in sorted(found, key=lambda r: r.cost) if side in ("auto", r.side) and can(r.operator, r.side)),
         None,
     )
 

@@ -217,7 +217,7 @@ class Exchangeable(XNysTrace):
         U = G - kept
         AU = self.multiply(U)
         for name, x in (("pilots", G), ("pilots_kept", kept), ("pilots_products", AU)):
-            getattr(self, name).append(x)
+            vars(self)[name].append(x)
         length2 = xp.sum(aa.abs2(xp, U), axis=0)
         should = (U.shape[0] - Q.shape[1]) if self.normalise else length2
         return float(from_samples((aa.vdot(xp, U, AU) * (should / length2))[None, :]).stderr) * PILOT**0.5

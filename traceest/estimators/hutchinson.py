@@ -8,6 +8,7 @@ from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import exact
 from traceest.estimators.sampling import fhutch_sampling, hutchinson_sampling, rhutch_sampling
+from traceest.operators.abilities import can
 from traceest.operators.blocks import n_blocks
 from traceest.operators.metering import chunk_columns
 from traceest.probes import Distribution
@@ -73,9 +74,9 @@ def hutchinson(
     True
     """
     A = check.square(A, "hutchinson")
-    J = getattr(A, "factor", None)
+    J = A.factor
     if J is not None:
-        one_sided = rhutch if hasattr(J, "rmatmat") else fhutch
+        one_sided = rhutch if can(J, "rmatmat") else fhutch
         return one_sided(J, n_matvecs, rng=rng, distribution=distribution, probes=probes, chunk_size=chunk_size)
     check.require_side(A, "matmat", "hutchinson")
     n = A.shape[0]

@@ -16,6 +16,7 @@ from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.exact import cheapest, exact
 from traceest.estimators.sampler import Sampler
+from traceest.operators.abilities import can
 from traceest.operators.metering import chunk_columns
 from traceest.operators.products import products, quadratic_forms
 from traceest.probes import Distribution, Probes
@@ -177,7 +178,7 @@ def _begun(
     """
     A = check.square(A, caller)
     check.require_side(A, "matmat", caller)
-    if each > 1 and not (getattr(A, "symmetric", False) or hasattr(A, "rmatmat")):
+    if each > 1 and not (A.symmetric or can(A, "rmatmat")):
         raise TypeError(
             f"{caller}: needs rmatmat (reverse mode, vjp) for SᴴA, which {A!r} has not got; give it one, or say "
             "aslinearoperator(…, symmetric=True) if it is."
@@ -202,7 +203,7 @@ def _begun(
     stream = Probes(n, A, rng=rng, distribution=distribution, probes=probes)
     psd = each == 1
     bounds = (0.0, math.inf) if psd else trace_bounds(A)
-    hermitian = psd or bool(getattr(A, "symmetric", False))
+    hermitian = psd or A.symmetric
     return LowRankPlus(A, stream, chunk, caller, hermitian, bounds), q, m - each * q
 
 

@@ -11,9 +11,10 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.estimators.sampling import Sampling
-from traceest.operators.algebra import Polynomial, checked_coefficients
+from traceest.operators.abilities import can
 from traceest.operators.densify import dense_bytes, dense_cost, to_dense
 from traceest.operators.metering import Meter, chunk_columns
+from traceest.operators.polynomials import Polynomial, checked_coefficients
 from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, certain, told
 
@@ -84,7 +85,7 @@ def trace_of_polynomial(
     c = checked_coefficients(A, coefficients, "trace_of_polynomial")
     check.require_side(A, "matmat", "trace_of_polynomial")
     n, d = A.shape[0], len(c) - 1
-    symmetric = bool(getattr(A, "symmetric", False))
+    symmetric = A.symmetric
     cost = max(1, -(-d // 2) if symmetric else d)
     if n_matvecs is None and probes is not None:
         n_matvecs = cost * probes.shape[-1]
@@ -118,9 +119,9 @@ def trace_of_polynomial(
 
 def _moments(xp: Any, A: Any, V: Any, d: int) -> list[Any]:
     """VᴴA^k v for k = 1 … d of a self-adjoint A: μ_{2q} = ‖y_q‖², μ_{2q+1} = ⟨y_q, y_{q+1}⟩."""
-    J, y, moments = getattr(A, "factor", None), V, list[Any]()
+    J, y, moments = A.factor, V, list[Any]()
     while len(moments) < d:
-        if len(moments) == d - 1 and J is not None and hasattr(J, "rmatmat"):
+        if len(moments) == d - 1 and J is not None and can(J, "rmatmat"):
             moments.append(xp.sum(aa.abs2(xp, J.rmatmat(y)), axis=0))
         else:
             following = A.matmat(y)

@@ -86,7 +86,7 @@ class Sampler(ABC):
     @property
     def n_samples(self) -> int:
         """Samples that the estimate rests on."""
-        return sum(x.shape[-1] for x in getattr(self, self.KEPT[0]))
+        return sum(x.shape[-1] for x in vars(self)[self.KEPT[0]])
 
     def ahead(self, e: Estimate, target: Target) -> float:
         """Products that `target` is predicted to take yet, after the answer `e`."""
@@ -130,7 +130,7 @@ class Sampler(ABC):
 
     def joined(self, name: str) -> Any:
         """The arrays of the list `name` as one."""
-        return aa.concat_columns(self.xp, getattr(self, name))
+        return aa.concat_columns(self.xp, vars(self)[name])
 
     def remember(self, V: Any, seen: Any) -> None:
         """Keep the first probe of all, and what was `seen` of its product, for a later run to look whether it is so."""
@@ -202,7 +202,7 @@ class Sampler(ABC):
 
     def state(self) -> dict[str, Any]:
         """All that the sampler knows, by name."""
-        kept = {name: self.joined(name) for name in self.KEPT if getattr(self, name)}
+        kept = {name: self.joined(name) for name in self.KEPT if vars(self)[name]}
         seen = {} if self.witness is None else dict(zip(("witness", "witnessed"), self.witness, strict=True))
         return kept | seen | self.stream.state() | self.meter.spent | {"verified": self.verified}
 

@@ -47,7 +47,7 @@ def _table(s: Summary) -> str:
 
 
 def _cell(s: Summary, name: str, a: int) -> str:
-    e = getattr(s, name)
+    e = vars(s)[name]
     return "" if e is None else _shown(e, (a,) if len(s.names) > 1 else ())
 
 

@@ -70,7 +70,8 @@ def _grown(
     return replace(
         found,
         converged=stop.target.met_by(found),
-        **{name: getattr(found, name) + spent[name] for name in ("n_matvecs", "n_rmatvecs")},
+        n_matvecs=found.n_matvecs + spent["n_matvecs"],
+        n_rmatvecs=found.n_rmatvecs + spent["n_rmatvecs"],
     )
 
 

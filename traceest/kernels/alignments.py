@@ -252,7 +252,7 @@ def target_alignment(
     request = Request(
         "target_alignment", n_probes, n_matvecs, stop, method, rng, distribution, probes, centred=centred, targets=Y
     )
-    return answer(Ks, request, statistics.target_alignment, 0, bool(getattr(Ks[0], "psd", False)))
+    return answer(Ks, request, statistics.target_alignment, 0, Ks[0].psd)
 
 
 def targets(y: Any, K: Any, caller: str) -> Any:
@@ -275,5 +275,5 @@ def targets(y: Any, K: Any, caller: str) -> Any:
 
 def _alignment(K1: Any, K2: Any, request: Request) -> Estimate:
     Ks = kernels_of_one_state([K1, K2], request.caller)
-    psd = all(getattr(K, "psd", False) for K in Ks)
+    psd = all(K.psd for K in Ks)
     return answer(Ks, request, statistics.alignment, 0, 1, psd)

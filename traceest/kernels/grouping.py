@@ -24,7 +24,7 @@ def groups_of(kernels: list[Any], grouping: Grouping, caller: str) -> dict[str, 
     """
     if grouping is None or grouping is False:
         return {}
-    named = [(K if K.factor is None else K.factor).parameters for K in kernels]
+    named = [K.inner.parameters for K in kernels]
     for K, names in zip(kernels, named, strict=True):
         if not names or not _told_apart(K, names):
             raise TypeError(

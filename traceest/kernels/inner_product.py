@@ -12,6 +12,7 @@ from traceest.adaptive import Stop
 from traceest.kernels import statistics
 from traceest.kernels.adaptive import answer
 from traceest.kernels.sketches import Method, Request, kernels_of_one_state
+from traceest.operators.abilities import can
 from traceest.operators.algebra import Product
 from traceest.operators.blocks import n_blocks
 from traceest.probes import Distribution
@@ -83,7 +84,7 @@ def inner_product(
     stop = Stop.asked("inner_product", rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint)
     request = Request("inner_product", n_probes, n_matvecs, stop, method, rng, distribution, probes)
     Ks = kernels_of_one_state([A, B], request.caller)
-    low = 0.0 if all(getattr(K, "psd", False) for K in Ks) else -math.inf
+    low = 0.0 if all(K.psd for K in Ks) else -math.inf
     return answer(Ks, request, statistics.inner_product, 0, 1, low)
 
 
@@ -91,8 +92,8 @@ def one_sided_pair(A: Any) -> tuple[Any, Any] | None:
     """K₁ and K₂ of A = K₁K₂ where vjps with both serve the trace better than products with A, or are all there is."""
     if not isinstance(A, Product):
         return None
-    factors = [getattr(K, "factor", None) for K in A.operands]
-    if not all(J is not None and hasattr(J, "rmatmat") for J in factors):
+    factors = [K.factor for K in A.operands]
+    if not all(J is not None and can(J, "rmatmat") for J in factors):
         return None
     blocks = {n_blocks(J) for J in factors}
-    return A.operands if (len(blocks) == 1 and max(blocks) > 1) or not hasattr(A, "matmat") else None
+    return A.operands if (len(blocks) == 1 and max(blocks) > 1) or not can(A, "matmat") else None

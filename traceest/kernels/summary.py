@@ -60,8 +60,7 @@ class Summary:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Those that are there, by name."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: e for name, e in found.items() if isinstance(e, Estimate)}
+        return {f.name: e for f in fields(self) if isinstance(e := vars(self)[f.name], Estimate)}
 
     @property
     def n_matvecs(self) -> int:
@@ -180,7 +179,7 @@ def summary(
     ).checked()
     if names is None:
         names = [f"K{a + 1}" for a in range(len(Ks))] if len(Ks) > 1 else ["K"]
-    psd, ranks = all(getattr(K, "psd", False) for K in Ks), tuple(largest_rank(K) for K in Ks)
+    psd, ranks = all(K.psd for K in Ks), tuple(largest_rank(K) for K in Ks)
     marks = marks_of(request)
     return _told(fused(_summary, sketch(Ks, request), psd, ranks, tuple(names), tuple(labels)), Ks[0], marks, centred)
 
@@ -229,7 +228,7 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
     first = estimates[0]
 
     def joined(name: str) -> Any:
-        values = [getattr(e, name) for e in estimates]
+        values = [vars(e)[name] for e in estimates]
         return xp.reshape(xp.stack(values), (*shape, *values[0].shape))
 
     return Estimate(

@@ -31,7 +31,7 @@ WITHOUT = {
 
 
 class MissingProduct(AttributeError, TypeError):
-    """A product that an operator lacks was asked for: a TypeError, and an AttributeError for the sake of `hasattr`."""
+    """A product that an operator lacks was asked for: a TypeError, and an AttributeError, as any attribute's."""
 
 
 def missing(A: Any, product: str, caller: str = "") -> str:

@@ -90,9 +90,9 @@ def aslinearoperator(
         op: Operator = _from_array(A, n_blocks, **known)
     elif like is None and (convert := _backends.conversion(A)) is not None:
         op = aslinearoperator(convert(A), **known)
-    elif callable(A) and not hasattr(A, "shape"):
+    elif callable(A) and not _has(A, "shape"):
         op = _from_function(A, like, shape, adjoint, **known)
-    elif hasattr(A, "shape") and any(hasattr(A, p) for p in ("matmat", "rmatmat", "matvec", "__matmul__")):
+    elif _has(A, "shape") and _has(A, "matmat", "rmatmat", "matvec", "__matmul__"):
         op = _from_object(A, like, **known)
     else:
         raise TypeError(
@@ -109,7 +109,7 @@ def aslinearoperator(
 
 def is_convertible(obj: Any) -> bool:
     """Whether `obj` can be an operand of lazy algebra: an operator, a 2-D array, or another library's operator."""
-    if _conforms(obj) or aa.n_axes(obj) == 2 or hasattr(obj, "matvec"):
+    if _conforms(obj) or aa.n_axes(obj) == 2 or _has(obj, "matvec"):
         return True
     return _backends.conversion(obj) is not None
 
@@ -117,8 +117,12 @@ def is_convertible(obj: Any) -> bool:
 def _conforms(A: Any) -> bool:
     if isinstance(A, Operator):
         return True
-    is_operator = any(hasattr(A, p) for p in ("matmat", "rmatmat", "factor"))
-    return is_operator and hasattr(A, "__array_namespace__") and hasattr(A, "device")
+    return _has(A, "matmat", "rmatmat", "factor") and _has(A, "__array_namespace__") and _has(A, "device")
+
+
+def _has(A: Any, *names: str) -> bool:
+    """Whether an object of any kind has an attribute of one of these names."""
+    return any(hasattr(A, name) for name in names)
 
 
 def _is_scipy(A: Any) -> bool:
@@ -152,7 +156,7 @@ def _from_function(f: Any, like: Any, shape: Any, adjoint: Any, **known: Any) ->
     like = plain_array(like, "aslinearoperator: like=") if isinstance(like, np.ndarray) else like
     _check_like(like, shape)
     shape = (like.shape[0], like.shape[0]) if shape is None else (int(shape[0]), int(shape[1]))
-    name = getattr(f, "__name__", "function")
+    name = f.__name__ if _has(f, "__name__") else "function"
     promise = Promise(shape, like.dtype, None, name)
     sides: dict[str, Any] = {"matmat": Guarded(f, "matmat", promise, by_column=like.ndim == 1)}
     if adjoint is not None:
@@ -211,7 +215,7 @@ def _like_of(A: Any) -> Any:
     if backend is not None and (like := backend.like(A)) is not None:
         return like
     try:
-        return np.empty(0, dtype=getattr(A, "dtype", None) or np.float64)
+        return np.empty(0, dtype=A.dtype if _has(A, "dtype") and A.dtype is not None else np.float64)
     except TypeError as error:
         raise TypeError(
             f"aslinearoperator: {type(A).__name__} has dtype {A.dtype!r}, which NumPy does not know; give like=, an "
@@ -225,18 +229,18 @@ def _sides(A: Any) -> dict[str, tuple[Any, bool] | None]:
         return {"matmat": (A.__matmul__, False), "rmatmat": (A.conj().T.__matmul__, False)}
     matmat: tuple[Any, bool] | None
     forward, reverse = _scipy_columnwise(A)
-    if hasattr(A, "matmat") and not forward:
+    if _has(A, "matmat") and not forward:
         matmat = A.matmat, False
-    elif hasattr(A, "__matmul__") and not forward:
+    elif _has(A, "__matmul__") and not forward:
         matmat = A.__matmul__, False
     else:
-        matmat = (A.matvec, True) if hasattr(A, "matvec") else None
+        matmat = (A.matvec, True) if _has(A, "matvec") else None
     rmatmat = None
-    if hasattr(A, "rmatmat") and not reverse:
+    if _has(A, "rmatmat") and not reverse:
         rmatmat = (A.rmatmat, False) if _scipy_has_adjoint(A) else None
-    elif hasattr(A, "rmatvec"):
+    elif _has(A, "rmatvec"):
         rmatmat = (A.rmatvec, True) if _scipy_has_adjoint(A) else None
-    elif _backends.find(A) is not None and tuple(getattr(A, "T", A).shape) == tuple(A.shape[::-1]):
+    elif _backends.find(A) is not None and _has(A, "T") and tuple(A.T.shape) == tuple(A.shape[::-1]):
         rmatmat = _transposed(A), False  # a framework's sparse array
     return {"matmat": matmat, "rmatmat": rmatmat}
 
@@ -252,7 +256,7 @@ def _transposed(A: Any) -> Any:
 
 
 def _is_sparse(A: Any) -> bool:
-    return _is_scipy(A) and hasattr(A, "tocsr")
+    return _is_scipy(A) and _has(A, "tocsr")
 
 
 def _scipy_columnwise(A: Any) -> tuple[bool, bool]:
@@ -266,17 +270,18 @@ def _scipy_columnwise(A: Any) -> tuple[bool, bool]:
     if base is None:
         return False, False
     if type(A).__name__ == "_CustomLinearOperator":
-        given = [getattr(A, f"_CustomLinearOperator__{f}_impl", None) for f in ("matmat", "rmatmat")]
+        given = [vars(A).get(f"_CustomLinearOperator__{f}_impl") for f in ("matmat", "rmatmat")]
         return given[0] is None, given[1] is None
-    parts = [part for part in getattr(A, "args", ()) if isinstance(part, base)]
+    parts = [part for part in vars(A).get("args", ()) if isinstance(part, base)]
     if parts:  # a sum, product, multiple or adjoint of others
         columnwise = any(any(_scipy_columnwise(part)) for part in parts)
         return columnwise, columnwise
-    overridden = [any(getattr(type(A), f) is not getattr(base, f) for f in names) for names in _SCIPY_PRODUCTS]
-    return not overridden[0], not overridden[1]
+    return not _overridden(A, base, "_matmat", "matmat"), not _overridden(A, base, "_rmatmat", "rmatmat", "_adjoint")
 
 
-_SCIPY_PRODUCTS = (("_matmat", "matmat"), ("_rmatmat", "rmatmat", "_adjoint"))
+def _overridden(A: Any, base: type, *names: str) -> bool:
+    """Whether the class of A has a method of its own where `base` has one of these."""
+    return any(getattr(type(A), name, None) is not getattr(base, name, None) for name in names)
 
 
 def _scipy_has_adjoint(A: Any) -> bool:
@@ -286,9 +291,8 @@ def _scipy_has_adjoint(A: Any) -> bool:
     """
     if not any(c.__module__.startswith("scipy.sparse.linalg") for c in type(A).__mro__):
         return True
-    given = [getattr(A, f"_CustomLinearOperator__{f}_impl", None) for f in ("rmatvec", "rmatmat")]
+    given = [vars(A).get(f"_CustomLinearOperator__{f}_impl") for f in ("rmatvec", "rmatmat")]
     if type(A).__name__ == "_CustomLinearOperator":
         return any(f is not None for f in given)
     base = next(c for c in type(A).__mro__ if c.__name__ == "LinearOperator")
-    overridable = ("_rmatvec", "_rmatmat", "_adjoint", "rmatvec", "rmatmat")
-    return any(getattr(type(A), f, None) is not getattr(base, f, None) for f in overridable)
+    return _overridden(A, base, "_rmatvec", "_rmatmat", "_adjoint", "rmatvec", "rmatmat")

@@ -11,6 +11,7 @@ from traceest.operators.abilities import can
 from traceest.operators.blocks import n_blocks, unit_probes
 from traceest.operators.convert import aslinearoperator
 from traceest.operators.dense import DenseOperator
+from traceest.operators.metering import MEMORY
 
 COLUMNS = 256
 """Unit vectors multiplied at a time."""
@@ -83,6 +84,18 @@ def dense_cost(A: Any) -> tuple[int, str]:
     rows = J.shape[0] // (n_blocks(J) if J is not A else 1)
     sides = sorted([(J.shape[1], "matmat"), (rows, "rmatmat")])
     return next((found for found in sides if can(J, found[1])), (0, ""))
+
+
+def cost_of_all(A: Any) -> int | None:
+    """Products, on either side, that the matrix of a square A takes; None where A has no product for it.
+
+    A kernel's matrix can be had for fewer products than it has columns; that is believed to be the cheaper way only
+    where the matrix is not larger than what a chunk of products may take.
+    """
+    cost, side = dense_cost(A)
+    if not side:
+        return None
+    return cost if dense_bytes(A) <= MEMORY else max(cost, int(A.shape[0]))
 
 
 def _columns(xp: Any, A: Any, n: int, product: Callable[[Any], Any]) -> Any:

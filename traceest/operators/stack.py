@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 
@@ -195,7 +195,7 @@ class _Parts(NamedTuple):
 
     @classmethod
     def of(cls, operators: Any) -> _Parts:
-        if not (isinstance(operators, Iterable) or _is_indexed(operators)):
+        if not (isinstance(operators, Iterable) or aa.is_indexed(operators)):
             raise TypeError(f"vstack: expected a sequence of operators, got {type(operators).__name__}.")
         if iter(operators) is operators:
             raise TypeError(
@@ -206,14 +206,9 @@ class _Parts(NamedTuple):
 
     def starting_at(self, p: int) -> Iterator[Any]:
         """Part p and those after it."""
-        if _is_indexed(self.operators):
+        if aa.is_indexed(self.operators):
             return map(aslinearoperator, (self.operators[i] for i in range(p, len(self.operators))))
         return map(aslinearoperator, islice(self.operators, p, None))
-
-
-def _is_indexed(operators: Any) -> bool:
-    """Whether there are ``len(operators)`` and ``operators[p]``."""
-    return isinstance(operators, Sized) and hasattr(operators, "__getitem__")
 
 
 class _Shape(NamedTuple):

@@ -11,7 +11,7 @@ from traceest._boundary import public
 from traceest.operators.abilities import can
 from traceest.operators.metering import Meter
 from traceest.partial.result import PartialTrace
-from traceest.partial.routes import Axes, Route, forward, reverse, samples, two_sided
+from traceest.partial.routes import Axes, PartialRoute, forward, reverse, samples, two_sided
 from traceest.probes import Distribution, Probes, of_pairs, require_independent
 
 Side = Literal["auto", "matmat", "rmatmat"]
@@ -117,7 +117,7 @@ def partial_trace(
     )
 
 
-def _route(K: Any, J: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: Side) -> Route:
+def _route(K: Any, J: Any, shape: tuple[int, ...], kept: tuple[int, ...], side: Side) -> PartialRoute:
     if side not in ("auto", "matmat", "rmatmat"):
         raise ValueError(f"partial_trace: side must be auto, matmat or rmatmat, got {side!r}.")
     if J is None:

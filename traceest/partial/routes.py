@@ -83,7 +83,7 @@ class Axes(NamedTuple):
         return xp.reshape(X, (self.d_traced, self.d_kept, -1))
 
 
-class Route(NamedTuple):
+class PartialRoute(NamedTuple):
     """A way to samples of M: probes are `rows` long, of which `n_exact` unit vectors make it exact."""
 
     operator: Any
@@ -104,7 +104,7 @@ class Route(NamedTuple):
             yield self.sample(op, xp.tile(E, (self.runs, 1)) if self.runs > 1 else E)
 
 
-def reverse(J: Any, axes: Axes) -> Route:
+def reverse(J: Any, axes: Axes) -> PartialRoute:
     """By vjps of K = JJᴴ, d_kept a probe: ⟨Jᴴ(s⊗e_κ), Jᴴ(s⊗e_κ′)⟩, in each block or between all blocks."""
     xp, d, across = aa.namespace(J), axes.d_kept, n_blocks(J) != axes.B
 
@@ -122,10 +122,10 @@ def reverse(J: Any, axes: Axes) -> Route:
     chunk = max(1, (COLUMNS if pairs else chunk_columns(J, None)) // d)
     name = "vjps" if axes.B == 1 else "vjps of all blocks" if axes.between else "vjps per block"
     sample = between if axes.between else within
-    return Route(J, axes.runs * axes.d_traced, axes.runs, axes.d_traced, chunk, sample, name, d * axes.B)
+    return PartialRoute(J, axes.runs * axes.d_traced, axes.runs, axes.d_traced, chunk, sample, name, d * axes.B)
 
 
-def forward(J: Any, axes: Axes) -> Route:
+def forward(J: Any, axes: Axes) -> PartialRoute:
     """By jvps of K = JJᴴ, one a probe w: Y Yᴴ with Y[κ, τ] = (Jw)[(κ, τ)]."""
     xp = aa.namespace(J)
 
@@ -133,10 +133,10 @@ def forward(J: Any, axes: Axes) -> Route:
         Y = xp.permute_dims(axes.gathered(xp, op.matmat(W)), (2, 1, 0))
         return (Y @ aa.adjoint(xp, Y))[None, ...]
 
-    return Route(J, J.shape[1], 1, J.shape[1], chunk_columns(J, None), sample, "jvps", axes.d_traced)
+    return PartialRoute(J, J.shape[1], 1, J.shape[1], chunk_columns(J, None), sample, "jvps", axes.d_traced)
 
 
-def two_sided(A: Any, axes: Axes) -> Route:
+def two_sided(A: Any, axes: Axes) -> PartialRoute:
     """By products with A, d_kept a probe: (s⊗e_κ)ᴴ A (s⊗e_κ′)."""
     xp, d = aa.namespace(A), axes.d_kept
 
@@ -147,10 +147,10 @@ def two_sided(A: Any, axes: Axes) -> Route:
         M = xp.sum(aa.conj(xp, S)[:, None, :, None] * AV, axis=0)  # (κ, c, κ′)
         return xp.permute_dims(M, (1, 0, 2))[None, ...]
 
-    return Route(A, axes.d_traced, 1, axes.d_traced, max(1, chunk_columns(A, None) // d), sample, "two-sided", d)
+    return PartialRoute(A, axes.d_traced, 1, axes.d_traced, max(1, chunk_columns(A, None) // d), sample, "two-sided", d)
 
 
-def samples(route: Route, meter: Meter, probes: Iterator[Any] | None) -> Any:
+def samples(route: PartialRoute, meter: Meter, probes: Iterator[Any] | None) -> Any:
     """Independent samples (runs, m, d, d), whose means over m add up to M; without probes M itself, (1, 1, d, d)."""
     xp, op = aa.namespace(route.operator), meter.op
     if probes is not None:

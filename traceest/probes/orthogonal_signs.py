@@ -96,7 +96,7 @@ class HadamardSet:
 
     def state(self) -> dict[str, Any]:
         """What was drawn, by name."""
-        return {name: getattr(self, name) for name in DRAWN}
+        return {name: vars(self)[name] for name in DRAWN}
 
     @staticmethod
     def shapes(n: int, n_blocks: int, n_signs: int) -> dict[str, tuple[int, ...]]:

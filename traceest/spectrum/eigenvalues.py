@@ -8,10 +8,11 @@ from typing import Any, Literal, NamedTuple, get_args
 from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
+from traceest.operators.abilities import can
+from traceest.operators.densify import cost_of_all
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
 from traceest.spectrum import looks
-from traceest.spectrum.dense import dense_cost, to_dense
 from traceest.spectrum.krylov import KrylovSpace, Ritz, Which, rayleigh_ritz
 from traceest.spectrum.plan import require_matmat
 
@@ -178,10 +179,10 @@ def make_plan(
         raise ValueError(f"{caller}: rtol must be > 0, or None for a fixed budget; got {rtol!r}.")
     budget = n if budget is None else check.budget(budget, None, k, "n_matvecs", caller)
     b = k if b is None else check.budget(b, None, 1, "block_size", caller)
-    cost = dense_cost(A)
+    cost = cost_of_all(A)
     affordable = cost is not None and cost <= budget
     exact = method == "exact" or (
-        method == "auto" and affordable and (rtol is None or _small(n, cost, b) or not hasattr(A, "matmat"))
+        method == "auto" and affordable and (rtol is None or _small(n, cost, b) or not can(A, "matmat"))
     )
     if exact and not affordable:
         raise ValueError(
@@ -202,7 +203,7 @@ def solve(A: Any, p: Plan, rng: Any, caller: str) -> tuple[Ritz, Meter, bool | N
     """Ritz pairs, what they cost, and whether they have converged."""
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
-        D = to_dense(xp, meter.op, caller)
+        D = looks.dense(xp, meter.op, caller)
         if p.rtol is not None:
             check.finite(D, "A", 0, caller)
         eye = xp.eye(n, dtype=D.dtype, device=aa.device(D))

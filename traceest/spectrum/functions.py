@@ -12,6 +12,7 @@ from traceest import _array_api as aa
 from traceest import _validation as check
 from traceest._boundary import public
 from traceest.operators import gram
+from traceest.operators.abilities import can
 from traceest.probes import Distribution
 from traceest.spectrum import looks
 from traceest.spectrum.labels import name_of
@@ -110,7 +111,7 @@ def trace_of_function(
     True
     """
     A = check.square(A, "trace_of_function")
-    psd = getattr(A, "psd", False)
+    psd = A.psd
     q = quadrature(
         A, n_matvecs, caller="trace_of_function", f=_kept_at_zero(A, f) if psd else f,
         n_probes=n_probes, steps=steps, n_deflate=n_deflate, rng=rng, distribution=distribution,
@@ -317,9 +318,9 @@ def _schatten(q: Quadrature, p: float, power: float) -> tuple[Estimate, Any]:
 
 def self_adjoint(A: Any, caller: str) -> tuple[Any, float]:
     """A itself and 1, or AAᴴ and 1/2: the operator, and the power of its eigenvalues that gives A's singular values."""
-    if getattr(A, "symmetric", False):
+    if A.symmetric:
         return A, 1.0
-    if not (hasattr(A, "matmat") and hasattr(A, "rmatmat")):
+    if not (can(A, "matmat") and can(A, "rmatmat")):
         raise TypeError(
             f"{caller}: needs matmat and rmatmat for the singular values of {A!r}; give it both, or, if it is "
             "self-adjoint, say so: aslinearoperator(…, symmetric=True)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import isfunction, ismethod
 from types import CodeType
 from typing import Any
 
@@ -16,13 +17,12 @@ def name_of(f: Any) -> str:
     """
     if isinstance(f, partial):
         return f"partial({', '.join(_held((f.func, *f.args, *sorted(f.keywords.items()))))})"
-    f = getattr(f, "__func__", f)
+    f = f.__func__ if ismethod(f) else f
     name = getattr(f, "__qualname__", None) or getattr(f, "__name__", None) or type(f).__qualname__
-    code = getattr(f, "__code__", None)
-    if code is None:
+    if not isfunction(f):
         return str(name)
     closure = [cell.cell_contents for cell in f.__closure__ or () if cell.cell_contents is not f]
-    seen = repr((_code(code), _held((*closure, *(f.__defaults__ or ())))))
+    seen = repr((_code(f.__code__), _held((*closure, *(f.__defaults__ or ())))))
     return f"{name} {digest(seen.encode())[:8]}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from traceest import _array_api as aa
+from traceest.operators.densify import dense_bytes, to_dense
 
 ANSWERS = (TypeError, ValueError, RuntimeError)
 """What frameworks raise when a traced array is asked for its value."""
@@ -48,6 +49,13 @@ def asymmetry(xp: Any, D: Any) -> Any:
     size = xp.sum(aa.abs2(xp, D))
     off = xp.sum(aa.abs2(xp, D - aa.adjoint(xp, D)))
     return aa.root(xp, off / xp.where(size > 0, size, xp.ones_like(size)))
+
+
+def dense(xp: Any, A: Any, caller: str) -> Any:
+    """The matrix of A, (n, n), made Hermitian to the last bit; a ValueError if it is not but for rounding."""
+    D = to_dense(A, max_bytes=dense_bytes(A))
+    symmetric(asymmetry(xp, D), A, caller)
+    return (D + aa.adjoint(xp, D)) / 2
 
 
 def positive(least: Any, largest: Any, A: Any, what: str, caller: str) -> None:

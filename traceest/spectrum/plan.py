@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from traceest import _validation as check
-from traceest.spectrum.dense import dense_cost
+from traceest.operators.abilities import can
+from traceest.operators.densify import cost_of_all
 
 DEFLATION = 7
 """Products that a deflated direction costs at least: so many blocks has the Krylov space that it is found in."""
@@ -77,7 +78,7 @@ def plan(
             f"{caller}: n_probes = {s} times steps = {steps} make {s * steps} products, n_matvecs = {n_matvecs} allows "
             "fewer; give two of the three."
         )
-    cost = dense_cost(A)
+    cost = cost_of_all(A)
     exact = probes is None and cost is not None and total >= cost
     if not exact:
         require_matmat(A, caller)
@@ -86,12 +87,12 @@ def plan(
 
 def require_matmat(A: Any, caller: str) -> None:
     """Raise unless A can be multiplied again and again."""
-    if hasattr(A, "matmat"):
+    if can(A, "matmat"):
         return
     if A.factor is not None:
         raise TypeError(
             f"{caller}: Krylov spaces need K V = J(Jᴴ V), and {A.factor!r} has one side alone; give J both sides (jvp "
-            f"and vjp), or, of a kernel that fits in memory, a budget of {dense_cost(A) or A.shape[0]} products, for "
+            f"and vjp), or, of a kernel that fits in memory, a budget of {cost_of_all(A) or A.shape[0]} products, for "
             "which all of it is made by vjps."
         )
     check.require_side(A, "matmat", caller)

@@ -34,7 +34,6 @@ from traceest.operators.metering import MEMORY, Meter, chunk_columns
 from traceest.operators.products import deflate
 from traceest.probes import Distribution, Probes
 from traceest.spectrum import looks, truncation
-from traceest.spectrum.dense import to_dense
 from traceest.spectrum.lanczos import Lanczos, Tridiagonals, gauss
 from traceest.spectrum.leading import Rule, leading
 from traceest.spectrum.pilot import FEWEST, piloted
@@ -235,7 +234,7 @@ def quadrature(
     p = plan(A, n_matvecs, n_probes, steps, n_deflate, probes, caller)
     xp, meter, n = aa.namespace(A), Meter(A), A.shape[0]
     if p.exact:
-        theta = aa.eigvalsh(xp, to_dense(xp, meter.op, caller))[None, :]
+        theta = aa.eigvalsh(xp, looks.dense(xp, meter.op, caller))[None, :]
         weights = xp.ones_like(theta) / n
         return Quadrature(xp, n, ((theta, weights),), weights[:, 0], 0.0, None, meter.spent)
     check.check_probes(probes, n, A, caller)
@@ -258,7 +257,7 @@ def quadrature(
     runs += [begun(V).advance(t) for V in stream.chunks(s, chunk)]
     for asymmetry in (seen for r in runs for seen in r.asymmetries):
         looks.symmetric(asymmetry, A, caller)
-    T = Tridiagonals(*(xp.concat([getattr(r.T, part) for r in runs], axis=0) for part in ("alpha", "beta")))
+    T = Tridiagonals(*(xp.concat(parts, axis=0) for parts in zip(*(r.T for r in runs), strict=True)))
     return _assembled(xp, T, n - p.deflated, gradient, stream.population, meter.spent, basis, marks)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from traceest import _array_api as aa
+from traceest.operators.abilities import can
 from traceest.operators.blocks import block_sqnorms
 from traceest.operators.metering import Meter
 from traceest.operators.products import form
@@ -50,7 +51,7 @@ class Shifted:
             n_matvecs=sum(k.n_matvecs for k in meters),
             n_rmatvecs=sum(k.n_rmatvecs for k in meters),
             method="dynamic",
-            bounds=(0.0 if getattr(K, "psd", False) else -math.inf, math.inf),
+            bounds=(0.0 if K.psd else -math.inf, math.inf),
         )
 
     def _move(self, xp: Any, now: Estimate, a: Any, b: Any) -> None:
@@ -80,7 +81,7 @@ class Shifted:
 
 def _forms(K: Any, V: Any) -> Any:
     """Each block's ‖J_bᴴv_b‖² of a Gram operator, (B, m), else the forms vᴴKv, (1, m)."""
-    xp, J = aa.namespace(V), getattr(K, "factor", None)
-    if J is not None and hasattr(J, "rmatmat"):
+    xp, J = aa.namespace(V), K.factor
+    if J is not None and can(J, "rmatmat"):
         return block_sqnorms(J, V)
     return aa.real(xp, form(xp, K, V, K.matmat(V)))[None, :]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
+
 from traceest import _files
 
 PANELS = {
@@ -21,7 +23,7 @@ def columns(checkpoints: Sequence[Any]) -> dict[str, list[float]]:
     """Step, and value, stderr, and both ends of the 95 % interval of every statistic."""
     table: dict[str, list[float]] = {"step": [c.step for c in checkpoints]}
     for name in checkpoints[0].estimates if checkpoints else ():
-        found = [getattr(c, name) for c in checkpoints]
+        found = [c.estimates[name] for c in checkpoints]
         intervals = [e.confidence_interval() for e in found]
         table[name] = [float(e) for e in found]
         table[f"{name}_stderr"] = [float(e.stderr) for e in found]
@@ -48,7 +50,7 @@ def plot(checkpoints: Sequence[Any], axes: Any) -> Any:
         raise ImportError("plot needs matplotlib: pip install 'traceest[plot]'.") from error
     if axes is None:
         axes = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")[1]
-    axes = list(axes.flat) if hasattr(axes, "flat") else list(axes)
+    axes = list(axes.flat) if isinstance(axes, np.ndarray) else list(axes)
     if len(axes) != len(PANELS):
         raise ValueError(f"plot: needs {len(PANELS)} axes, one for each of {', '.join(PANELS)}; got {len(axes)}.")
     table = columns(checkpoints)

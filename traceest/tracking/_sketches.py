@@ -13,6 +13,7 @@ from traceest.kernels.sketches.one_sided import OneSided
 from traceest.kernels.sketches.one_sided_sampler import one_sided
 from traceest.kernels.sketches.two_sided import Plain
 from traceest.kernels.sketches.two_sided_sampler import two_sided
+from traceest.operators.abilities import can
 from traceest.operators.blocks import n_blocks
 from traceest.operators.metering import Meter
 from traceest.probes import Probes
@@ -48,8 +49,8 @@ class Sketches:
         if self.exact:
             return dense_kernel(K, "Tracker"), self.blocks
         request = Request("Tracker", probes=self.V, distribution=self.law)
-        factor = getattr(K, "factor", None)
-        by_factor = factor is not None and (hasattr(factor, "rmatmat") or not hasattr(K, "matmat"))
+        factor = K.factor
+        by_factor = factor is not None and (can(factor, "rmatmat") or not can(K, "matmat"))
         return one_sided([K], request).sketch() if by_factor else two_sided([K], request)
 
 

@@ -16,6 +16,7 @@ from traceest._boundary import public
 from traceest.kernels import statistics
 from traceest.kernels.norms import largest_rank
 from traceest.kernels.sketches import Sketch
+from traceest.operators.abilities import can
 from traceest.operators.blocks import n_blocks
 from traceest.operators.layout import layout
 from traceest.probes import Distribution, Probes, of_pairs, require_independent
@@ -62,7 +63,7 @@ class Checkpoint:
     @property
     def estimates(self) -> dict[str, Estimate]:
         """All Estimates by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        return {f.name: vars(self)[f.name] for f in fields(self) if f.name != "step"}
 
     @public
     def __repr__(self) -> str:
@@ -216,8 +217,8 @@ class Tracker:
 
     def _start(self, K: Any) -> Sketches:
         """Draw the probes that all checkpoints share, once K is known to fit what was asked for."""
-        factor, blocks = getattr(K, "factor", None), n_blocks(K.inner)
-        one_sided = factor is not None and hasattr(factor, "rmatmat")
+        factor, blocks = K.factor, n_blocks(K.inner)
+        one_sided = factor is not None and can(factor, "rmatmat")
         rows = layout(K, blocks if one_sided else 1)
         stream = Probes(
             K.shape[0],
@@ -244,7 +245,7 @@ class Tracker:
 
 def _checkpoint(step: float, K: Any, s: Sketch, values: Sketch | None, trace: Estimate | None) -> Checkpoint:
     """All statistics of the sketch of first, last and present kernel; values from a better one where there is one."""
-    psd, v, a = bool(getattr(K, "psd", False)), values or s, 0 if values is not None else NOW
+    psd, v, a = K.psd, values or s, 0 if values is not None else NOW
     changes = {
         f"{name}_change{suffix}": change(s, NOW, earlier)
         for suffix, earlier in (("", LAST), ("_from_start", FIRST))

@@ -376,7 +376,7 @@ def told(e: Estimate, statistic: str, A: Any, marks: tuple[str, ...] = ()) -> Es
 
 def trace_bounds(A: Any) -> tuple[float, float]:
     """The trace of an operator known to be positive semidefinite is not negative."""
-    return (0.0 if getattr(A, "psd", False) else -math.inf, math.inf)
+    return (0.0 if A.psd else -math.inf, math.inf)
 
 
 def _to_host(x: Any) -> Any:

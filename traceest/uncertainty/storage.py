@@ -102,9 +102,9 @@ def load(path: str | PathLike[str], *, like: Any = None) -> Any:
 def _taken_apart(result: Estimate | Summary, prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
     """What is no array, for JSON; the arrays go into `arrays`, under names that begin with `prefix`."""
     if isinstance(result, Estimate):
-        present = {name: getattr(result, name) for name in ARRAYS if getattr(result, name) is not None}
+        present = {name: x for name in ARRAYS if (x := vars(result)[name]) is not None}
         arrays |= {prefix + name: _to_host(x) for name, x in present.items()}
-        return {name: getattr(result, name) for name in (*STATIC, *PROVENANCE)}
+        return {name: vars(result)[name] for name in (*STATIC, *PROVENANCE)}
     groups = list(result.groups.items())
     return {
         "names": list(result.names),

@@ -78,7 +78,7 @@ def from_linear_operator(A: lo.LinearOperator) -> te.Operator:
 def _is(A: Any, kinds: tuple[Any, ...], flag: str) -> bool:
     """Whether A has the property that `kinds` have, or is made of parts that have it, and keeps it."""
     if isinstance(A, GpytorchOperator):
-        return getattr(A, flag)
+        return A.psd if flag == "psd" else A.symmetric
     if isinstance(A, kinds):
         return not A.dtype.is_complex  # they are symmetric, A = Aᵀ, and self-adjoint only if real
     if isinstance(A, (lo.SumLinearOperator, lo.KroneckerProductLinearOperator)):

@@ -55,7 +55,7 @@ def from_pylops(A: pylops.LinearOperator) -> te.Operator:
             "vectors of real and imaginary parts, or its real form."
         )
     one_sided = isinstance(A, pylops.FunctionOperator) and A.fc is None
-    known: dict[str, Any] = {name: getattr(A, name, False) is True for name in ("symmetric", "psd")}
+    known: dict[str, Any] = {name: vars(A).get(name) is True for name in ("symmetric", "psd")}
     return te.Operator(
         A.shape,
         like=np.empty(0, dtype=A.dtype),

@@ -76,6 +76,10 @@ class _Backend:
         """`x`, which nothing is differentiated by."""
         return jax.lax.stop_gradient(x)
 
+    def marked(self, x: Any, sources: list[Any]) -> Any:
+        """`x`: JAX's transformations see all that it was made of."""
+        return x
+
     def copied(self, x: Any) -> Any:
         """`x`: nothing changes JAX's arrays."""
         return x

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import traceest as te
+from traceest import _array_api as aa
 from traceest_adapters import _state as common
 from traceest_adapters._batches import Blocks, Parts, check_arguments, of_inputs, stacked
 from traceest_adapters._calls import clear
@@ -256,8 +257,7 @@ class Jacobians:
 
 def positional(batch: Any) -> tuple[Any, ...]:
     """The inputs in a batch: a mapping is one of them, as any pytree."""
-    several = isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields")
-    inputs = tuple(batch) if several else (dict(batch) if isinstance(batch, Mapping) else batch,)
+    inputs = tuple(batch) if aa.is_plain_sequence(batch) else (dict(batch) if isinstance(batch, Mapping) else batch,)
     return jax.tree.map(jnp.asarray, inputs)
 
 

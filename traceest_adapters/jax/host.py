@@ -43,6 +43,6 @@ def _here(arrays: Any) -> bool:
     """Whether all are on the device that new arrays go to, a CPU."""
     device = jax.config.jax_default_device or jax.local_devices()[0]
     ours = [x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array)]
-    return getattr(device, "platform", device) == "cpu" and all(
+    return (device if isinstance(device, str) else device.platform) == "cpu" and all(
         x.dtype in TYPES and x.devices() == {device} for x in ours
     )

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def has(jaxpr: Any, name: str) -> bool:
@@ -29,13 +31,13 @@ def mesh(jaxpr: Any) -> Any:
 def largest(jaxpr: Any) -> int:
     """Bytes of the largest value that is made in it."""
     made = [out.aval for eqn in jaxpr.eqns for out in eqn.outvars]
-    sizes = [a.size * a.dtype.itemsize for a in made if hasattr(a, "size")]
+    sizes = [a.size * a.dtype.itemsize for a in made if isinstance(a, ShapedArray)]
     return max([0, *sizes, *map(largest, inner(jaxpr))])
 
 
 def coarsest(jaxpr: Any) -> float:
     """The largest rounding, relative, of the floating values that are made in it."""
-    made = [out.aval.dtype for eqn in jaxpr.eqns for out in eqn.outvars if hasattr(out.aval, "dtype")]
+    made = [out.aval.dtype for eqn in jaxpr.eqns for out in eqn.outvars if isinstance(out.aval, ShapedArray)]
     rounded = [float(jnp.finfo(dtype).eps) for dtype in set(made) if jnp.issubdtype(dtype, jnp.floating)]
     return max([0.0, *rounded, *map(coarsest, inner(jaxpr))])
 
@@ -45,8 +47,8 @@ def inner(jaxpr: Any) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
             if _is_jaxpr(value):
-                yield getattr(value, "jaxpr", value)
+                yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
 
 
 def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+    return isinstance(value, (ClosedJaxpr, Jaxpr))

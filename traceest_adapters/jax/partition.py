@@ -7,6 +7,7 @@ that compiled steps are shared by models whose constants are equal, and by no ot
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from inspect import isclass, isfunction
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +137,7 @@ def _chosen(params: Any, names: list[str], leaves: list[Any], wrt: Wrt) -> list[
 
 
 def _shown(wrt: Any) -> str:
-    return getattr(wrt, "__name__", None) or repr(wrt)
+    return wrt.__name__ if isfunction(wrt) or isclass(wrt) else repr(wrt)
 
 
 # -- inputs -------------------------------------------------------------------------------------------------

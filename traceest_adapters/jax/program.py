@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 KEPT = 256
 """Programs of different structure that are kept with what is compiled for them."""
@@ -150,9 +151,9 @@ class _Reader:
 
     def value(self, x: Any) -> Any:
         """A parameter of an equation."""
-        if hasattr(x, "jaxpr") and hasattr(x, "consts"):
+        if isinstance(x, ClosedJaxpr):
             return "closed", self.structure(x.jaxpr), tuple(map(self.constant, x.consts))
-        if hasattr(x, "eqns") and hasattr(x, "invars"):
+        if isinstance(x, Jaxpr):
             return "open", self.structure(x)
         if isinstance(x, (tuple, list)):
             return type(x), tuple(map(self.value, x))
@@ -162,17 +163,16 @@ class _Reader:
             return self.constant(x)
         if isinstance(x, float):
             return float, repr(x)
-        if hasattr(x, "rule") and type(x).__name__ == "ClosedRule":  # of custom_vmap, made anew in every trace
+        if type(x).__name__ == "ClosedRule":  # of custom_vmap, made anew in every trace
             return "rule", self.hashable(x.rule)
         return self.hashable(x)
 
     def policy(self, f: Any) -> Any:
         """A choice of what is kept, which changes no value: told apart by what is written and closed over."""
-        code = getattr(f, "__code__", None)
-        if code is None:
+        if not isfunction(f):
             return self.hashable(f)
         cells = [cell.cell_contents for cell in f.__closure__ or ()]
-        return code, tuple(self.value(c) for c in (*cells, *(f.__defaults__ or ())))
+        return f.__code__, tuple(self.value(c) for c in (*cells, *(f.__defaults__ or ())))
 
     def constant(self, x: Any) -> Any:
         """An array by its entries."""

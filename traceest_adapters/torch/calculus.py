@@ -25,7 +25,7 @@ from traceest_adapters.torch.products import MOST, flat, vjp
 LOOKED = 16
 """Examples whose losses are taken one by one, too, where all are mapped over."""
 
-ONCE = getattr(torch.autograd.function.once_differentiable(lambda ctx: None), "__code__", None)
+ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 """By which a backward function is known that must not be differentiated."""
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from traceest import _array_api as aa
+
 SHOWN = 12
 """How many names an error lists."""
 
@@ -67,8 +69,8 @@ def fields(state: Any) -> dict[str, Any]:
     """The parts of a returned value that have names: keys, fields, attributes; those that are None are not there."""
     if isinstance(state, Mapping):
         found = {key: value for key, value in state.items() if isinstance(key, str)}
-    elif isinstance(state, tuple) and hasattr(state, "_fields"):
-        found = dict(zip(state._fields, state, strict=True))
+    elif isinstance(state, tuple) and not aa.is_plain_sequence(state):
+        found = state._asdict()  # type: ignore[attr-defined]
     elif isinstance(state, (torch.Tensor, tuple, list)):
         return {}
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from traceest import _array_api as aa
 from traceest.kernels.sketches.base import Sketch
+from traceest.operators.abilities import can
 from traceest.operators.blocks import sketch_gram
 from traceest.operators.metering import Meter
 from traceest.operators.products import deflate
@@ -76,12 +77,12 @@ def deflated(K: Any, Q: Any, V: Any) -> tuple[Deflated, Any, Any]:
     """
     xp, meter = aa.namespace(K), Meter(K)
     Z, U, share = meter.op.matmat(Q), deflate(xp, Q, V), aa.adjoint(xp, Q) @ V
-    J = getattr(meter.op, "factor", None)
+    J = meter.op.factor
     unit = xp.sum(aa.safe_scale(xp, Z))
     H = aa.adjoint(xp, Q) @ Z / unit
     trace = aa.real(xp, xp.sum(xp.linalg.diagonal(H)))
     norm2 = 2 * xp.sum(aa.abs2(xp, Z / unit)) - xp.sum(aa.abs2(xp, H))
-    if J is not None and hasattr(J, "rmatmat"):
+    if J is not None and can(J, "rmatmat"):
         # JᴴV = JᴴU + JᴴQ(QᴴV): the probes' own Gram matrix costs nothing more
         G = xp.sum(sketch_gram(J, U), axis=(0, 2)) / unit
         mixed = (aa.adjoint(xp, U) @ Z / unit) @ share

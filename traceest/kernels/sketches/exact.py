@@ -11,6 +11,7 @@ from traceest import _validation as check
 from traceest.kernels.sketches.base import Sketch, constant
 from traceest.kernels.sketches.diagonal_blocks import column_masks
 from traceest.kernels.sketches.request import Request
+from traceest.operators.abilities import can
 from traceest.operators.blocks import block_rmatmat, grouped_gram, n_blocks, unit_probes
 from traceest.operators.densify import dense_bytes, to_dense
 from traceest.operators.metering import Meter, chunk_columns
@@ -68,8 +69,8 @@ def exact(Ks: list[Any], request: Request) -> Exact:
     """
     xp, meters = aa.namespace(Ks[0]), [Meter(K) for K in Ks]
     ops = [meter.op for meter in meters]
-    Js: list[Any] = [getattr(K, "factor", None) for K in ops]
-    one_sided = all(J is not None and hasattr(J, "rmatmat") for J in Js)
+    Js: list[Any] = [K.factor for K in ops]
+    one_sided = all(J is not None and can(J, "rmatmat") for J in Js)
     smaller = one_sided and max(J.shape[1] for J in Js) < Ks[0].shape[0] and len({n_blocks(J) for J in Js}) == 1
     extra = request.extra_columns(xp, Ks[0])
     if smaller and not request.groups:
@@ -160,7 +161,7 @@ def _blocks(Js: list[Any]) -> int:
 
 def _dense(xp: Any, K: Any, request: Request) -> list[Any]:
     """The n×n kernels of every group of columns and, last, of all."""
-    n, J = K.shape[0], getattr(K, "factor", None)
+    n, J = K.shape[0], K.factor
     if request.groups and J is not None:
         parts = grouped_gram(J, unit_probes(J, 0, n // n_blocks(J)), request.groups)
         return [xp.reshape(G, (n, n)) for G in parts]

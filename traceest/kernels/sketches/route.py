@@ -10,6 +10,7 @@ from traceest.kernels.sketches.one_sided import Grams
 from traceest.kernels.sketches.one_sided_sampler import one_sided
 from traceest.kernels.sketches.request import Request
 from traceest.kernels.sketches.two_sided_sampler import two_sided
+from traceest.operators.abilities import can
 from traceest.operators.blocks import n_blocks
 from traceest.operators.densify import dense_bytes
 from traceest.operators.gram import shorter
@@ -26,7 +27,7 @@ def route(Ks: list[Any], request: Request) -> str:
     TypeError
         If one-sided products are asked for of kernels without factors.
     """
-    factors = [getattr(K, "factor", None) for K in Ks]
+    factors = [K.factor for K in Ks]
     factored = all(J is not None for J in factors)
     if request.method in ("two-sided", "hutchinson"):
         return "two-sided"
@@ -36,7 +37,7 @@ def route(Ks: list[Any], request: Request) -> str:
         return "two-sided"
     blocks = min(n_blocks(J) for J in factors) > 1
     counts_one_side = request.n_matvecs is None and (request.n_probes is not None or request.probes is not None)
-    both = all(hasattr(K, "matmat") for K in Ks) if not (blocks or counts_one_side) else False
+    both = all(can(K, "matmat") for K in Ks) if not (blocks or counts_one_side) else False
     return "two-sided" if both and request.method == "auto" and not request.groups else "one-sided"
 
 
@@ -55,17 +56,17 @@ def by_columns(Ks: list[Any], request: Request) -> list[Any]:
     plain = request.stop is not None and request.probes is None and request.method in ("auto", "two-sided")
     if not plain or len(Ks) > 1 or request.n_extra or route(Ks, request) != "two-sided":
         return Ks
-    J = getattr(Ks[0], "factor", None)
+    J = Ks[0].factor
     narrow = J is not None and J.shape[1] < J.shape[0] // n_blocks(J) and dense_bytes(J) <= HELD
     return [Ks[0].dual] if narrow else Ks
 
 
 def exact_cost(Ks: list[Any], request: Request) -> int:
     """The budget at which the exact answer costs no more."""
-    J = getattr(Ks[0], "factor", None)
+    J = Ks[0].factor
     if J is None or route(Ks, request) == "two-sided":
         return int(Ks[0].shape[0])
-    if not hasattr(J, "rmatmat"):
+    if not can(J, "rmatmat"):
         return int(J.shape[1])
     counts = {n_blocks(K.factor) for K in Ks}
     return int(J.shape[0]) // (counts.pop() if len(counts) == 1 else 1)

@@ -39,8 +39,10 @@ class Meters:
     @property
     def spent(self) -> dict[str, Any]:
         """The two counts, as fields of `Estimate`."""
-        names = ("n_matvecs", "n_rmatvecs")
-        return {name: sum(getattr(meter, name) for meter in self.each) for name in names}
+        return {
+            "n_matvecs": sum(meter.n_matvecs for meter in self.each),
+            "n_rmatvecs": sum(meter.n_rmatvecs for meter in self.each),
+        }
 
 
 class SketchSampler(ABC):

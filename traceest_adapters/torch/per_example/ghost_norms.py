@@ -21,7 +21,7 @@ from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
 from traceest_adapters.torch.model import Params
 from traceest_adapters.torch.per_example.factors import Factor, Factors, gram, merge, sqnorms, total
-from traceest_adapters.torch.per_example.recorder import Call, Layout, Recorder, Use, layouts
+from traceest_adapters.torch.per_example.recorder import BatchLayout, Call, Recorder, Use, layouts
 from traceest_adapters.torch.per_example.recurrent_norms import Units, by_themselves
 from traceest_adapters.torch.per_example.stacked_layers import Alike, alike, with_biases
 from traceest_adapters.torch.per_example.verify import ROUNDING, Look, largest
@@ -46,7 +46,7 @@ COMBINATIONS = 32
 class Known(NamedTuple):
     """What was found of a batch: each call's layout and whether the state depends on it, the unit, the parameters."""
 
-    layouts: list[Layout | None]
+    layouts: list[BatchLayout | None]
     reached: list[bool]
     unit: float
     understood: set[str]

@@ -67,7 +67,7 @@ class PerExample:
             way = self.look.findings.examples if self.model.batch_axis is not None else "together"
             try:
                 with math_attention(), torch.set_grad_enabled(self.differentiable):
-                    found, total = getattr(self, f"_{way}")(names, reduce, U)
+                    found, total = self._by(way)(names, reduce, U)
             except Exception as error:  # of any kind; what is wrong with the model itself is raised by the next
                 if way == "together":
                     raise
@@ -90,7 +90,7 @@ class PerExample:
 
         def again(R: list[torch.Tensor]) -> Any:
             with math_attention(), torch.set_grad_enabled(self.differentiable):
-                return ours(getattr(self, f"_{way}")(names, reduce, R[0])[1])
+                return ours(self._by(way)(names, reduce, R[0])[1])
 
         return self.look.holds(route, [U], ours(total), again, lambda V: self.look.expected(V[0], names))
 
@@ -115,6 +115,9 @@ class PerExample:
             )
 
     # -- three ways, each with the combination that is looked at -------------------------------------------------
+    def _by(self, way: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+        return {"mapped": self._mapped, "alone": self._alone, "together": self._together}[way]
+
     def _mapped(self, names: list[str], reduce: Reduce, U: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         fixed = {name: p for name, p in self.params.items() if name not in names}
         chosen = {name: self.params[name] for name in names}

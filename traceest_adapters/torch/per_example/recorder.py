@@ -26,7 +26,7 @@ from traceest_adapters.torch.per_example.rnn import Unrolled, recurrent
 from traceest_adapters.torch.per_example.rules import UNDERSTOOD, Term, swapped
 
 
-class Layout(NamedTuple):
+class BatchLayout(NamedTuple):
     """Which of the leading axes is the examples': `axis`, once the first is split in two."""
 
     split: tuple[int, int] | None
@@ -41,12 +41,12 @@ class Layout(NamedTuple):
         return x.reshape(*x.shape[: lead + 1], others, *x.shape[lead + rows :])
 
 
-def layouts(shape: tuple[int, ...], B: int) -> list[Layout]:
+def layouts(shape: tuple[int, ...], B: int) -> list[BatchLayout]:
     """Where B examples may lie among leading axes of that shape."""
-    found = [Layout(None, axis) for axis, size in enumerate(shape) if size == B]
+    found = [BatchLayout(None, axis) for axis, size in enumerate(shape) if size == B]
     if shape[0] % B == 0 and shape[0] > B:
         m = shape[0] // B
-        found += [Layout((B, m), 0), Layout((m, B), 1)]
+        found += [BatchLayout((B, m), 0), BatchLayout((m, B), 1)]
     return found
 
 
@@ -58,7 +58,7 @@ class Call:
     shape: torch.Size
     dtype: torch.dtype
     rows: int
-    layout: Layout | None = None
+    layout: BatchLayout | None = None
     at: int = -1
     """Its place among the calls of the forward pass."""
 

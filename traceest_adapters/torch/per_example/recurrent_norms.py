@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 
 from traceest_adapters.torch.per_example.bptt import worth
-from traceest_adapters.torch.per_example.recorder import Call, Layout, Use
+from traceest_adapters.torch.per_example.recorder import BatchLayout, Call, Use
 from traceest_adapters.torch.per_example.rnn import Unrolled
 
 LEAST = 2.0**-20
@@ -25,7 +25,7 @@ LEAST = 2.0**-20
 MANY = 12
 """Probes from which on products with forms are faster with steps, and not probes, along the rows."""
 
-LAYOUT = Layout(None, 1)
+LAYOUT = BatchLayout(None, 1)
 """Steps come first, then examples."""
 
 

@@ -76,7 +76,7 @@ def _relu_adjoint(gi: torch.Tensor, gh: torch.Tensor, before: State, after: Stat
     return Adjoint((after[0] > 0).to(gi.dtype)[..., None, :])
 
 
-class Cell(NamedTuple):
+class RecurrentCell(NamedTuple):
     """h = step(gⁱ, gʰ, state), the adjoint of a step, and PyTorch's function that runs a whole layer of it."""
 
     step: Callable[[torch.Tensor, torch.Tensor, State], State]
@@ -85,9 +85,12 @@ class Cell(NamedTuple):
     gates: int
 
 
-GRU = Cell(_gru, _gru_adjoint, torch.gru, 3)
-LSTM = Cell(_lstm, _lstm_adjoint, torch.lstm, 4)
-TANH, RELU = Cell(_tanh, _tanh_adjoint, torch.rnn_tanh, 1), Cell(_relu, _relu_adjoint, torch.rnn_relu, 1)
+GRU = RecurrentCell(_gru, _gru_adjoint, torch.gru, 3)
+LSTM = RecurrentCell(_lstm, _lstm_adjoint, torch.lstm, 4)
+TANH, RELU = (
+    RecurrentCell(_tanh, _tanh_adjoint, torch.rnn_tanh, 1),
+    RecurrentCell(_relu, _relu_adjoint, torch.rnn_relu, 1),
+)
 
 
 class Unrolled(NamedTuple):
@@ -104,7 +107,7 @@ Note = Callable[[Unrolled], None]
 
 
 # -- a layer ------------------------------------------------------------------------------------------------
-def _run(cell: Cell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
+def _run(cell: RecurrentCell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
     """Every state of one layer in one direction: (T, B, H)."""
     with torch.no_grad():
         hx = start if cell is LSTM else start[0]
@@ -129,7 +132,7 @@ def _memory(gi: torch.Tensor, gh: torch.Tensor, start: torch.Tensor) -> torch.Te
     return torch.stack(found[1:])
 
 
-def _run_by_steps(cell: Cell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
+def _run_by_steps(cell: RecurrentCell, x: torch.Tensor, start: State, w: Weights, note: Note) -> State:
     """The same from plain functions, which can be differentiated any number of times."""
     gi, state, found = F.linear(x, w.ih, w.b_ih), tuple(s[0] for s in start), []
     for gi_t in gi:
@@ -158,8 +161,8 @@ _CELLS = {torch.gru_cell: GRU, torch.lstm_cell: LSTM, torch.rnn_tanh_cell: TANH,
 
 
 def _layers(
-    cell: Cell,
-    run: Callable[[Cell, torch.Tensor, State, Weights], State],
+    cell: RecurrentCell,
+    run: Callable[[RecurrentCell, torch.Tensor, State, Weights], State],
     x: torch.Tensor,
     hx: Any,
     params: Any,
@@ -193,7 +196,7 @@ def _layers(
 
 
 def _one_step(
-    cell: Cell,
+    cell: RecurrentCell,
     x: torch.Tensor,
     hx: Any,
     w_ih: torch.Tensor,

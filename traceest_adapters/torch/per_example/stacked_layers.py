@@ -50,7 +50,7 @@ class Alike:
         return sqnorms(factors, len(self.uses) * B).unflatten(0, (-1, B)).sum(0)
 
     def _arranged(self, of_each: list[Any], lead: int) -> torch.Tensor:
-        """As `Layout.arrange` has one, with the axis of layers in front of the examples'."""
+        """As `BatchLayout.arrange` has one, with the axis of layers in front of the examples'."""
         call = self.uses[0].call
         assert call.layout is not None, "only calls whose layout was found are used"
         return call.layout.arrange(torch.stack(of_each, dim=lead - 1), call.rows, lead, slice(None))
