@@ -19,7 +19,7 @@ from traceest.tracking._sketches import Deflation
 from traceest.uncertainty.block_spread import block_spread
 from traceest.uncertainty.doubt import Doubt
 from traceest.uncertainty.estimate import from_samples
-from traceest.uncertainty.gradients import _symmetric_share
+from traceest.uncertainty.gradients import _symmetric_share, mean_square
 from traceest.uncertainty.skewed_intervals import (
     LEVELS,
     SCORES,
@@ -233,3 +233,9 @@ def test_after_the_last_probe_of_a_set_comes_another_set() -> None:
     following = next(other.chunks(8, 8))
     assert not any(np.array_equal(abs(every.T @ v), abs(every.T @ w)) for v in following.T for w in every.T[:1])
     assert not np.array_equal(following, every)
+
+
+def test_degrees_of_freedom_of_squared_gradients_are_those_that_they_show_and_the_probes_at_least() -> None:
+    for squares, df in (([1.0, 2.0, 3.0, 2.0], 4 * 2 * 2.0**2 / (2 / 3)), ([0.0, 0.0, 0.0, 1.0], 4), ([2.0, 2.0], 2)):
+        variance, found = mean_square(np, np.array(squares))
+        assert (float(variance), float(found)) == (pytest.approx(np.mean(squares)), pytest.approx(df))

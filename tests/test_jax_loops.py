@@ -50,6 +50,11 @@ def minimal(p: Any, h: Any, x: Any) -> Any:
     return h, h
 
 
+def carried(p: Any, h: Any, x: Any) -> Any:
+    """What comes out of a step is made of the carry before."""
+    return minimal(p, h, x)[0], jnp.sin(h)
+
+
 def gates_out(p: Any, h: Any, x: Any) -> Any:
     """The results are not the states alone."""
     a, b, c = jnp.split(h @ p["w"] + x @ p["u"] + p["b"], 3, -1)
@@ -159,6 +164,9 @@ CASES = {
     "minimal": Case(over(minimal), GATES, ((True, 3),)),
     "backwards": Case(over(minimal, reverse=True), GATES, ((True, 3),)),
     "the last state": Case(over(minimal, **LAST), GATES, ((True, 3),)),
+    "backwards, of the carries before and the last": Case(
+        over(carried, reverse=True, out=lambda last, ys: jnp.swapaxes(ys, 0, 1) + last[:, None]), GATES, ((True, 3),)
+    ),
     "backwards, the last": Case(over(minimal, reverse=True, **LAST), GATES, ((True, 3),)),
     "gates are results": Case(over(gates_out, out=lambda last, ys: [jnp.swapaxes(y, 0, 1) for y in ys]), GATES,
                               ((False, 0),)),

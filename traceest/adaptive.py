@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Protocol
 
-from scipy import special
-
 from traceest import _progress
 from traceest import _validation as check
 from traceest.checkpoint import Checkpoint
@@ -134,6 +132,8 @@ class Target:
 
     def quantile(self, df: float) -> float:
         """Student's, for the part of the error probability that so many degrees of freedom may take."""
+        from scipy import special  # not paid for where nothing grows
+
         share = LATE if df >= KNOWN else EARLY
         return float(special.stdtrit(df, 1 - share * (1 - self.confidence) / 2))
 
@@ -284,6 +284,8 @@ class Growth:
         Few samples of a heavy tail may say a hundred times too much. Until so much has been spent that it makes little
         difference, it has to be clear from them that going on costs more.
         """
+        from scipy import special
+
         if self.exact is None or self.exact > left:
             return 0
         if sampler.steady and AT_LEAST * (sampler.spent - sampler.verified) < self.exact:

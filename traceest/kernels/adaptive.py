@@ -50,7 +50,8 @@ def _grown(
     first = min(FIRST, budget // len(Ks) - request.n_extra)
     if request.method == "exact" or len(Ks) * (first + request.n_extra) >= cost <= budget:
         stop.say("exactly")
-        return replace(fused(statistic, exact(Ks, request), *options), converged=True)
+        e = fused(statistic, exact(Ks, request), *options)
+        return replace(e, converged=stop.target.met_by(e))
     sampler = _sampler(Ks, request)
     sampler.statistic, sampler.options = statistic, options
     stop.say(f"{caller} of {Ks!r}, {route(Ks, request)}, at most {budget} products; exactly by {cost}")
@@ -65,10 +66,12 @@ def _grown(
     e = stop.run(sampler, budget, cost, kept)
     if e is not None:
         return replace(e, converged=stop.target.met_by(e))
-    found = replace(fused(statistic, exact(Ks, request), *options), converged=True)
-    spent = sampler.sketch().fields
+    found, spent = fused(statistic, exact(Ks, request), *options), sampler.sketch().fields
     return replace(
-        found, n_matvecs=found.n_matvecs + spent["n_matvecs"], n_rmatvecs=found.n_rmatvecs + spent["n_rmatvecs"]
+        found,
+        converged=stop.target.met_by(found),
+        n_matvecs=found.n_matvecs + spent["n_matvecs"],
+        n_rmatvecs=found.n_rmatvecs + spent["n_rmatvecs"],
     )
 
 
