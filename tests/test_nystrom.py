@@ -252,7 +252,7 @@ def test_gradients_are_those_of_differences_and_stay_finite(name: str, operator:
 
 @pytest.mark.usefixtures("compile_as_usual")
 @pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("jitted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_keys_are_mapped_over(name: str, jitted: bool) -> None:
     f, _ = ESTIMATORS[name]
     A, keys = jnp.asarray(PSD["poly"]), jax.random.split(jax.random.key(0), 4)
