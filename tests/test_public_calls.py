@@ -17,7 +17,6 @@ import traceest as te
 from traceest import _backends, _boundary
 
 ENTERED = _boundary.public(lambda: None).__code__
-LAWS = ("rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced")
 RESULTS = (te.Estimate, te.Summary, te.PartialTrace, te.SpectralDensity, te.Eigenvalues, te.Checkpoint, te.Tracker)
 UNSEEN = {"Estimate.merge", "Tracker.to_csv"}
 """What looks at no number of a framework, or leaves that to a public call of its own."""
@@ -27,7 +26,7 @@ A = np.diag([4.0, 3.0, 2.0, 1.0])
 
 def functions() -> dict[str, Callable[..., Any]]:
     found = {name: getattr(te, name) for name in te.__all__}
-    found |= {f"probes.{name}": getattr(te.probes, name) for name in LAWS}
+    found |= {f"probes.{name}": getattr(te.probes, name) for name in te.probes.LAWS}
     return {name: f for name, f in found.items() if inspect.isfunction(f)}
 
 

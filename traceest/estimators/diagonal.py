@@ -29,10 +29,10 @@ from traceest.uncertainty.moments import degrees_of_freedom
 Method = Literal["auto", "hutchinson", "xdiag", "exact"]
 
 ENOUGH = 8
-"""Products from which XDiag tells its error."""
+"""Products from which on XDiag has a standard error."""
 
 PAIRS = 2**22
-"""Numbers that the pairs of left-out probes may take at a time, over as many rows as that allows."""
+"""Most numbers that the pairs of left-out probes take at a time; rows are treated in groups of that size."""
 
 
 @public
@@ -60,7 +60,7 @@ def diagonal(
       and the other half is spent for the one with the smaller. Inside `jax.jit` there are no values to look at: XDiag.
 
     XDiag is better where the spectrum decays, Hutchinson where A is flat or nearly diagonal: there XDiag spends half
-    its products on a sketch that tells nothing.
+    its products on a sketch that captures nothing.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def diagonal(
     target = J if J is not None and can(J, "matmat") and not can(A, "matmat") else A
     if not can(target, "matmat"):
         exactly = f"; the exact diagonal takes {best.cost} vjps" if best is not None else ""
-        raise TypeError(f"diagonal: needs matmat (forward mode, jvp), which {target!r} has not got{exactly}.")
+        raise TypeError(f"diagonal: needs matmat (forward mode, jvp), which {target!r} does not have{exactly}.")
     check.check_probes(probes, target.shape[1], A, "diagonal")
     stream = Probes(target.shape[1], A, rng=rng, distribution=distribution, probes=probes)
     chunk = chunk_columns(target, chunk_size)
@@ -203,7 +203,7 @@ class Entries(Sampler):
             self.weights.append(aa.abs2(xp, V))
 
     def going_on_from(self, other: XDiag) -> Entries:
-        """Itself, with the probes and products of `other`."""
+        """The sampler itself, with the probes and products of `other`."""
         self.meter.charge(**other.meter.spent)
         self.take(other.joined("probes"), other.joined("products"))
         return self
@@ -250,13 +250,13 @@ class XDiag(XNysTrace):
         self.sketch = orth(self.joined("products"), self.joined("probes"))
 
     def worse_than_samples(self, m: int) -> bool:
-        """Whether the mean of m samples v̄∘Av is told to have less variance; not inside a transformation."""
+        """Whether the mean of m samples v̄∘Av is predicted to have less variance; False inside a transformation."""
         arrays = self.joined("probes"), self.joined("products"), *self.sketch
         sampled, left_out = (number(x) for x in _backends.compiled(spreads, (), arrays, arrays[1]))
         return sampled is not None and left_out is not None and sampled / m < left_out / self.n_samples
 
     def estimate(self) -> Estimate:
-        """The answer so far, for which AᴴQ is made."""
+        """The answer so far; it makes the products AᴴQ."""
         xp, A, Omega, (Q, R, QY, top) = self.xp, self.meter.op, self.joined("probes"), self.sketch
         Z = products(xp, A if A.symmetric else A.H, Q, self.chunk)
         left_out = _backends.compiled(_left_out, (), (R, QY, top), Q)

@@ -1,4 +1,4 @@
-"""The exact trace, by whichever products are fewest."""
+"""The exact trace, by the side that takes the fewest products."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cheapest(A: Any, side: str = "auto") -> Route | None:
         found = [Route(A, "matmat", A.shape[0])]
     else:
         found = [Route(J, "rmatmat", J.shape[0] // n_blocks(J)), Route(J, "matmat", J.shape[1])]
-    # Asked for last, cheapest first: some operators pay for finding out whether they have a side.
+    # Sides are tested last, cheapest first: for some operators the test itself is expensive.
     return next(
         (r for r in sorted(found, key=lambda r: r.cost) if side in ("auto", r.side) and can(r.operator, r.side)),
         None,
@@ -83,7 +83,7 @@ def exact(A: Any, *, side: Literal["auto", "matmat", "rmatmat"] = "auto", chunk_
 
 
 def finite_exact(A: Any, chunk_size: int | None, caller: str) -> Estimate:
-    """The exact trace, with `converged`; a value that is no number raises, and the column that did it is named."""
+    """The exact trace, with `converged`; a value that is NaN or infinite raises, naming the column."""
     e, forms, side = _exactly(A, "auto", chunk_size)
     if not bool(aa.namespace(e.value).isfinite(e.value)):
         check.finite(aa.concat_columns(aa.namespace(e.value), forms), side, 0, caller)
@@ -117,7 +117,7 @@ def _exactly(A: Any, side: str, chunk_size: int | None) -> tuple[Estimate, list[
 
 
 def _contributions(xp: Any, op: Any, E: Any, side: str, as_factor: bool) -> Any:
-    """What each column of E adds to the trace, along the last axis."""
+    """The contribution of each column of E to the trace, along the last axis."""
     if side == "rmatmat":
         return block_sqnorms(op, E)
     product = op.matmat(E)

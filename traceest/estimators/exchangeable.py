@@ -20,34 +20,34 @@ from traceest.uncertainty import leave_out
 from traceest.uncertainty.estimate import Estimate, _to_host, from_samples, trace_bounds
 
 PILOT = 4
-"""Products that ask what XTrace would leave."""
+"""Products spent to predict XTrace's error."""
 
 GAIN = 0.8
-"""XTrace is taken where it promises so much of the error that as many products spent on probes would leave."""
+"""XTrace is taken where its predicted error is below this part of what as many products spent on probes would leave."""
 
 SETTLED = 50
-"""Probes below which XNysTrace is left alone: its error may fall by orders with the next few, and asking costs some."""
+"""Below this many probes XNysTrace goes on unasked: its error may fall by orders with the next few; a pilot costs."""
 
 
 PLAIN = 12
-"""Vjps ahead that are trusted to be the cheaper way, for each product made (ten, if none yet)."""
+"""Vjps predicted per product made (ten, if none yet), up to which vjps are taken to be the cheaper way."""
 
 
 SLACK = 1.5
-"""Once there, XTrace is gone on with while its standard error is within this of the smallest."""
+"""Once begun, XTrace continues while its standard error is within this factor of the smallest."""
 
 
 class Exchangeable(XNysTrace):
-    """Probes Ω, products Y = AΩ and, where it pays, the products AQ with Q = orth(Y): nothing is ever dropped.
+    """Probes Ω, products Y = AΩ and, where it pays, the products AQ with Q = orth(Y): nothing is dropped.
 
-    * The forms ωᴴAω are Hutchinson's samples, best where the spectrum is flat.
+    * The forms ωᴴAω are Hutchinson's samples: best where the spectrum is flat.
     * Ω and Y give XNysTrace, where A is positive semidefinite: best where the eigenvalues go on falling.
     * With AQ, as many products again, they give XTrace: best above a floor, which more probes cannot sketch away, and
-      where A is not known to be positive semidefinite. Whether it pays is asked by a pilot: the spread of a few forms
+      where A is not known to be positive semidefinite. A pilot predicts whether it pays: the spread of a few forms
       uᴴAu with u = (I − QQᴴ)g is that of the samples XTrace would have. Once AQ is there, Ag = Au + AQQᴴg, and the
       pilot's g are probes like the others.
 
-    Of those that there are, the one with the smallest standard error is the answer.
+    The estimate with the smallest standard error is the answer.
 
     With `one_sided`, of K = JJᴴ, it begins and may go on with samples ‖Jᴴω‖² by vjps alone, ω signs, each at most half
     of what a product costs: as long as no more than `PLAIN` of them for each product made are predicted to be enough,
@@ -88,7 +88,7 @@ class Exchangeable(XNysTrace):
         self.patience = A.shape[0] // 8
         self.looks: list[tuple[int, float]] = []
         self.best, self.asked = "", 0
-        self.by_vjps = False  # whether the first probe went through vjps alone
+        self.by_vjps = False  # whether the first probe was multiplied by vjps alone
         self.deep = methods == ("xtrace",)
 
     @property
@@ -98,7 +98,7 @@ class Exchangeable(XNysTrace):
 
     @property
     def n_samples(self) -> int:
-        """Samples of the way that it goes on by."""
+        """Samples of the way by which it continues."""
         return self.n_forms if self.lean else self.n_probes
 
     @property
@@ -120,14 +120,14 @@ class Exchangeable(XNysTrace):
         return min(8.0, max(0.5, math.log(before / now) / math.log(m / k))) if now > 0 and m > k else 8.0
 
     def state(self) -> dict[str, Any]:
-        """All that the sampler knows, by name."""
+        """Everything the sampler knows, by name."""
         drawn = 0 if self.for_vjps is self.stream else self.for_vjps.drawn
         looks = np.asarray(self.looks, dtype=np.float64).reshape(-1, 2)
         own = {"asked": self.asked, "looks": looks, "drawn_for_vjps": drawn, "by_vjps": int(self.by_vjps)}
         return super().state() | own
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         super().restore(state)
         self.for_vjps.skip(state["drawn_for_vjps"])
         self.asked, self.by_vjps = state["asked"], bool(state["by_vjps"])
@@ -146,7 +146,7 @@ class Exchangeable(XNysTrace):
         return super().fits(name, shape, dtype)
 
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        """Whether arrays with these numbers of columns, and the state's counts, can come from one run."""
         k, pilots, sketched = columns["probes"], columns["pilots"], columns["basis"]
         groups = (
             (k, columns["products"]),
@@ -161,7 +161,7 @@ class Exchangeable(XNysTrace):
         return whole and all(a == b for a, b in groups) and drawn == (state["drawn"], state["drawn_for_vjps"])
 
     def ahead(self, e: Estimate, target: Target) -> float:
-        """Products that `target` is predicted to take yet; where so many vjps or fewer do, these are the way on."""
+        """Predicted number of further products; it continues by vjps where few enough of them suffice."""
         k, m = self.n_probes, self.n_forms
         by_products = (target.samples(e, k, self.rate) - k) * (2 if self.deep else 1)
         if not self.one_sided:
@@ -195,7 +195,7 @@ class Exchangeable(XNysTrace):
         return forms
 
     def worth_deflating(self, ahead: float, left: int) -> int:
-        """The products that AQ takes where it promises more than as many probes, else 0; asking costs `PILOT`."""
+        """Products that AQ takes, where it promises more than as many probes would; else 0. A pilot costs `PILOT`."""
         k = self.n_probes
         if self.lean:
             return 0
@@ -204,13 +204,13 @@ class Exchangeable(XNysTrace):
         if "xtrace" not in self.methods or k == self.sketched or early or cost + PILOT > min(ahead, left):
             return 0
         self.asked = k
-        # The error of XNysTrace falls ever faster on falling spectra; what was seen of it is rather too little.
+        # The error of XNysTrace falls ever faster where the spectrum decays: the rate seen so far is rather too low.
         rate = min(6.0, self.rate + 2) if self.best == "xnystrace" else 0.5
         as_probes = self.looks[-1][1] * ((k + cost) / k) ** -rate
         return cost if self._pilot() / k**0.5 < GAIN * as_probes else 0
 
     def _pilot(self) -> float:
-        """Standard deviation of uᴴAu, u being what Q leaves of a probe, brought to the length that it should have."""
+        """Standard deviation of uᴴAu, u being what Q leaves of a probe, rescaled to its expected length."""
         xp, Q = self.xp, orth(self.joined("products"), self.joined("probes"))[0]
         G = self.stream.take(PILOT)
         kept = Q @ (aa.adjoint(xp, Q) @ G)
@@ -223,7 +223,7 @@ class Exchangeable(XNysTrace):
         return float(from_samples((aa.vdot(xp, U, AU) * (should / length2))[None, :]).stderr) * PILOT**0.5
 
     def deflate(self) -> None:
-        """Complete Q to a basis of all products, and AQ, and make probes of the pilots."""
+        """Extend Q to a basis of all products, with AQ, and turn the pilots into probes."""
         self._extend()
         if self.pilots:
             Q, Z = self.joined("basis"), self.joined("images")
@@ -234,7 +234,7 @@ class Exchangeable(XNysTrace):
             self._extend()
 
     def _extend(self) -> None:
-        """Q for the products that it has no column for yet, and AQ."""
+        """Add the columns of Q that the newest products need, with AQ."""
         Y, Omega = (self.joined(name)[:, self.sketched :] for name in ("products", "probes"))
         if self.basis:
             Q = _backends.compiled(completed, (), (self.joined("basis"), Y, Omega), Y)
@@ -244,7 +244,7 @@ class Exchangeable(XNysTrace):
         self.images.append(self.multiply(Q))
 
     def estimate(self) -> Estimate:
-        """The answer so far: of the ways that the products allow, the one with the smallest standard error."""
+        """The answer so far: of the estimates that the products allow, the one with the smallest standard error."""
         k = self.n_probes
         Omega, Y = (self.joined("probes"), self.joined("products")) if k else (None, None)
         found = [self._hutchinson(Omega, Y)] if "hutchinson" in self.methods or k < 3 else []
@@ -255,7 +255,7 @@ class Exchangeable(XNysTrace):
         if self.sketched == k >= 3:
             found.append(self._xtrace(Omega, Y))
         e = min(found, key=lambda e: float(e.stderr))
-        # It was promised to pay, and goes on getting better: chance alone is not to stop it.
+        # It was predicted to pay and keeps improving: chance alone should not stop it.
         pays = found[-1].method == "xtrace" and float(found[-1].stderr) <= SLACK * float(e.stderr)
         self.deep = pays or self.methods == ("xtrace",)
         self.best = e.method

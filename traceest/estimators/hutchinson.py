@@ -45,7 +45,7 @@ def hutchinson(
     distribution : {"rademacher", "gaussian", "sphere", "orthogonal", "hadamard", "balanced"}, optional
         Law of the probes; default: Rademacher, or as in `rhutch`.
     probes : array, (n, n_matvecs), optional
-        Explicit probes instead of `rng`; they are to be isotropic, E[vvᴴ] = I.
+        Explicit probes instead of `rng`; they must be isotropic, E[vvᴴ] = I.
     chunk_size : int, optional
         Columns multiplied at a time; chosen from memory if absent. Results do not depend on it.
 
@@ -120,8 +120,8 @@ def rhutch(
     rng, chunk_size
         As in `hutchinson`.
     distribution : {"rademacher", "hadamard", "balanced", "gaussian", "sphere", "orthogonal"}, optional
-        Law of the probes, drawn block by block; default: balanced or hadamard as said above (blocks of at most 2¹⁴
-        rows), else rademacher.
+        Law of the probes, drawn block by block; default: balanced or hadamard as described above (blocks of at most
+        2¹⁴ rows), else rademacher.
     probes : array, (n, n_probes), optional
         Explicit probes instead of `rng`.
 

@@ -182,7 +182,7 @@ class HutchPP(Sampler):
         return replace(residual, value=value, samples=None, bounds=self.bounds)
 
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        """Whether arrays with these numbers of columns, and the state's counts, can come from one run."""
         samples, basis = columns["samples"], columns["basis"]
         return samples > 0 and basis == columns["on_sketch"] and state["drawn"] == samples + basis
 
@@ -212,7 +212,7 @@ class Deflating(HutchPP):
             self.remember(U, AU)
 
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        """Whether arrays with these numbers of columns, and the state's counts, can come from one run."""
         grown = bool(columns["basis"]) == bool(columns["spreads"])
         return super().consistent(columns, state) and columns["samples"] == columns["products"] and grown
 

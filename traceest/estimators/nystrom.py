@@ -1,7 +1,7 @@
 """Nyström++ and NA-Hutch++: a low-rank approximation Ã from products made in one pass, plus Hutchinson on A − Ã.
 
-Hutch++ multiplies A again by a basis that it first had to find. Here all products may be made at once, and they are
-used three times over: for Ã, for the forms gᴴBg of what is left, B = A − Ã, and for the error of their mean
+Hutch++ first has to find a basis and then multiplies A by it. Here all products may be made at once, and they are
+used three times: for Ã, for the forms gᴴBg of what is left, B = A − Ã, and for the error of their mean
 (`traceest.uncertainty.gradients`).
 """
 
@@ -65,7 +65,7 @@ def nystrompp(
     Returns
     -------
     Estimate
-        The error is that of the residual (Student-t; the module's head says how), bounded below by 0.
+        The error is that of the residual (Student-t; see `traceest.uncertainty.gradients`), bounded below by 0.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def na_hutchpp(
     for SᴴA (by `rmatmat`, unless A is known to be symmetric); of a Gram operator K = JJᴴ, as many vjps and as many
     jvps. It is unbiased for every square A.
 
-    Choose it where products are only to be had in one batch, and A is not PSD; else `hutchpp` is more accurate,
+    Choose it where all products have to be made in one batch and A is not PSD; else `hutchpp` is more accurate,
     and for PSD operators `nystrompp`.
 
     Parameters
@@ -131,7 +131,7 @@ def na_hutchpp(
     Returns
     -------
     Estimate
-        The error is that of the residual (Student-t; the module's head says how). Memory O(n · n_matvecs).
+        The error is that of the residual (Student-t; see `traceest.uncertainty.gradients`). Memory O(n · n_matvecs).
 
     Raises
     ------
@@ -180,7 +180,7 @@ def _begun(
     check.require_side(A, "matmat", caller)
     if each > 1 and not (A.symmetric or can(A, "rmatmat")):
         raise TypeError(
-            f"{caller}: needs rmatmat (reverse mode, vjp) for SᴴA, which {A!r} has not got; give it one, or say "
+            f"{caller}: needs rmatmat (reverse mode, vjp) for SᴴA, which {A!r} does not have; give it one, or say "
             "aslinearoperator(…, symmetric=True) if it is."
         )
     n = A.shape[0]
@@ -247,7 +247,7 @@ class LowRankPlus(Sampler):
         return sum(x.shape[1] for x in (*self.samples, *self.probes))
 
     def sketched(self, S: Any, W: Any, Z: Any) -> LowRankPlus:
-        """Itself, with Ã = Z(SᴴZ)⁺Wᴴ."""
+        """The sampler itself, with Ã = Z(SᴴZ)⁺Wᴴ."""
         self.L, self.R = _backends.compiled(_factors, (), (S, W, Z), Z)
         return self
 
@@ -276,7 +276,7 @@ class LowRankPlus(Sampler):
 
 
 def _mean(sphere: bool, hermitian: bool, arrays: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    """The same with its standard error and degrees of freedom, from L, R, G and AG."""
+    """Value, standard error and degrees of freedom from L, R, G and AG."""
     L, R, G, AG = arrays
     xp = aa.namespace(G)
     seen = L @ (aa.adjoint(xp, R) @ G)
@@ -294,5 +294,5 @@ def _trace(xp: Any, L: Any, R: Any, hermitian: bool) -> Any:
 
 
 def _part(xp: Any, x: Any, hermitian: bool) -> Any:
-    """What is not rounding of it."""
+    """The real part, where the imaginary part is rounding."""
     return aa.real(xp, x) if hermitian else x

@@ -1,4 +1,4 @@
-"""What every sampler has: a metered operator, a stream of probes, and a state that can be written down."""
+"""What every sampler has: a metered operator, a stream of probes, and a state that can be saved."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ class Target(Protocol):
 class Sampler(ABC):
     """`grow(k)` spends k more samples; `estimate()` is the answer so far; a fixed budget is a sampler grown `once`.
 
-    The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not resorted to
-    before `patience` samples. `deflate()`, where `worth_deflating` says so, turns what was paid for into a sketch.
+    The error is taken to fall as the number of samples to the power −`rate`, and the exact trace is not taken
+    before `patience` samples. `deflate()`, where `worth_deflating` says so, turns the products made into a sketch.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ()
     """Names of the lists of arrays, joined along their columns, that make up the state."""
 
     FORMS: ClassVar[tuple[str, ...]] = ()
-    """Those of `KEPT` with a row for each block of the probes; the others have one for each of the operator."""
+    """The names of `KEPT` with a row for each block of the probes; the others have one for each row of the operator."""
 
     COUNTS: ClassVar[tuple[str, ...]] = ("drawn", "verified", "n_matvecs", "n_rmatvecs")
-    """Whole numbers of the state."""
+    """Names of the integers of the state."""
 
     statistic = "trace"
     """What it estimates, for `merge`."""
 
     side = "matmat"
     first = 10
-    """Samples before the first look: a standard error from fewer says too little to stop on."""
+    """Samples before the first look: a standard error from fewer is too noisy to stop on."""
 
     least = 1
     """Fewest samples that a growth may have."""
 
     patience = 0
     steady = False
-    """Whether the error falls as 1/√m whatever is done, so that one known well tells how many samples it takes."""
+    """The error falls as 1/√m, so that a well-known standard error predicts the number of samples needed."""
 
     asking = 0
-    """Products that `worth_deflating` may spend on finding out."""
+    """Products that `worth_deflating` may spend to decide."""
 
     caller: str | None = None
     """The call that grows it look by look: its products have to be finite, and its first probe is kept to verify a
@@ -63,24 +63,24 @@ class Sampler(ABC):
     def __init__(self, A: Any, stream: Probes, chunk: int) -> None:
         self.meter, self.stream, self.chunk = Meter(A), stream, chunk
         self.xp, self.rows = stream.xp, A.shape[0]
-        self.witness: tuple[Any, Any] | None = None  # the first probe multiplied, (n, 1), and what came of it
-        self.verified = 0  # products that went into verifying what earlier runs have left
+        self.witness: tuple[Any, Any] | None = None  # the first probe multiplied, (n, 1), and its product
+        self.verified = 0  # products spent on verifying earlier runs
         for name in self.KEPT:
             setattr(self, name, [])
 
     @property
     def rate(self) -> float:
-        """P of an error that falls as k^−p."""
+        """The p of an error that falls as k^−p."""
         return 0.5
 
     @property
     def rest(self) -> float:
-        """Samples that there are yet: where they are drawn without replacement, all of them are the exact trace."""
+        """Samples still to be drawn; without replacement, all of them together are the exact trace."""
         return math.inf
 
     @property
     def cost(self) -> int:
-        """Products that one more sample takes."""
+        """Products per sample."""
         return 1
 
     @property
@@ -89,7 +89,7 @@ class Sampler(ABC):
         return sum(x.shape[-1] for x in vars(self)[self.KEPT[0]])
 
     def ahead(self, e: Estimate, target: Target) -> float:
-        """Products that `target` is predicted to take yet, after the answer `e`."""
+        """Predicted number of further products until `target` is met, given the estimate `e`."""
         return (target.samples(e, self.n_samples, self.rate) - self.n_samples) * self.cost
 
     @abstractmethod
@@ -110,21 +110,21 @@ class Sampler(ABC):
         return told(self.estimate(), self.statistic, self.meter.op, self.stream.marks)
 
     def worth_deflating(self, ahead: float, left: int) -> int:
-        """Products that `deflate` would cost now; 0 where it does not pay, with so many predicted, so many left."""
+        """Products that `deflate` would cost now; 0 where it does not pay, given those predicted and those left."""
         return 0
 
     def deflate(self) -> None:  # noqa: B027 — not abstract: without `worth_deflating` there is nothing to do
-        """Turn the products of the samples into a sketch; without `worth_deflating`, nothing."""
+        """Turn the products of the samples into a sketch; the default does nothing."""
 
     def checked(self, x: Any, columns: int) -> Any:
-        """`x`, the product of so many columns just made, if it is finite."""
+        """`x`, the product of that many columns just made; under a `caller` it has to be finite."""
         if self.caller is not None:
             spent = self.meter.n_matvecs if self.side == "matmat" else self.meter.n_rmatvecs
             check.finite(x, self.side, spent - columns, self.caller)
         return x
 
     def multiply(self, V: Any) -> Any:
-        """A V, a chunk at a time, each found to be finite."""
+        """A V, a chunk at a time, each `checked`."""
         chunks = (V[:, i : min(i + self.chunk, V.shape[1])] for i in range(0, V.shape[1], self.chunk))
         return aa.concat_columns(self.xp, [self.checked(self.meter.op.matmat(C), C.shape[1]) for C in chunks])
 
@@ -133,7 +133,7 @@ class Sampler(ABC):
         return aa.concat_columns(self.xp, vars(self)[name])
 
     def remember(self, V: Any, seen: Any) -> None:
-        """Keep the first probe of all, and what was `seen` of its product, for a later run to look whether it is so."""
+        """Keep the very first probe and what was `seen` of its product, so that a later run can verify them."""
         if self.witness is None and self.caller is not None:
             self.witness = V[:, :1], seen[:, :1]
 
@@ -142,12 +142,12 @@ class Sampler(ABC):
         return self.multiply(V)
 
     def verify(self) -> None:
-        """Multiply the first probe once more, and compare.
+        """Multiply the first probe once more and compare.
 
         Raises
         ------
         ValueError
-            If something else comes out than before: it is another operator.
+            If the product differs from the one kept: it is another operator.
         """
         if self.witness is None:
             return
@@ -156,15 +156,15 @@ class Sampler(ABC):
         self.verified += self.spent - spent
 
     def compare(self, again: Any, before: Any, size: Any = None) -> None:
-        """Raise unless the products, or what was seen of them, are the same to rounding, relative to `size`."""
+        """Raise unless the products, or what was seen of them, agree to rounding, relative to `size`."""
         off = difference(self.xp, again, before, size)
         allowed = float(self.xp.finfo(self.meter.op.dtype).eps) ** 0.5
         if not off <= allowed:
             raise ValueError(
-                f"trace: what was to be gone on from is of another operator: its first probe gives a product {off:.1e} "
-                f"off the one that was kept, relative to its size, where rounding excuses {allowed:.1e}. Has a "
-                "training step been made, or other data been taken? Start anew: without start=, and with another path "
-                "as checkpoint=, or none."
+                f"{self.caller}: the earlier run is of another operator: its first probe gives a product {off:.1e} off "
+                f"the one that was saved, relative to its size, where rounding excuses {allowed:.1e}. Was there a "
+                "training step, or other data? Start anew: without start=, and with another path as checkpoint=, or "
+                "none."
             )
 
     @property
@@ -172,15 +172,15 @@ class Sampler(ABC):
         """Products on whichever side has more."""
         return max(self.meter.n_matvecs, self.meter.n_rmatvecs)
 
-    # -- written down and taken up again ----------------------------------------------------------
+    # -- saving and resuming ----------------------------------------------------------------------
     @property
     def counts(self) -> tuple[str, ...]:
-        """Names of the whole numbers of a state."""
+        """Names of the integers of a state."""
         return self.COUNTS
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of the arrays of a state; those that are empty are missing."""
+        """Names of the arrays of a state; empty ones are missing."""
         return (*self.KEPT, "witness", "witnessed", *self.stream.shapes())
 
     def fits(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -201,13 +201,13 @@ class Sampler(ABC):
         return self.stream.sound(name, x) if name in self.stream.shapes() else bool(np.all(np.isfinite(x)))
 
     def state(self) -> dict[str, Any]:
-        """All that the sampler knows, by name."""
+        """Everything the sampler knows, by name."""
         kept = {name: self.joined(name) for name in self.KEPT if vars(self)[name]}
         seen = {} if self.witness is None else dict(zip(("witness", "witnessed"), self.witness, strict=True))
         return kept | seen | self.stream.state() | self.meter.spent | {"verified": self.verified}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; the probes that it has drawn are skipped, should the same generator draw them again.
+        """Resume from `state`; probes already drawn are skipped, in case the same generator would draw them again.
 
         Raises
         ------
@@ -216,7 +216,7 @@ class Sampler(ABC):
         """
         columns = {name: state[name].shape[1] if name in state else 0 for name in self.KEPT}
         seen = [name in state for name in ("witness", "witnessed")]
-        # What an Estimate has brought may have had no probe that could be drawn again.
+        # The probes of an adopted Estimate may be impossible to draw again.
         whole = all(seen) or (not any(seen) and state.get("adopted", 0) > 0 and not state["drawn"])
         whole = whole and (not state["drawn"] or all(name in state for name in self.stream.shapes()))
         whole = whole and self.consistent(columns, state)
@@ -231,12 +231,12 @@ class Sampler(ABC):
         self.meter.charge(state["n_matvecs"], state["n_rmatvecs"])
 
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        """Whether arrays with these numbers of columns, and the state's counts, can come from one run."""
         return state["drawn"] > 0 and set(columns.values()) == {state["drawn"]}
 
 
 def difference(xp: Any, again: Any, before: Any, size: Any = None) -> float:
-    """How far two products of one probe are apart, relative to their size, or to `size`."""
+    """The distance between two products of one probe, relative to their size, or to `size`."""
     if again.shape != before.shape:
         return math.inf
     scale = aa.safe_scale(xp, before)

@@ -15,7 +15,7 @@ from traceest.probes import Distribution, Probes
 from traceest.uncertainty.estimate import Estimate, certain, from_samples, trace_bounds
 
 LEAST = 4
-"""Samples before the first look where blocks are many: one that outweighs all others has to be seen for it."""
+"""Fewest samples before the first look, however many blocks: a block that outweighs all others has to show it."""
 
 
 class Sampling(Sampler):
@@ -50,11 +50,11 @@ class Sampling(Sampler):
 
     @property
     def rest(self) -> float:
-        """Samples still to be drawn; without replacement, all of them are the exact trace."""
+        """Samples still to be drawn; without replacement, all of them together are the exact trace."""
         return math.inf if self.population is None else self.population - self.n_samples
 
     def ahead(self, e: Estimate, target: Target) -> float:
-        """Products that `target` is predicted to take yet; without replacement, the variance falls as 1/m − 1/N."""
+        """Predicted number of further products; without replacement, the variance falls as 1/m − 1/N."""
         m = super().ahead(e, target) + self.n_samples
         N, k = self.population, self.n_samples
         return (m if N is None else 1 / (1 / N + (1 - k / N) / m)) - k
@@ -73,14 +73,14 @@ class Sampling(Sampler):
         return self.checked(self.sample(self.meter.op, V)[1], V.shape[1])
 
     def adopt(self, e: Estimate) -> None:
-        """Go on from the samples of `e`, which are of other probes."""
+        """Continue from the samples of `e`, which come from other probes."""
         self.samples.append(e.samples)
         self.adopted += e.samples.shape[1]
         self.meter.charge(e.n_matvecs, e.n_rmatvecs)
         self.of_start = self.stream.again(e.probes), e.samples[:, :1]
 
     def verify(self) -> None:
-        """Multiply the first probe anew, and compare; also that of an Estimate gone on from, if it can be drawn."""
+        """Multiply the first probe once more and compare; also that of an adopted Estimate, where it can be redrawn."""
         super().verify()
         V, before = self.of_start
         if V is None:
@@ -88,30 +88,30 @@ class Sampling(Sampler):
         spent = self.spent
         x, seen = self.sample(self.meter.op, V)
         self.checked(x, 1)
-        # A form of either sign may be small where what it is added up from is not.
+        # A form of either sign may be small although its terms are not.
         size = self.xp.sqrt(self.xp.sum(aa.abs2(self.xp, V)) * self.xp.sum(aa.abs2(self.xp, seen)))
         self.compare(x, before, None if self.bounds[0] == 0 else size)
         self.remember(V, seen)
         self.verified += self.spent - spent
 
     def estimate(self) -> Estimate:
-        """The answer so far; the exact trace, if there are no more samples."""
+        """The answer so far; the exact trace once every sample has been drawn."""
         x, fields = self.joined("samples"), {"bounds": self.bounds, **self.meter.spent}
         if self.rest == 0:
             return certain(self.xp.sum(x) / x.shape[1], **fields)
         return from_samples(x, population=self.population, doubt=self.stream.doubt, method=self.method, **fields)
 
     def state(self) -> dict[str, Any]:
-        """All that the sampler knows, by name."""
+        """Everything the sampler knows, by name."""
         return super().state() | {"adopted": self.adopted}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         super().restore(state)
         self.adopted = state["adopted"]
 
     def consistent(self, columns: dict[str, int], state: dict[str, Any]) -> bool:
-        """Whether arrays with so many columns, and the state's counts, can be of one run."""
+        """Whether arrays with these numbers of columns, and the state's counts, can come from one run."""
         return 0 < columns["samples"] == state["drawn"] + state["adopted"]
 
 
@@ -132,7 +132,7 @@ def hutchinson_sampling(
 def rhutch_sampling(J: Any, rng: Any, distribution: Distribution | None, chunk: int, probes: Any = None) -> Sampling:
     """‖J_bᴴ v_b‖² for each block: vjps alone.
 
-    Each block tells an error of its own, (m − 1)B degrees of freedom together, so that the first look may come early.
+    Each block has an error of its own, together (m − 1)B degrees of freedom, so that the first look may come early.
     """
     B = n_blocks(J)
     stream = Probes(J.shape[0], J, rng=rng, distribution=distribution, n_blocks=B, layout=layout(J, B), probes=probes)

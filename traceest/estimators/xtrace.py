@@ -149,7 +149,7 @@ def _once(
     normalise: bool,
     chunk_size: int | None,
 ) -> Estimate:
-    """The answer by m products, or the exact trace, if m affords it."""
+    """The answer from m products, or the exact trace where m products suffice for it."""
     A, each = check.square(A, caller), kind.each
     check.require_side(A, "matmat", caller)
     check.check_probes(probes, A.shape[0], A, caller)
@@ -177,7 +177,7 @@ class XNysTrace(Sampler):
     probes: list[Any]
 
     each = 1
-    """Products that a probe takes."""
+    """Products per probe."""
 
     def __init__(self, A: Any, stream: Probes, chunk: int, normalise: bool = True) -> None:
         super().__init__(A, stream, chunk)

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from traceest._boundary import public
 from traceest.operators.layout import Layout
 from traceest.probes.laws import LAWS, Distribution, Law, named, of_pairs, require_independent
 from traceest.probes.sources import Source, random_source
@@ -69,4 +70,4 @@ def _drawing(name: str) -> Callable[..., Any]:
 
     draw.__name__ = draw.__qualname__ = name
     draw.__doc__ = f"{LAWS[name].__doc__}\n\nSee `traceest.probes` for the arguments.\n"
-    return draw
+    return public(draw)

@@ -55,7 +55,7 @@ class Law:
     """‖v‖² = n, in each block."""
 
     sets: ClassVar[type[HadamardSet] | None] = None
-    """Where probes come in sets that a later call goes on with: what a set is."""
+    """The class of sets that probes come in, where a later call continues the set of the one before."""
 
     def __init_subclass__(cls) -> None:
         LAWS[cls.name] = cls()
@@ -79,7 +79,7 @@ class Law:
         return None
 
     def unseen(self, stream: Probes) -> float:
-        """How far off a form of what the stream has drawn may be, relative, without the samples' spread telling."""
+        """Relative error of a form of the probes drawn so far that the spread of the samples cannot show."""
         return 0.0
 
     def pair_factor(self, n: int, kappa: int) -> float | None:
@@ -214,7 +214,7 @@ class Balanced(Law):
         return stream.entries([balanced_signs.signs(*drawn).T for _ in range(stream.parts)])
 
     def unseen(self, stream: Probes) -> float:
-        """How far off a form of what the stream has drawn may be.
+        """Relative error of a form that the spread of the samples cannot show.
 
         The sums over a feature's positions have squares of two values. Where the rarer one is not expected a few times
         among all that were drawn, a constant may have been met with the other alone.

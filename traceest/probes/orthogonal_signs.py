@@ -21,11 +21,11 @@ import numpy as np
 from traceest import _array_api as aa
 
 DRAWN = ("signs", "shuffled", "turns", "twists")
-"""What of a set is random."""
+"""The random parts of a set."""
 
 
 def order(d: int) -> int:
-    """N, the columns that there are for blocks of d rows: the next power of two."""
+    """N, the number of columns for blocks of d rows: the next power of two."""
     return 1 << (d - 1).bit_length()
 
 
@@ -108,7 +108,7 @@ class HadamardSet:
 
     @staticmethod
     def sound(d: int, name: str, x: np.ndarray) -> bool:
-        """Whether the array of that name in a state, of blocks of d rows, may hold these whole numbers."""
+        """Whether the array of that name in a state, of blocks of d rows, may hold these integers."""
         return bool(np.all(np.abs(x) == 1) if name == "signs" else np.all((x >= 0) & (x < order(d))))
 
     @classmethod

@@ -11,7 +11,7 @@ from traceest import _backends
 from traceest.uncertainty.estimate import _to_host
 
 FEW = 64
-"""Entries of explicit probes, of which so many or more are never the same by chance, signs included."""
+"""Explicit probes of at least this many entries, signs included, are never equal by chance."""
 
 
 class Source(Protocol):
@@ -27,10 +27,10 @@ class Source(Protocol):
         """(k, n) independent, uniform on −2³¹ … 2³¹ − 1, int32."""
 
     def child(self) -> Source:
-        """Another one, whose numbers are independent of those that this one goes on to give."""
+        """A new source, independent of the numbers that this one still gives."""
 
     def mark(self) -> str | None:
-        """What tells the numbers to come from those of any other source or state; None where values are not known."""
+        """An identifier of the numbers to come; None where values are not known."""
 
 
 class HostSource:
@@ -59,11 +59,11 @@ class HostSource:
         return self._octets(k, 32 * n).view("<i4")[:, :n]
 
     def child(self) -> HostSource:
-        """Another one, of a seed that this one draws."""
+        """A new source, seeded by this one."""
         return HostSource(np.random.default_rng(self.rng.integers(0, 2**63, size=4)))
 
     def mark(self) -> str:
-        """The generator's state where that is short, so that `of_mark` can go back to it; else a digest."""
+        """The generator's state where it is short, so that `of_mark` can restore it; else a digest."""
         state = self.rng.bit_generator.state
         if state["bit_generator"] != "PCG64":
             return digest(repr(state).encode())
@@ -72,7 +72,7 @@ class HostSource:
 
     @classmethod
     def of_mark(cls, mark: str) -> HostSource | None:
-        """The source that had that mark; None where it does not tell."""
+        """The source with that mark; None where the mark is a digest."""
         kind, *digits = mark.split("-")
         if kind != "PCG64" or len(digits) != 4:
             return None
@@ -89,9 +89,9 @@ def digest(octets: bytes) -> str:
 
 
 def mark_of(rng: Any, probes: Any = None) -> str | None:
-    """What tells the probes to come from any others; None where that is not known, as inside of transformations.
+    """An identifier of the probes to come; None where values are not known, as inside transformations.
 
-    Of explicit probes the first one is looked at, where it is so long that chance does not repeat it.
+    Explicit probes are identified by their first, if it is too long to recur by chance.
     """
     if probes is None:
         return None if rng is None else getattr(random_source(rng), "mark", lambda: None)()

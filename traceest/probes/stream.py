@@ -83,7 +83,7 @@ class Probes:
 
     @property
     def doubt(self) -> Doubt:
-        """What may be wrong with a form of those drawn so far without their spread telling of it."""
+        """Errors of forms of the probes drawn so far that the spread of the samples cannot show."""
         return self._doubt(self.explicit is None, FEW_SAMPLES)
 
     def doubt_of_pairs(self, known: bool) -> Doubt:
@@ -96,7 +96,7 @@ class Probes:
 
     @property
     def goes_on(self) -> bool:
-        """Whether a call of `chunks` goes on with the set of the one before."""
+        """Whether a call of `chunks` continues the set of the call before."""
         return self.explicit is None and self.law.sets is not None
 
     @public
@@ -114,12 +114,12 @@ class Probes:
         return self.law.draw(self, k)
 
     def skip(self, k: int) -> None:
-        """Pass over the next k probes, which a run before this one has used."""
+        """Skip the next k probes, which an earlier run has used."""
         for i in range(0, k, 64):
             self.take(min(64, k - i))
 
     def again(self, marks: tuple[str, ...]) -> Any:
-        """The first probe, (n, 1), of a stream for the same operator that had those marks; None if they do not tell."""
+        """The first probe, (n, 1), of the stream with those marks, for this operator; None if it cannot be redrawn."""
         law, _, mark = marks[0].partition(":") if marks else ("", "", "")
         source = HostSource.of_mark(mark) if law in LAWS else None
         if source is None:
@@ -140,7 +140,7 @@ class Probes:
             yield from (self._take(min(chunk, m - i)) for i in range(0, m, chunk))
 
     def state(self) -> dict[str, Any]:
-        """How many probes were drawn, and the set that they are of."""
+        """The number of probes drawn, and the set they belong to."""
         return {"drawn": self.drawn} | ({} if self._set is None else self._set.state())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -148,11 +148,11 @@ class Probes:
         return self.law.sets.shapes(self.n, self.n_blocks, self.parts) if self.goes_on and self.law.sets else {}
 
     def sound(self, name: str, x: np.ndarray) -> bool:
-        """Whether the array of that name in a state may hold these whole numbers."""
+        """Whether the array of that name in a state may hold these integers."""
         return self.law.sets is not None and self.law.sets.sound(self.n // self.n_blocks, name, x)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on after those probes: with their set, whatever `rng` is now; or else without the same numbers again."""
+        """Continue after the probes of `state`: with their set, whatever `rng` is, or else by skipping as many."""
         self._set = None if self.law.sets is None else self.law.sets.of_state(self.n, self.n_blocks, state)
         if self._set is None:
             self.skip(int(state["drawn"]))
@@ -189,7 +189,7 @@ class Probes:
             self._used, k = self._used + taken, k - taken
 
     def _cast(self, x: Any) -> Any:
-        """To the operator's dtype and device, moving as few bytes as may be."""
+        """`x` in the operator's dtype and on its device, moving as few bytes as possible."""
         xp = self.xp
         if isinstance(x, np.ndarray):
             if x.dtype == np.float64 and xp.finfo(self.dtype).bits < 64:
