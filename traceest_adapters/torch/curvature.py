@@ -176,11 +176,7 @@ def _matrix(
 
 @clear(ORDER.format("gauss_newton"), _matrix, jacobian, without=NOT)
 def gauss_newton(
-    model: torch.nn.Module | Callable[..., Any],
-    loss: Loss,
-    inputs: Any = None,
-    targets: Any = None,
-    **options: Any,
+    model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Operator:
     """The Gauss–Newton matrix G = JᵀHJ of ``loss(model(inputs), targets)``, (P, P), positive semidefinite.
 
@@ -243,11 +239,7 @@ def gauss_newton(
 
 @clear(ORDER.format("empirical_fisher"), _matrix, jacobian, without=NOT)
 def empirical_fisher(
-    model: torch.nn.Module | Callable[..., Any],
-    loss: Loss,
-    inputs: Any = None,
-    targets: Any = None,
-    **options: Any,
+    model: torch.nn.Module | Callable[..., Any], loss: Loss, inputs: Any = None, targets: Any = None, **options: Any
 ) -> te.Gram:
     """The empirical Fisher matrix (1/N) Σ g_n g_nᵀ of the N examples' loss gradients g_n, (P, P).
 
