@@ -23,7 +23,7 @@ PACKAGES = {"traceest": te, "probes": te.probes, "jax": in_jax, "torch": in_torc
 OPERANDS = {
     "traceest": {"A", "B", "J", "K", "K1", "K2", "f", "k", "n", "p", "y", "coefficients", "estimate", "estimates",
                  "operators", "path", "product"},
-    "probes": {"n", "k", "distribution", "layout", "rng"},
+    "probes": {"n", "k"},
     "jax": {"fn", "loss", "params", "inputs", "targets"},
     "torch": {"model", "loss", "inputs", "targets"},
 }  # fmt: skip
@@ -45,8 +45,8 @@ WORDS: dict[str, set[Any]] = {
     "start": {None},
     "method": {"auto"},
     "side": {"auto"},
-    "rng": {None, 0, REQUIRED},
-    "distribution": {None, "rademacher", "sphere", REQUIRED},
+    "rng": {None, 0},
+    "distribution": {None, "rademacher", "sphere"},
     "probes": {None},
     "chunk_size": {None},
     "memory_budget": {None},
@@ -114,7 +114,7 @@ class Call(NamedTuple):
 CALLS = [
     Call(package, name, getattr(module, name))
     for package, module in PACKAGES.items()
-    for name in module.__all__
+    for name in (te.probes.LAWS if module is te.probes else module.__all__)
     if inspect.isfunction(getattr(module, name))
 ]
 NAMES = [f"{call.package}.{call.name}" for call in CALLS]
@@ -139,6 +139,8 @@ SECTIONS = re.compile(r"\n(?:Returns|Yields|Raises|Notes|References|Examples)\n-
 def undocumented(call: Call) -> set[str]:
     """Parameters that the docstring's section of them does not name, or, as further options, those of `jacobian`."""
     text = inspect.getdoc(call.call) or ""
+    if call.package == "probes":  # whose page tells of all laws at once
+        return {f"{call.name}: {p.name} not documented" for p in call.parameters if p.name not in te.probes.__doc__}
     _, found, section = text.partition("Parameters\n----------\n")
     if not found and len(call.parameters) < 2:
         return set() if text else {f"{call.name}: not documented"}

@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "tokens": (Tokens(), torch.arange(12).reshape(4, 3) % 9, {}),
     "shared layers": (Twice(), x(5, 4), {}),
-    "some parameters": (torch_mlp(), x(7, 6), {"params": ["2.weight", "0.bias"]}),
+    "some parameters": (torch_mlp(), x(7, 6), {"wrt": ["2.weight", "0.bias"]}),
 }
 
 

@@ -290,7 +290,7 @@ CASES: dict[str, Case] = {
         {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.weight_hr_l0"},
     ),
     "recurrent by hand": Case(Of(lambda m, a: _unrolled(m, a), cell=linear(6, 4)), x(5, 3, 2)),
-    "frozen in part": Case(torch_mlp(), x(7, 6), options={"params": ["0.bias", "2.weight"]}),
+    "frozen in part": Case(torch_mlp(), x(7, 6), options={"wrt": ["0.bias", "2.weight"]}),
     "unused": Case(Of(lambda m, a: m.used(a).tanh(), used=linear(3, 2), unused=linear(3, 2)), x(5, 3)),
     "detached": Case(Of(lambda m, a: m.l(a).tanh() + m.l(a).detach(), l=linear(3, 2)), x(5, 3)),
     "overwritten output": Case(Of(lambda m, a: m.l(a).mul_(2).tanh(), l=linear(3, 2)), x(5, 3)),

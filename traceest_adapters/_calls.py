@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -32,11 +33,11 @@ SAME = {
 
 
 def clear(
-    order: str, *passed_on: Callable[..., Any], without: tuple[str, ...] = ()
+    order: str, *passed_on: Callable[..., Any], without: Mapping[str, str] = MappingProxyType({})
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A decorator for calls in the given `order` that pass further options on to the functions named.
 
-    Those options, but for some `without`, are in the signature that `help` shows.
+    Those options are in the signature that `help` shows, except for some `without`, each with the reason.
     """
 
     def decorate(call: Callable[P, R]) -> Callable[P, R]:
@@ -55,6 +56,8 @@ def clear(
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if not options.issuperset(kwargs):
                 unknown = next(key for key in kwargs if key not in options)
+                if unknown in without:
+                    raise TypeError(f"{name}: {unknown}= is for jacobian and ntk; {without[unknown]}.")
                 close = [same for same in SAME.get(unknown, ()) if same in options]
                 close += difflib.get_close_matches(unknown, options, n=1)
                 hint = f"did you mean {close[0]}=?" if close else f"there are {', '.join(sorted(options))}."

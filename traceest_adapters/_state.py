@@ -73,15 +73,15 @@ def batch_size(shapes: list[tuple[int, ...]], axis: int, what: str) -> int:
         if not -len(shape) <= axis < len(shape):
             raise ValueError(
                 f"batch_axis={axis}: {what} of shape {tuple(shape)} has no such axis; give the axis of independent "
-                "examples, or batch_axis=None if there is none. Inputs that all examples share belong into the "
-                "function (for an nn.Module: into shared=), not among its inputs."
+                "examples, or batch_axis=None if there is none. Inputs that all examples share are given by keyword, "
+                "as shared=."
             )
         lengths.add(shape[axis])
     if len(lengths) != 1:
         raise ValueError(
             f"batch_axis={axis}: the lengths {sorted(lengths)} of {what} along it differ; every array needs one "
-            "entry an example there. Select a part of the output with output=, bind inputs that all examples share "
-            "into the function (for an nn.Module: give them as shared=), or give batch_axis=None."
+            "entry an example there. Select a part of the output with output=, give inputs that all examples share "
+            "as shared=, or give batch_axis=None."
         )
     return lengths.pop()
 
@@ -147,7 +147,7 @@ def closes_over(axis: int, why: str) -> ValueError:
     return ValueError(
         f"batch_axis={axis}: the model, or output=, closes over an array of the whole batch (a mask, say), or has a "
         f"parameter with a row for each example: {why}. Give an array to the model as an input with the examples along "
-        "the batch axis (for an nn.Module also by kwargs=); where only output= uses it, wrap the model in a function "
+        "the batch axis (by position or in kwargs=); where only output= uses it, wrap the model in a function "
         "or module that takes it and returns the state. With such a parameter, batch_axis=None makes one block of all."
     )
 

@@ -1,8 +1,8 @@
 """What a loss makes of its examples' own losses: ℓ = Σ_b c_b ℓ_b, where ℓ_b is the same loss of example b by itself.
 
 The shares c_b are 1/N of a mean, 1 of a sum, w_b/Σw of a mean with weights, 1/N_valid or 0 where labels are ignored.
-They are found from the loss's gradients alone: r at the outputs of the batch, q at those of each example by itself, of
-which r_b = c_b q_b has to hold. An example by itself is given twice, since losses that squeeze fail on a batch of one.
+They are found from the loss's gradients alone: r at the outputs of the batch, q at those of each example alone, and
+r_b = c_b q_b. An example alone is given twice: losses that squeeze their input fail on a batch of one.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def shares(r: Any, q: Any, reduction: str, caller: str, look: bool = True) -> An
         raise ValueError(
             f"{caller}: the loss is no {reduction} of losses of examples by themselves: the gradient at an example's "
             "output is not a share of what it is for that example alone. Give a loss that is a sum or a mean over "
-            "examples (weights and ignored labels of a mean are told), or ask for gauss_newton or hessian."
+            "examples (weights and ignored labels of a mean are found), or ask for gauss_newton or hessian."
         )
     return c
 

@@ -24,11 +24,11 @@ from traceest_adapters.jax.operator import JaxJacobian
 Loss = Callable[..., Any]
 ORDER = "{}(fn, loss, params, inputs, targets)"
 HESSIAN = f"{ORDER.format('hessian')}, or hessian(fn, params, *inputs) of a function that is the loss itself"
-NOT = ("blocks",)
-"""Options of `jacobian` that curvature does without."""
+NOT = {"blocks": "examples are the blocks of a curvature's rows"}
+NO_STATE = dict.fromkeys(("feature_axis", "in_axes"), "a Hessian is of one number, not of a state with examples")
 
 
-@clear(HESSIAN, jacobian, without=(*NOT, "feature_axis", "in_axes"))
+@clear(HESSIAN, jacobian, without=NOT | NO_STATE)
 @settings.usual
 def hessian(
     fn: Any,
@@ -253,8 +253,8 @@ def empirical_fisher(
     not formed. Choose it as a measure of gradient noise; as a curvature it is trustworthy near a minimum only.
 
     Where the loss is a mean with weights, Σ w_n ℓ_n/Σ w_n, so is the matrix, Σ w_n g_n g_nᵀ/Σ w_n: an example whose
-    label is ignored, or whose mask is zero, is as if it were not there. The weights are found by taking the loss of
-    each example by itself, which has to be possible: masks and weights belong into `targets`, a tuple then.
+    label is ignored, or whose mask is zero, is as if it were not there. The weights are found from the loss of
+    each example alone, so masks and weights have to be in `targets`, a tuple then.
 
     Parameters
     ----------

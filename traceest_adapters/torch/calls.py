@@ -46,14 +46,13 @@ def jacobian(
 ) -> TorchJacobian | te.Stack:
     """The Jacobian of ``model(*inputs, **kwargs)`` with respect to its parameters, as an operator (n, P).
 
-    Nothing of its size is formed. One forward pass is kept and serves all vjps of the whole batch; one backward
-    pass, differentiated in its cotangent, serves all jvps. Train or eval mode is respected, buffers stay untouched.
+    Nothing of its size is formed. One forward pass is kept for all vjps of the whole batch; one backward pass,
+    differentiated in its cotangent, serves all jvps. Train or eval mode is respected, buffers stay untouched.
 
-    Norms and inner products of per-example gradients (`block_sqnorms`, `sketch_gram`, `grouped_gram`) come from the
-    inputs and output derivatives of the layers, at about one or two backward passes a probe, for the parameters of
-    linear, convolutional, recurrent, embedding, normalisation and attention layers, of matrix products, scales and
-    shifts. That the gradient is made of these is verified at first use, parameter by parameter; for all others (of
-    transposed convolutions, for one) gradients are formed example by example, which gives the same result more slowly.
+    Norms and inner products of per-example gradients come from the inputs and output derivatives of the layers, at one
+    or two backward passes a probe, for linear, convolutional, recurrent, embedding, normalisation and attention layers,
+    matrix products, scales and shifts. This is verified at first use, parameter by parameter; for all others (of
+    transposed convolutions, say) gradients are formed example by example, with the same result and more slowly.
 
     Parameters
     ----------
@@ -104,9 +103,8 @@ def jacobian(
     differentiable : bool
         Keep the graph, so that statistics can be differentiated by the parameters, as regularisers are:
         ``te.frobenius_norm(ntk(model, x, differentiable=True), n_probes=2, rng=…).value.backward()``, once a kernel.
-        Costs about two backward passes more, and the memory of every product's graph. Jvps are there only where
-        their own derivatives are right (those of PyTorch's layer norm are not); vjps suffice for the statistics of
-        kernels with independent examples.
+        Costs about two backward passes more, and the memory of every product's graph. There are jvps only where their
+        own derivatives are right (PyTorch's layer norm has wrong ones); vjps suffice for kernels' statistics.
     batches : iterable, optional
         In place of `inputs`: a `DataLoader`, a list of tensors, anything that can be gone through again and again and
         yields the same batches each time; all of their examples make up one Jacobian (`te.vstack`), of which one batch
@@ -244,7 +242,7 @@ class Jacobians:
         return next(iter(self.chosen.values())).device
 
     def next(self, batch: Inputs, p: int) -> TorchJacobian:
-        """The Jacobian at the p-th of several batches; what was found at one is remembered for its next turn."""
+        """The Jacobian at the p-th of several batches; what was found of one is kept for its next turn."""
         if p not in self._found:
             checks.inputs(batch, self.model)
             checks.parameters(self.chosen, batch)

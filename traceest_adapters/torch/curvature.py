@@ -23,13 +23,19 @@ from traceest_adapters.torch.constants import Source
 from traceest_adapters.torch.model import Inputs, Model
 
 Loss = Callable[..., torch.Tensor]
-OF_A_FUNCTION = ", with params= if the model is a function (in PyTorch parameters are no argument by position)"
-ORDER = "{}(model, loss, inputs, targets)" + OF_A_FUNCTION
-NOT = ("blocks", "differentiable")
-"""Options of `jacobian` that curvature does without: its gradient is not carried, traceest_adapters.jax does."""
+ORDER = (
+    "{}(model, loss, inputs, targets), with params= if the model is a function (in PyTorch parameters are no argument "
+    "by position)"
+)
+NOT = {
+    "blocks": "examples are the blocks of a curvature's rows",
+    "differentiable": "the curvature of a loss is a constant in PyTorch, traceest_adapters.jax carries its gradient",
+}
 
 
-@clear(ORDER.format("hessian"), jacobian, without=(*NOT, "feature_axis"))
+@clear(
+    ORDER.format("hessian"), jacobian, without=NOT | {"feature_axis": "no probes of a state are drawn for a Hessian"}
+)
 def hessian(
     model: torch.nn.Module | Callable[..., Any],
     loss: Loss | None = None,
@@ -52,10 +58,10 @@ def hessian(
 ) -> te.Operator:
     """The Hessian ∂²ℓ/∂θ² of ``loss(model(inputs), targets)`` by the parameters θ, (P, P), as an operator.
 
-    Symmetric, not positive semidefinite in general. The gradient is computed once with a graph; a product with it, for
-    several columns at once, is a backward pass through that graph: about two to three gradients a column, and the
-    memory of the graph. Choose it for sharpness and traces of the loss itself; `gauss_newton` where a positive
-    semidefinite part of it will do, with far less variance.
+    Symmetric, indefinite in general. The gradient is computed once with a graph; a product, for several columns at
+    once, is a backward pass through that graph: about two to three gradients a column, and the memory of the graph.
+    Choose it for sharpness and traces of the loss itself; `gauss_newton` where its positive semidefinite part will do,
+    with far less variance.
 
     Parameters
     ----------
@@ -69,10 +75,8 @@ def hessian(
         Whatever `loss` takes.
     batches, input, reduction
         As in `gauss_newton`. Without a loss all of a batch is given to the model, or what `input` picks of it.
-    batch_axis : int
-        Axis of the examples, of which a mean over batches needs their number.
-    kwargs, shared, wrt, params, output, chunk_size, memory_budget, progress
-        As in `jacobian`.
+    kwargs, shared, wrt, params, output, batch_axis, chunk_size, memory_budget, progress
+        As in `jacobian`; a mean over batches counts the examples along `batch_axis`.
     check : bool
         Verify that two evaluations agree and are finite, compare the first product with that of one column by itself,
         and look whether it is symmetric: one product more. Of batches, also whether the loss of the first one is a mean
@@ -129,6 +133,7 @@ def hessian(
     if batches is None:
         return of(first, check)
     begun: list[int] = []
+    device = next(iter(leaves.values())).device
 
     def make(data: tuple[Inputs, Any], p: int) -> tuple[TorchHessian, int]:
         B = common.length(pytree.tree_leaves(data[0]), batch_axis)
@@ -141,7 +146,6 @@ def hessian(
         return H, B if reduction == "mean" else 1
 
     pick = matrices.inputs_alone(input) if loss is None else matrices.pair(input, targets, "hessian")
-    device = next(iter(leaves.values())).device
     return matrices.of_batches(make, _pairs(batches, pick, device), reduction, progress)
 
 
@@ -244,8 +248,8 @@ def empirical_fisher(
     not formed. Choose it as a measure of gradient noise; as a curvature it is trustworthy near a minimum only.
 
     Where the loss is a mean with weights, Σ w_n ℓ_n/Σ w_n, so is the matrix, Σ w_n g_n g_nᵀ/Σ w_n: an example whose
-    label is ignored, or whose mask is zero, is as if it were not there. The weights are found by taking the loss of
-    each example by itself, which has to be possible: masks and weights belong into `targets`, a tuple then.
+    label is ignored, or whose mask is zero, is as if it were not there. The weights are found from the loss of
+    each example alone, so masks and weights have to be in `targets`, a tuple then.
 
     Parameters
     ----------
