@@ -49,6 +49,9 @@ class Sampler(ABC):
     least = 1
     """Fewest samples that a growth may have."""
 
+    stride = math.inf
+    """How many times the samples there are a growth may add, where their spread is known well."""
+
     patience = 0
     steady = False
     """Whether the error falls as 1/√m whatever is done, so that one known well tells how many samples it takes."""
