@@ -307,3 +307,14 @@ def test_what_is_asked_wrongly_is_named_with_its_cure(wrong):
     call, kind, message = WRONG[wrong]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_kernels_of_which_some_pairs_have_no_skewed_interval_are_summed_up() -> None:
+    """By products alone, a kernel's own norm tells how unlucky its probes may have been, a product of two does not."""
+    rng = np.random.default_rng(0)
+    Ks = [te.gram(rng.standard_normal((60, 40))) for _ in range(2)]
+    s = te.summary(*Ks, n_matvecs=6, rng=0)
+    low, high = s.alignment.confidence_interval()
+    assert low.shape == high.shape == (2, 2)
+    alone = te.alignment(*Ks, n_matvecs=6, rng=0)
+    np.testing.assert_allclose([low[0, 1], high[0, 1]], alone.confidence_interval(), rtol=1e-9)

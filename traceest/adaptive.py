@@ -12,7 +12,7 @@ from traceest import _progress
 from traceest import _validation as check
 from traceest.checkpoint import Checkpoint
 from traceest.estimators.sampler import Sampler
-from traceest.uncertainty.estimate import Estimate
+from traceest.uncertainty.estimate import Estimate, _to_host
 
 FIRST_LOOK = Sampler.first
 """Samples before the first look, of a sampler without blocks."""
@@ -40,6 +40,7 @@ class Grows(Protocol):
     first: int
     patience: int
     asking: int
+    stride: float
     steady: bool
     verified: int
     meter: Any
@@ -83,6 +84,11 @@ class Grows(Protocol):
         """All that the sampler knows, by name."""
 
 
+def known_to(e: Estimate) -> float:
+    """Degrees of freedom of the standard error, out of any graph that it may have."""
+    return float(_to_host(e.df))
+
+
 @dataclass(frozen=True)
 class Target:
     """The tolerance, and how many samples it is predicted to take."""
@@ -93,7 +99,7 @@ class Target:
 
     def width(self, e: Estimate) -> float:
         """Half-width allowed."""
-        return max(self.atol, self.rtol * abs(complex(e)))
+        return max(self.atol, self.rtol * abs(complex(_to_host(e.value))))
 
     def half(self, e: Estimate) -> float:
         """Half-width reached."""
@@ -107,7 +113,7 @@ class Target:
         the spread: where it happens to be small. At the whole of it 6–8 % of the runs missed a tolerance asked for with
         95 % where there are several looks, and the intervals held in 90–97 %.
         """
-        return e if e.exact else replace(e, share=min(e.share, LATE if float(e.df) >= KNOWN else EARLY))
+        return e if e.exact else replace(e, share=min(e.share, LATE if known_to(e) >= KNOWN else EARLY))
 
     def met_by(self, e: Estimate) -> bool:
         """Whether the interval is inside the tolerance."""
@@ -119,7 +125,7 @@ class Target:
         Student's quantile falls too, as the degrees of freedom grow in proportion: of four samples it says far more
         about how badly the spread is known than about how many samples there have to be.
         """
-        half, width, df = self.half(e), self.width(e), float(e.df)
+        half, width, df = self.half(e), self.width(e), known_to(e)
         if math.isnan(half) or not n_samples:
             return 2 * n_samples
         if not width > 0:
@@ -264,8 +270,9 @@ class Growth:
         early = self.exact is not None and sampler.steady and needed >= self.exact > AT_LEAST * spent
         if sampler.rest <= min(left, needed / WORTH_ALL) and not early:
             return int(sampler.rest)
-        trusted = sampler.steady and float(e.df) >= KNOWN and not early
-        most = left if trusted else min(left, max(sampler.n_samples, FIRST_LOOK) * sampler.cost)
+        trusted = sampler.steady and known_to(e) >= KNOWN and not early
+        stride = sampler.stride if trusted else 1.0
+        most = int(min(left, stride * max(sampler.n_samples, FIRST_LOOK) * sampler.cost))
         more = max(sampler.cost, min(most, math.ceil(1.1 * min(needed, left))))
         if self.exact is not None and early:  # what is spent before the exact answer is to be a small part of it
             more = min(more, max(sampler.cost, self.exact // AT_LEAST - spent))
@@ -289,12 +296,12 @@ class Growth:
         if self.exact is None or self.exact > left:
             return 0
         if sampler.steady and AT_LEAST * (sampler.spent - sampler.verified) < self.exact:
-            needed *= float(2 * special.gammaincinv(df / 2, UNSURE) / df) if (df := float(e.df)) > 0 else 0.0
+            needed *= float(2 * special.gammaincinv(df / 2, UNSURE) / df) if (df := known_to(e)) > 0 else 0.0
         return self.exact if self.exact <= needed else 0
 
     def _line(self, e: Estimate) -> str:
         kind, half, width = e.method, self.target.half(e), self.target.width(e)
         counts = " + ".join(f"{n} {s}" for n, s in ((e.n_matvecs, "matvecs"), (e.n_rmatvecs, "rmatvecs")) if n)
-        value = complex(e)
+        value = complex(_to_host(e.value))
         shown = f"{value:.6g}" if value.imag else f"{value.real:.6g}"
         return f"{counts}: {shown} by {kind}, half-width {half:.2g}, {width:.2g} allowed"

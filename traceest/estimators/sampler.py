@@ -49,6 +49,9 @@ class Sampler(ABC):
     least = 1
     """Fewest samples that a growth may have."""
 
+    stride = math.inf
+    """How many times the samples there are a growth may add, where their spread is known well."""
+
     patience = 0
     steady = False
     """The error falls as 1/√m, so that a well-known standard error predicts the number of samples needed."""

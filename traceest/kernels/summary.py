@@ -229,6 +229,9 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
 
     def joined(name: str) -> Any:
         values = [vars(e)[name] for e in estimates]
+        if name == "reach":  # of some, as an alignment of a kernel with itself, a single block may tell more
+            known = next(x for x in values if x is not None)
+            values = [xp.zeros_like(known) + e.value if e.reach is None else e.reach for e in estimates]
         return xp.reshape(xp.stack(values), (*shape, *values[0].shape))
 
     return Estimate(
@@ -241,5 +244,5 @@ def _stacked(xp: Any, estimates: list[Estimate], shape: tuple[int, ...]) -> Esti
         method=first.method,
         bounds=first.bounds,
         statistic=first.statistic,
-        reach=None if first.reach is None else joined("reach"),
+        reach=None if all(e.reach is None for e in estimates) else joined("reach"),
     )

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from traceest import _array_api as aa
-from traceest.adaptive import Target
+from traceest.adaptive import Target, known_to
 from traceest.estimators.sampler import difference
 from traceest.kernels.sketches.fused import fused
 from traceest.kernels.sketches.request import Request
@@ -56,6 +56,7 @@ class SketchSampler(ABC):
     first, patience, asking, least = FIRST, 0, 0, 1
     rest = math.inf
     steady = False
+    stride = 3.0  # how the error falls, by single probes or by pairs, is seen from look to look
 
     def __init__(self, Ks: list[Any], request: Request, operators: list[Any], stream: Probes) -> None:
         self.Ks, self.request, self.stream = Ks, request, stream
@@ -102,11 +103,11 @@ class SketchSampler(ABC):
 
         What one block may reach shrinks far faster than what they all do, so that nothing is predicted by it.
         """
-        k, stderr = self.n_samples, float(e.stderr)
+        k, stderr = self.n_samples, float(_to_host(e.stderr))
         self.looks.append((k, stderr))
         if not 0 < stderr < math.inf:
             return float(k * self.cost)
-        m, df = float(k), float(e.df)
+        m, df = float(k), known_to(e)
         for _ in range(4):  # with the quantile that there is going to be
             allowed = target.stderr(e, df * max(1.0, m / k))
             if not allowed > 0:
