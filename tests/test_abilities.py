@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 import array_api_compat.numpy
@@ -380,3 +383,28 @@ def test_a_partial_trace_of_a_composite_needs_no_shape(how: str) -> None:
     assert_close(M.matrix.value, np.einsum("aicajc->ij", dense_K), 1e-12)
     assert M.symmetric
     assert M.psd
+
+
+# -- the source -----------------------------------------------------------------------------------------
+
+SOURCE = Path(te.__file__).parent
+
+
+def test_the_core_asks_what_is_declared() -> None:
+    """Attributes are looked for where objects of users and of other libraries enter, and nowhere else."""
+    ours = [*SOURCE.rglob("*.py"), *(SOURCE.parent / "traceest_adapters").rglob("*.py")]
+    probes = [line for path in ours for line in path.read_text().splitlines() if re.search("hasattr|getattr", line)]
+    assert len(probes) <= 40
+    facts = "matmat|rmatmat|factor|symmetric|psd|n_blocks|state_shape|block_rmatmat|sketch_gram|gram_matmat"
+    assert not [line for line in probes if re.search(rf'(?:has|get)attr\([^)]*"(?:{facts})"', line)]
+
+
+def test_operators_import_each_other_in_no_circle() -> None:
+    names = {path.stem for path in (SOURCE / "operators").glob("*.py")} - {"__init__"}
+    imports = {
+        name: set(
+            re.findall(r"from traceest\.operators\.(\w+) import", (SOURCE / "operators" / f"{name}.py").read_text())
+        )
+        for name in names
+    }
+    assert len(list(TopologicalSorter(imports).static_order())) == len(names)

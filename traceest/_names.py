@@ -29,6 +29,10 @@ class Names(tuple[str, ...]):
         found.arrays = (None,) * len(found) if arrays is None else tuple(arrays)
         return found
 
+    def __add__(self, other: Any) -> Any:
+        """Those of both, one after the other."""
+        return Names((*self, *other), (*self.arrays, *other.arrays)) if isinstance(other, Names) else (*self, *other)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Names, (tuple(self),)  # a name is worth keeping, an array of parameters beside it is not
 

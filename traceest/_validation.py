@@ -85,7 +85,7 @@ def budget(n: Any, probes: Any, minimum: int, name: str, caller: str) -> int:
         n = probes.shape[-1]
     if n is None:
         raise TypeError(f"{caller}: give a budget, for instance {name}={max(minimum, 10)}, or explicit probes=.")
-    if isinstance(n, bool) or not isinstance(n, SupportsIndex):
+    if isinstance(n, bool) or not isinstance(n, (int, SupportsIndex)):
         raise TypeError(f"{caller}: {name} must be an integer, got {type(n).__name__}.")
     n = n.__index__()
     if n < minimum:
@@ -124,7 +124,7 @@ def number(x: Any, name: str, caller: str) -> Any:
     TypeError
         If it is not.
     """
-    if isinstance(x, bool | str | bytes | complex) or not isinstance(x, SupportsFloat):
+    if isinstance(x, bool | str | bytes | complex) or not isinstance(x, (float, int, SupportsFloat)):
         raise TypeError(f"{caller}: {name} must be a number, got {x!r}.")
     return x
 

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from traceest import _array_api as aa
 from traceest_adapters._memory import budget
 
 
@@ -95,9 +96,9 @@ def length(arrays: list[Any], axis: int) -> int:
         If none has.
     """
     for x in arrays:
-        shape = getattr(x, "shape", ())
-        if -len(shape) <= axis < len(shape):
-            return int(shape[axis])
+        n = aa.n_axes(x) or 0
+        if -n <= axis < n:
+            return int(x.shape[axis])
     raise ValueError(f"batch_axis={axis}: no input has such an axis, along which examples could be counted; give it.")
 
 

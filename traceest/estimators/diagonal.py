@@ -123,7 +123,7 @@ def diagonal(
     target = J if J is not None and can(J, "matmat") and not can(A, "matmat") else A
     if not can(target, "matmat"):
         exactly = f"; the exact diagonal takes {best.cost} vjps" if best is not None else ""
-        raise TypeError(f"diagonal: needs matmat (forward mode, jvp), which {target!r} does not have{exactly}.")
+        raise TypeError(f"diagonal: needs matmat (forward mode, jvp), which {target!r} lacks{exactly}.")
     check.check_probes(probes, target.shape[1], A, "diagonal")
     stream = Probes(target.shape[1], A, rng=rng, distribution=distribution, probes=probes)
     chunk = chunk_columns(target, chunk_size)

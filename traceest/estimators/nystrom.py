@@ -180,7 +180,7 @@ def _begun(
     check.require_side(A, "matmat", caller)
     if each > 1 and not (A.symmetric or can(A, "rmatmat")):
         raise TypeError(
-            f"{caller}: needs rmatmat (reverse mode, vjp) for SᴴA, which {A!r} does not have; give it one, or say "
+            f"{caller}: needs rmatmat (reverse mode, vjp) for SᴴA, which {A!r} lacks; give it one, or say "
             "aslinearoperator(…, symmetric=True) if it is."
         )
     n = A.shape[0]

@@ -54,7 +54,7 @@ class Declared:
 
     def __get__(self, A: Any, owner: type | None = None) -> Any:
         if A is None:
-            return self
+            return self.own or self
         product = self.own if A.lacks(self.name) is None else self.generic
         if product is None:
             raise MissingProduct(missing(A, self.name))

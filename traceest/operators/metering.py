@@ -64,7 +64,7 @@ class Meter:
 def chunk_columns(A: Any, chunk_size: int | None) -> int:
     """How many columns to multiply at a time: `chunk_size`, or what A says is best for it and fits `MEMORY`."""
     if chunk_size is not None:
-        if isinstance(chunk_size, bool) or not isinstance(chunk_size, SupportsIndex):
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, SupportsIndex)):
             raise TypeError(f"chunk_size must be an integer, got {chunk_size!r}.")
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")

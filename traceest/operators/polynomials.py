@@ -118,7 +118,7 @@ def polynomial(A: Any, coefficients: Sequence[complex]) -> Operator:
 
 def power(A: Any, p: Any) -> Any:
     """A^p for an integer p ≥ 0; A^1 is A itself."""
-    if isinstance(p, bool) or not isinstance(p, SupportsIndex) or p.__index__() < 0:
+    if isinstance(p, bool) or not isinstance(p, (int, SupportsIndex)) or p.__index__() < 0:
         raise ValueError(f"A ** p: p must be an integer ≥ 0, got {p!r}; other powers are functions of the spectrum.")
     p = p.__index__()
     return A if p == 1 else Polynomial(A, checked_coefficients(A, [0.0] * p + [1.0], "A ** p"))

@@ -159,7 +159,7 @@ def _checked_shape(shape: Any, K: Any) -> tuple[int, ...]:
 def _checked_axes(keep: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     axes = keep if isinstance(keep, tuple | list) else (keep,)
     for a in axes:
-        if isinstance(a, bool) or not isinstance(a, SupportsIndex):
+        if isinstance(a, bool) or not isinstance(a, (int, SupportsIndex)):
             raise TypeError(f"partial_trace: keep must be an axis or a tuple of them, got {keep!r}.")
         if not -len(shape) <= int(a) < len(shape):
             raise ValueError(f"partial_trace: keep = {keep!r} is no axis of a state of shape {shape}.")

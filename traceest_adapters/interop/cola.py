@@ -52,7 +52,7 @@ def from_cola(A: cola.ops.LinearOperator) -> te.Operator:
     if not isinstance(A, cola.ops.LinearOperator):
         raise TypeError(f"from_cola: expected a cola.ops.LinearOperator, got {type(A).__name__}.")
     symmetric = A.isa(cola.SelfAdjoint)
-    # By default CoLA transposes by automatic differentiation, which NumPy has not got.
+    # By default CoLA transposes by automatic differentiation, which NumPy does not have.
     transposes = A.xnp is not np_fns or type(A)._rmatmat is not cola.ops.LinearOperator._rmatmat
     return te.Operator(
         A.shape,

@@ -120,7 +120,7 @@ class CurvlinopsOperator(PyTorchLinearOperator):  # type: ignore[misc]
 
     def _adjoint(self) -> CurvlinopsOperator:
         if adjoint_of(self.operator) is None:
-            raise NotImplementedError(f"an adjoint needs rmatmat, which {self.operator!r} has not got")
+            raise NotImplementedError(f"an adjoint needs rmatmat, which {self.operator!r} lacks")
         return CurvlinopsOperator(both_sides(self.operator).H)
 
 

@@ -108,7 +108,7 @@ class GpytorchOperator(lo.LinearOperator):  # type: ignore[misc]
         if self.symmetric and not self.dtype.is_complex:
             return self
         if adjoint_of(self.operator) is None:
-            raise TypeError(f"to_linear_operator: a transpose needs rmatmat, which {self.operator!r} has not got.")
+            raise TypeError(f"to_linear_operator: a transpose needs rmatmat, which {self.operator!r} lacks.")
         return GpytorchOperator(self._args[0], operator=both_sides(self.operator).T)
 
 

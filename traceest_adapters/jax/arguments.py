@@ -19,7 +19,7 @@ def check(fn: Any, params: Any, shared: Any, batch_axis: Any, chunk_size: Any) -
             f"jacobian: fn is a PyTorch module ({type(fn).__name__}); take traceest_adapters.torch.jacobian or .ntk."
         )
     for name, value, least in (("batch_axis", batch_axis, None), ("chunk_size", chunk_size, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, SupportsIndex))):
             raise TypeError(f"jacobian: {name} must be an integer or None, got {value!r}.")
         if value is not None and least is not None and int(value) < least:
             raise ValueError(f"jacobian: {name} must be at least {least}, got {value}.")

@@ -201,8 +201,8 @@ class _Reader:
 def _own(called: Any) -> str | None:
     """The name and line of a function of JAX's own, whose rule nobody changes: to read it takes longer than a pass."""
     info = getattr(getattr(called, "jaxpr", None), "debug_info", None)
-    written: str | None = getattr(info, "func_src_info", None)
-    return written if str(getattr(info, "func_filename", None)).startswith(OWN) else None
+    written, file = (getattr(info, name, None) for name in ("func_src_info", "func_filename"))
+    return written if str(file).startswith(OWN) else None
 
 
 def evaluated(eqn: Any, values: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from traceest.kernels.sketches.two_sided import LowRank, Plain
 
 def fused(function: Callable[..., Any], s: Sketch | Grams, *options: Any) -> Any:
     """``function(s, *options)``, whose options are hashable; compiled once for all arrays of these shapes."""
-    if not isinstance(s, (Grams, LowRank, Plain)) or getattr(s, "groups", None):
+    if not isinstance(s, (Grams, LowRank, Plain)) or (not isinstance(s, Grams) and s.groups):
         return function(s, *options)
     arrays, static = s.parts()
     return _backends.compiled(_of_parts, (type(s), function, static, options), arrays, s.like)
