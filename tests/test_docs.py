@@ -90,3 +90,9 @@ def test_nothing_is_imported_before_it_is_used() -> None:
     code = f"import sys, traceest; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def test_the_map_names_rooms_that_are_there() -> None:
+    named = re.findall(r"`((?:traceest|tests|docs)\w*/[\w/]*(?:\.\w+)?)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists()] == []
