@@ -50,7 +50,7 @@ STATISTICS: dict[str, Callable[..., te.Estimate]] = {
     "frobenius_norm": te.frobenius_norm,
     "effective_rank": te.effective_rank,
 }
-RTOL = (0.3, 0.1, 0.03)
+RTOL = (0.3, 0.1)
 SEEDS_OF_FIXED = 20
 
 

@@ -47,8 +47,10 @@ def alignment(
     K1, K2 : operator, (n, n)
         Gram operators of Jacobians with equal rows (their columns may differ: two checkpoints, two models), or any
         two square operators.
-    n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    n_probes, n_matvecs, method, rng, distribution, probes
         As in `frobenius_norm`; the budget is spent on each kernel, and the counts are the sum.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `frobenius_norm`.
 
     Returns
     -------
@@ -103,8 +105,10 @@ def centred_alignment(
 
     Parameters
     ----------
-    K1, K2, n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    K1, K2, n_probes, n_matvecs, method, rng, distribution, probes
         As in `alignment`; of `n_probes` one goes to Jᴴ1, hence at least 3.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `frobenius_norm`.
 
     Returns
     -------
@@ -159,8 +163,10 @@ def relative_distance(
 
     Parameters
     ----------
-    K1, K2, n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    K1, K2, n_probes, n_matvecs, method, rng, distribution, probes
         As in `alignment`.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `frobenius_norm`.
 
     Returns
     -------
@@ -219,8 +225,10 @@ def target_alignment(
         Targets, in the order of K's rows (example first), as labels are.
     centred : bool
         Of HKH, H = I − 11ᵀ/n, and Hy: takes one more vjp.
-    n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    n_probes, n_matvecs, method, rng, distribution, probes
         As in `frobenius_norm`; the t products with the targets are part of the budget, hence at least t + 2.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `frobenius_norm`.
 
     Returns
     -------

@@ -55,8 +55,10 @@ def inner_product(
     ----------
     A, B : operator, (n, n)
         Anything square that `aslinearoperator` takes.
-    n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    n_probes, n_matvecs, method, rng, distribution, probes
         As in `frobenius_norm`; the budget is spent on each operator, and the counts are the sum.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `frobenius_norm`.
 
     Returns
     -------

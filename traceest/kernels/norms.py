@@ -53,9 +53,9 @@ def frobenius_norm(
         Probes for the one-sided route, at least 2; an interval needs 3. Reaching n_b = n / n_blocks, the exact norm.
     n_matvecs : int
         The budget in products with K; give one of the two. Half of them go to the probes, half to what they span.
-    rtol : float
-        Grow until the 95 % interval is within rtol·‖K‖; a budget beside it is the most to spend (default: room for the
-        exact answer), and ``converged`` says whether it was enough.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
+        As in `trace`: grow until the interval is within max(atol, rtol·‖K‖), keeping every product. Give a fixed
+        budget or a tolerance, not both. `max_matvecs` is the most products on either side, of all kernels together.
     method : {"auto", "one-sided", "two-sided", "hutchinson", "exact"}
         Force a route; "hutchinson" is the two-sided one without a low-rank part, better on flat spectra.
     rng
@@ -126,7 +126,9 @@ def effective_rank(
 
     Parameters
     ----------
-    K, n_probes, n_matvecs, rtol, method, rng, distribution, probes
+    K, n_probes, n_matvecs, method, rng, distribution, probes
+        As in `frobenius_norm`.
+    rtol, atol, confidence, max_matvecs, callback, progress, explain, checkpoint
         As in `frobenius_norm`.
 
     Returns
