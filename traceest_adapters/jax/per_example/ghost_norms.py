@@ -94,11 +94,12 @@ def gaps(plan: Plan, dtype: Any, pullback: Any, operands: list[Any], U: Any, sig
     taps, copies, _ = pulled(pullback, U)
     found = []
     for leaf in plan.weights:
-        arrays = plan.at(operands, (leaf,)), plan.at(taps, (leaf,))
-        f = _all_factors([plan.uses[i] for i in plan.of(leaf)], dtype, *arrays)
+        at = plan.of(leaf)
+        uses, arrays = [plan.uses[i] for i in at], ([operands[i] for i in at], [taps[i] for i in at])
+        f = _all_factors(uses, dtype, *arrays)
         y = _random(f.sizes[-1], dtype)
-        right = factors.along(plan.uses[plan.of(leaf)[0]], expected[leaf].astype(dtype), y)
-        found.append(jnp.stack([_gap(factors.signed(f, signs, y), right), *_gaps_of_two(plan, leaf, dtype, *arrays)]))
+        right = factors.along(uses[0], expected[leaf].astype(dtype), y)
+        found.append(jnp.stack([_gap(factors.signed(f, signs, y), right), *_gaps_of_two(uses, dtype, *arrays)]))
     for leaf, g in zip(plan.small, copies, strict=True):
         total = jnp.tensordot(signs.astype(dtype), g[:, 0].astype(dtype), 1)
         gap = _gap(total, jnp.reshape(expected[leaf], total.shape).astype(dtype))
@@ -117,10 +118,10 @@ def _gap(found: Any, expected: Any) -> Any:
     return jnp.stack([jnp.max(jnp.abs(found - expected)), jnp.max(jnp.abs(expected))])
 
 
-def _gaps_of_two(plan: Plan, leaf: int, dtype: Any, operands: list[Any], taps: list[Any]) -> list[Any]:
+def _gaps_of_two(uses: list[Use], dtype: Any, operands: list[Any], taps: list[Any]) -> list[Any]:
     """Of some rows of a weight's gradients by the first and the last example."""
     operands, taps = jax.tree.map(lambda x: x[:: max(1, len(x) - 1)][:2], (operands, taps))
-    f = _all_factors([plan.uses[i] for i in plan.of(leaf)], dtype, operands, taps)
+    f = _all_factors(uses, dtype, operands, taps)
     ghost = factors.ghost_is_cheaper(factors.Outer(f.left[0], f.right[0], f.table))
     left = f.left[..., :: -(-f.left.shape[-1] // ROWS)]
     two = factors.Outer(left / factors.largest(left), f.right, f.table)  # no square leaves the range of numbers
