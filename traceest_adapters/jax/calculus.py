@@ -16,7 +16,7 @@ import traceest as te
 from traceest_adapters._curvature.matrices import AtOutputs
 from traceest_adapters._curvature.symmetric import Found, Symmetric
 from traceest_adapters._state import selector
-from traceest_adapters.jax import program
+from traceest_adapters.jax import program, settings
 from traceest_adapters.jax.model import Model, traced
 from traceest_adapters.jax.operator import JaxJacobian
 from traceest_adapters.jax.program import Program, registered
@@ -168,6 +168,7 @@ class JaxHessian(te.Operator):
         J = self._of
         return linearise_gradient(J.model, J.trained, J.fixed, J.inputs)
 
+    @settings.usual
     def matmat(self, X: Any) -> Any:
         """H X: (P, k) → (P, k)."""
         J = self._of

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import traceest as te
 from traceest_adapters import _memory as memory
 from traceest_adapters import _state as common
-from traceest_adapters.jax import diagnosis, modes, placement
+from traceest_adapters.jax import diagnosis, modes, placement, settings
 from traceest_adapters.jax.model import Model, has_tracers, traced
 from traceest_adapters.jax.per_example import compiled, ghost_norms, pullback, verify
 from traceest_adapters.jax.per_example.grams import Grams
@@ -184,23 +184,27 @@ class JaxJacobian(te.Operator):
         return self._modes[mode]
 
     # -- products -----------------------------------------------------------------------------------
+    @settings.usual
     @memory.recovering
     def rmatmat(self, V: Any) -> Any:
         """Jᵀ V: (n, k) → (P, k), a vjp a column."""
         return self._columns(self.routes.reverse, self._cotangents(V), V.shape[1])
 
+    @settings.usual
     @memory.recovering
     def matmat(self, W: Any) -> Any:
         """J W: (P, k) → (n, k), a jvp a column."""
         step = lambda T: self.routes.forward(T).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._tangents(W), W.shape[1])
 
+    @settings.usual
     @memory.recovering
     def gram_matmat(self, V: Any) -> Any:
         """J Jᵀ V: (n, k) → (n, k), with no flat P×k array between the two."""
         step = lambda U: self.routes.gram(U).astype(self.dtype)  # noqa: E731
         return self._by_chunks(step, self._cotangents(V), V.shape[1])
 
+    @settings.usual
     @memory.recovering
     def block_sqnorms(self, V: Any) -> Any:
         """‖J_bᵀ v_b‖²: (n, k) → (n_blocks, k), by ghost norms, and example by example for what they do not cover."""
@@ -221,6 +225,7 @@ class JaxJacobian(te.Operator):
             )
         return sum(parts[1:], start=parts[0]) if parts else jnp.zeros((self._B, len(U)), self.dtype)
 
+    @settings.usual
     @memory.recovering
     def block_rmatmat(self, V: Any) -> Any:
         """J_bᵀ v_b: (n, k) → (n_blocks, k, P); the one product that is as large as it says."""
@@ -229,11 +234,13 @@ class JaxJacobian(te.Operator):
         parts = [self._block_grads(everything, piece) for piece in self._cotangents(V)]
         return jnp.concatenate(parts, axis=1)[:, :k].astype(self.dtype)
 
+    @settings.usual
     @memory.recovering
     def sketch_gram(self, V: Any) -> Any:
         """⟨J_bᵀ v_{b,i}, J_cᵀ v_{c,j}⟩: (n, k) → (B, k, B, k), summed over all parameters."""
         return self._gram(tuple(range(len(self.trained))), self._cotangents(V), V.shape[1])
 
+    @settings.usual
     @memory.recovering
     def grouped_gram(self, V: Any, groups: tuple[tuple[int, ...], ...]) -> Any:
         """The same over each group of parameters: (n, k) → (n_groups, B, k, B, k).
@@ -245,6 +252,7 @@ class JaxJacobian(te.Operator):
         pieces = self._cotangents(V)
         return jnp.stack([self._gram(group, pieces, V.shape[1]) for group in groups])
 
+    @settings.usual
     def block_sketch(self, V: Any) -> Sketch:
         """J_bᵀ v_b without the linearisation, for inner products with those of other batches."""
         plan = self._step_plan
