@@ -77,19 +77,6 @@ NOT_YET = {
     "logdet: tolerance",
     "schatten_norm: tolerance",
     "schatten_norm: n_deflate not documented",
-    *(
-        f"{name}: {option} not documented"
-        for name in (
-            "frobenius_norm",
-            "effective_rank",
-            "inner_product",
-            "alignment",
-            "centred_alignment",
-            "relative_distance",
-            "target_alignment",
-        )
-        for option in ("atol", "confidence", "max_matvecs", "callback", "progress", "explain", "checkpoint")
-    ),
     "spectral_norm: tolerance",
     "trace_of_function: tolerance",
 }
